@@ -1,0 +1,1 @@
+"""High-Rank Preheating (HRP) for LoRA."""

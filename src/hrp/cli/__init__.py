@@ -1,0 +1,35 @@
+"""The command line: one module a command, each with a one-line ``HELP`` and ``main(argv)``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+# In the order in which a newcomer needs them; each module is imported only when its command runs.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("hrp.cli.demo", "see HRP work on an embedded model, offline"),
+    "theory": ("hrp.cli.theory", "check the theorems and redraw Figure 1"),
+}
+
+USAGE = "usage: hrp <command> [options]      (hrp <command> --help says more)"
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    rows = [f"  {name:<{width}}  {help_line}" for name, (_, help_line) in COMMANDS.items()]
+    return "\n".join(["High-Rank Preheating for LoRA", "", USAGE, "", "commands:", *rows])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status (2 for an unknown command)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"hrp: unknown command {name!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    command = importlib.import_module(COMMANDS[name][0])
+    return int(command.main(rest))
