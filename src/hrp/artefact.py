@@ -1,0 +1,167 @@
+"""Spectra on disk: a folder of ``spectrum.safetensors`` and a readable ``spectrum.json``.
+
+No pickle anywhere. A folder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hrp.errors import SpectrumFormatError
+from hrp.spectrum import ModuleSpectrum, Spectrum
+
+TENSORS_FILE = "spectrum.safetensors"
+PROVENANCE_FILE = "spectrum.json"
+FORMAT = "hrp-spectrum"
+FORMAT_VERSION = 1
+_PARTS = ("U", "S", "Vh")
+_ORTHONORMAL_TOLERANCE = 1e-3
+
+
+def save(spectrum: Spectrum, folder: Path, overwrite: bool = False) -> None:
+    """Write ``spectrum`` into a new ``folder``, whole or not at all.
+
+    Raises:
+        FileExistsError: ``folder`` exists and ``overwrite`` is false.
+        OSError: the disk is full or the place not writable; nothing is left behind.
+    """
+    write_folder(folder, lambda staging: _write_files(spectrum, staging), overwrite)
+
+
+def write_folder(folder: Path, write: Callable[[Path], None], overwrite: bool = False) -> None:
+    """Let ``write`` fill a temporary sibling of ``folder``, then rename it to ``folder``."""
+    if folder.exists() and not overwrite:
+        raise FileExistsError(
+            f"output folder '{folder}' exists; choose another, or pass `overwrite=True`"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        write(staging)
+        staging.chmod(0o755)  # mkdtemp's 0700 would shut out the rest of the team
+        _swap(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _swap(staging: Path, folder: Path) -> None:
+    if not folder.exists():
+        staging.rename(folder)
+        return
+    retired = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    folder.rename(retired / folder.name)
+    staging.rename(folder)
+    shutil.rmtree(retired)
+
+
+def _write_files(spectrum: Spectrum, folder: Path) -> None:
+    tensors = {
+        f"{name}.{part}": getattr(module, part).detach().cpu().contiguous()
+        for name, module in spectrum.items()
+        for part in _PARTS
+    }
+    save_file(tensors, folder / TENSORS_FILE, metadata={"format": FORMAT})
+    header = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "modules": {
+            name: {"shape": list(module.shape), "rank": module.rank, "scaling": module.scaling}
+            for name, module in spectrum.items()
+        },
+        "provenance": spectrum.provenance,
+    }
+    (folder / PROVENANCE_FILE).write_text(json.dumps(header, indent=2, allow_nan=False) + "\n")
+
+
+def load(folder: Path) -> Spectrum:
+    """Read the spectrum in ``folder``, on the CPU.
+
+    Raises:
+        FileNotFoundError: the folder or one of its two files is missing.
+        SpectrumFormatError: foreign, truncated or inconsistent content; the message says where.
+    """
+    header = _read_header(folder)
+    tensors = _read_tensors(folder)
+    expected = {f"{name}.{part}" for name in header["modules"] for part in _PARTS}
+    if set(tensors) != expected:
+        differing = sorted(set(tensors) ^ expected)[:3]
+        raise _bad(folder, f"its two files disagree on the tensors {differing}")
+    modules = {
+        name: _module(folder, name, entry, tensors) for name, entry in header["modules"].items()
+    }
+    return Spectrum(modules, header["provenance"])
+
+
+def _read_header(folder: Path) -> dict[str, Any]:
+    path = folder / PROVENANCE_FILE
+    for needed in (path, folder / TENSORS_FILE):
+        if not needed.is_file():
+            raise FileNotFoundError(
+                f"'{folder}' is no spectrum folder: it has no {needed.name}; write one with "
+                "`Spectrum.save`"
+            )
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _bad(folder, f"{PROVENANCE_FILE} is not JSON ({error})") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise _bad(folder, f"{PROVENANCE_FILE} does not say format '{FORMAT}'")
+    if header.get("format_version") != FORMAT_VERSION:
+        found = header.get("format_version")
+        raise _bad(folder, f"format_version must be {FORMAT_VERSION}, got {found!r}")
+    modules, provenance = header.get("modules"), header.get("provenance")
+    if not isinstance(modules, dict) or not modules or not isinstance(provenance, dict):
+        raise _bad(folder, "`modules` and `provenance` must be JSON objects, `modules` not empty")
+    return header
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(folder / TENSORS_FILE, device="cpu")
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise _bad(folder, f"{TENSORS_FILE} is not a safetensors file ({error})") from error
+
+
+def _module(folder: Path, name: str, entry: Any, tensors: dict[str, Tensor]) -> ModuleSpectrum:
+    U, S, Vh = (tensors[f"{name}.{part}"] for part in _PARTS)
+    try:
+        (d_out, d_in), rank, scaling = entry["shape"], entry["rank"], float(entry["scaling"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _bad(folder, f"module {name!r} lacks a valid shape, rank or scaling") from error
+    if [*U.shape, *S.shape, *Vh.shape] != [d_out, rank, rank, rank, d_in] or U.dim() != 2:
+        shapes = [tuple(part.shape) for part in (U, S, Vh)]
+        raise _bad(folder, f"module {name!r}: tensors of shapes {shapes} are not as declared")
+    if not math.isfinite(scaling) or {U.dtype, S.dtype, Vh.dtype} - {torch.float32, torch.float64}:
+        raise _bad(folder, f"module {name!r}: dtypes must be float32 or float64, scaling finite")
+    if not _is_svd(U, S, Vh):
+        raise _bad(
+            folder,
+            f"module {name!r}: S must be finite, descending and non-negative, the columns of U and "
+            "the rows of Vh orthonormal",
+        )
+    return ModuleSpectrum(U, S, Vh, scaling)
+
+
+def _is_svd(U: Tensor, S: Tensor, Vh: Tensor) -> bool:
+    if not (S.isfinite().all() and (S >= 0).all() and (S.diff() <= 0).all()):
+        return False
+    identity = torch.eye(len(S), dtype=U.dtype)
+    errors = [(gram - identity).abs().max() for gram in (U.mT @ U, (Vh @ Vh.mT).to(U))]
+    return all(bool(error < _ORTHONORMAL_TOLERANCE) for error in errors)
+
+
+def _bad(folder: Path, reason: str) -> SpectrumFormatError:
+    return SpectrumFormatError(
+        f"'{folder}' does not hold a readable spectrum: {reason}; preheat again to write a new one"
+    )

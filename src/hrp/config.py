@@ -1,0 +1,114 @@
+"""Settings of High-Rank Preheating, as plain data. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Direction = Literal["A", "B", "AB"]
+TrainFactors = Literal["both", "A", "B"]
+
+
+@dataclass(frozen=True)
+class HRPConfig:
+    """How to preheat, and how to start the real LoRA from what preheating found.
+
+    Args:
+        preheat_rank: rank R of the temporary LoRA; at least the adapter's own rank. A module with
+            ``min(d_in, d_out) < R`` is preheated at ``min(d_in, d_out)``.
+        preheat_steps: optimizer steps K of preheating.
+        direction: which factor carries the leading singular vectors (HRP.md, table):
+            ``"A"`` (the paper's), ``"B"`` (derived, P5), or ``"AB"`` (ours: keeps the truncated
+            preheated update, so the adapter is not a no-op at step 0).
+        scale: norm of each row of ``lora_A`` ("A") or column of ``lora_B`` ("B") at the start.
+            Has no meaning for "AB", whose scale is that of the preheated update.
+        train_factors: factors trained in preheating; ``"A"`` or ``"B"`` freezes the other one
+            at a random start (asymmetric LoRA).
+        learning_rate: of preheating; ``None`` means the trainer's own, or
+            `hrp.preheating.DEFAULT_LEARNING_RATE` with a bare dataloader.
+        seed: of the temporary adapter's start and of preheating's data order and dropout.
+
+    Raises:
+        ValueError: a field is out of range; the message names it.
+
+    >>> HRPConfig.from_json(HRPConfig(preheat_rank=64).to_json()).preheat_rank
+    64
+    """
+
+    preheat_rank: int = 128
+    preheat_steps: int = 50
+    direction: Direction = "A"
+    scale: float = 1.0
+    train_factors: TrainFactors = "both"
+    learning_rate: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every field, before any time is spent on training."""
+        check_integer("preheat_rank", self.preheat_rank, minimum=1)
+        check_integer("preheat_steps", self.preheat_steps, minimum=1)
+        check_integer("seed", self.seed, minimum=0)
+        check_choice("direction", self.direction, get_args(Direction))
+        check_choice("train_factors", self.train_factors, get_args(TrainFactors))
+        check_scale(self.scale, self.direction)
+        if self.learning_rate is not None:
+            check_positive("learning_rate", self.learning_rate)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dict of JSON types."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        """Return the fields as a JSON object, indented."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> HRPConfig:
+        """Build a config from a dict; raises ``ValueError`` on a name that is not a field."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(fields) - set(known))
+        if unknown:
+            raise ValueError(f"unknown HRPConfig field(s) {unknown}; the fields are {known}")
+        return cls(**fields)
+
+    @classmethod
+    def from_json(cls, text: str) -> HRPConfig:
+        """Inverse of `to_json`; raises ``ValueError`` where ``text`` is not a JSON object."""
+        fields = json.loads(text)
+        if not isinstance(fields, dict):
+            raise ValueError(f"an HRPConfig is a JSON object, got {type(fields).__name__}")
+        return cls.from_dict(fields)
+
+
+def check_integer(name: str, value: object, minimum: int) -> None:
+    """Raise ``ValueError`` unless ``value`` is an integer of at least ``minimum``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise ValueError(f"`{name}` must be an integer >= {minimum}, got {value!r}")
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raise ``ValueError`` unless ``value`` is a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"`{name}` must be a number > 0, got {value!r}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"`{name}` must be finite and > 0, got {value!r}")
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        allowed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}")
+
+
+def check_scale(scale: object, direction: str) -> None:
+    """Raise ``ValueError`` unless ``scale`` is usable with ``direction``."""
+    check_positive("scale", scale)
+    if direction == "AB" and scale != 1:
+        raise ValueError(
+            f"`scale` must be 1 with `direction` 'AB', whose scale is that of the preheated "
+            f"update, got {scale!r}; leave `scale` out, or choose direction 'A' or 'B'"
+        )

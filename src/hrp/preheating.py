@@ -1,0 +1,235 @@
+"""Preheating: a temporary LoRA of high rank, trained for a few steps, read and removed."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import Trainer, set_seed
+
+from hrp.config import HRPConfig
+from hrp.layers import LoraModule, lora_modules, read_spectrum
+from hrp.restoring import restored_model, restored_rng
+from hrp.spectrum import Spectrum
+from hrp.training import (
+    LossFn,
+    check_not_empty,
+    check_trainer_arguments,
+    train_with_dataloader,
+    train_with_trainer,
+)
+
+logger = logging.getLogger(__name__)
+
+TEMPORARY_ADAPTER = "hrp_preheating"
+_RECORDED_VERSIONS = ("hrp-lora", "torch", "transformers", "peft", "accelerate")
+# Fields of the real adapter's config that say *where* LoRA goes; how it starts is preheating's.
+_PLACEMENT_FIELDS = (
+    "base_model_name_or_path",
+    "task_type",
+    "target_modules",
+    "exclude_modules",
+    "target_parameters",
+    "layers_to_transform",
+    "layers_pattern",
+    "fan_in_fan_out",
+    "modules_to_save",
+    "trainable_token_indices",
+    "ensure_weight_tying",
+    "lora_dropout",
+)
+
+
+def preheat(
+    model: PeftModel,
+    config: HRPConfig,
+    *,
+    dataloader: Iterable[Any] | None = None,
+    loss_fn: LossFn | None = None,
+    trainer_cls: type[Trainer] | None = None,
+    adapter_name: str = "default",
+    **trainer_kwargs: Any,
+) -> Spectrum:
+    """Train a temporary LoRA of rank ``config.preheat_rank`` and return its spectrum.
+
+    The temporary adapter sits on the modules of ``adapter_name``, with their scaling and dropout;
+    it is trained ``config.preheat_steps`` optimizer steps, read and removed (the paper's first
+    two steps, HRP.md "The algorithm"). Give the data in one of two ways:
+
+    - ``trainer_cls`` and the keyword arguments of the real run, ``args`` and ``train_dataset``
+      included: the user's own loss, collator, precision, accumulation and distribution;
+    - ``dataloader``, and ``loss_fn(model, batch)`` unless ``model(**batch).loss`` is the loss:
+      AdamW, gradient norm clipped to 1, on the model's device, through Accelerate.
+
+    Afterwards, also if training raises or is interrupted, the model is bit for bit as before:
+    parameters, buffers, ``requires_grad``, active adapter, train mode; so are the global random
+    generators. ``modules_to_save`` are trained along on a copy that is dropped. DoRA adapters
+    are preheated as plain LoRA: only the direction is sought.
+
+    Returns:
+        The spectrum of ``scaling * lora_B @ lora_A`` by module, float32, on the CPU.
+
+    Raises:
+        TypeError: ``model`` is no PeftModel, the adapter no LoRA, ``trainer_cls`` no Trainer.
+        ValueError: unknown adapter, unsupported layer, ranks that do not fit, both or none of
+            ``dataloader`` and ``trainer_cls``, empty data, a batch without loss.
+        NonFiniteLossError: NaN or infinite loss, with its step.
+        PreheatingError: training ended early, or left a module untrained.
+    """
+    _check_data(dataloader, loss_fn, trainer_cls, trainer_kwargs)
+    targets = lora_modules(model, adapter_name)
+    check_preheatable(model, adapter_name, targets, config)
+    with restored_rng(), restored_model(model):
+        set_seed(config.seed)
+        with _temporary_adapter(model, config, adapter_name, targets) as modules:
+            if trainer_cls is not None:
+                losses = train_with_trainer(model, config, trainer_cls, trainer_kwargs)
+            else:
+                assert dataloader is not None
+                losses = train_with_dataloader(model, config, dataloader, loss_fn)
+            return read_spectrum(modules, _provenance(model, config, adapter_name, losses))
+
+
+def _check_data(
+    dataloader: object, loss_fn: object, trainer_cls: object, trainer_kwargs: dict[str, Any]
+) -> None:
+    if (dataloader is None) == (trainer_cls is None):
+        given = "neither" if dataloader is None else "both"
+        raise ValueError(
+            f"exactly one of `dataloader` and `trainer_cls` must be given, got {given}"
+        )
+    if trainer_cls is not None:
+        if loss_fn is not None:
+            raise ValueError(
+                "`loss_fn` goes with `dataloader`; a trainer has its own loss (`compute_loss_func`)"
+            )
+        check_trainer_arguments(trainer_cls, trainer_kwargs)
+        return
+    if trainer_kwargs:
+        raise TypeError(f"{sorted(trainer_kwargs)} go with `trainer_cls`, not with `dataloader`")
+    check_not_empty("dataloader", dataloader)
+
+
+def check_preheatable(
+    model: PeftModel, adapter_name: str, targets: dict[str, LoraModule], config: HRPConfig
+) -> None:
+    """Raise ``ValueError`` where the ranks or the adapter's own start do not allow preheating."""
+    if TEMPORARY_ADAPTER in model.peft_config:
+        raise ValueError(
+            f"the model already has an adapter {TEMPORARY_ADAPTER!r}, the name that preheating "
+            "needs; delete or rename it"
+        )
+    for name, module in targets.items():
+        check_rank_fits(name, module)
+        if config.preheat_rank < module.rank:
+            raise ValueError(
+                f"`preheat_rank` must be at least the adapter's rank {module.rank}, got "
+                f"{config.preheat_rank} for module {name!r}; raise `preheat_rank`"
+            )
+
+
+def check_rank_fits(name: str, module: LoraModule) -> None:
+    """Raise ``ValueError`` if the adapter's rank is over ``min(d_in, d_out)``."""
+    if module.rank > module.max_rank:
+        d_out, d_in = module.shape
+        raise ValueError(
+            f"the adapter's rank `r` must be at most min(d_in, d_out) = {module.max_rank}, got "
+            f"{module.rank} for module {name!r} (d_in {d_in}, d_out {d_out}); lower `r`, or give "
+            "the module its own rank in `rank_pattern`"
+        )
+
+
+@contextmanager
+def _temporary_adapter(
+    model: PeftModel, config: HRPConfig, adapter_name: str, targets: dict[str, LoraModule]
+) -> Iterator[dict[str, LoraModule]]:
+    """Add and activate the high-rank adapter; `restored_model` around this removes it."""
+    lora_config = _temporary_config(model.peft_config[adapter_name], config, targets)
+    model.add_adapter(TEMPORARY_ADAPTER, lora_config)
+    modules = lora_modules(model, TEMPORARY_ADAPTER)
+    if set(modules) != set(targets):
+        differing = sorted(set(modules) ^ set(targets))[:3]
+        raise ValueError(
+            f"the temporary adapter does not sit on the modules of {adapter_name!r}: {differing}; "
+            "its LoraConfig must still name the modules that it was made with"
+        )
+    for name, module in modules.items():
+        module.layer.scaling[TEMPORARY_ADAPTER] = targets[name].scaling
+    model.requires_grad_(False)
+    model.set_adapter(TEMPORARY_ADAPTER)
+    _start(modules, config)
+    yield modules
+
+
+def _temporary_config(
+    real: LoraConfig, config: HRPConfig, targets: dict[str, LoraModule]
+) -> LoraConfig:
+    capped = {
+        module.pattern_key: module.max_rank
+        for module in targets.values()
+        if module.max_rank < config.preheat_rank
+    }
+    if capped:
+        logger.info(
+            "`preheat_rank` %d is capped at min(d_in, d_out) on %d module(s), such as %r",
+            config.preheat_rank,
+            len(capped),
+            next(iter(capped)),
+        )
+    # A deep copy: PEFT extends the lists that it is given.
+    placement = {field: copy.deepcopy(getattr(real, field)) for field in _PLACEMENT_FIELDS}
+    return LoraConfig(
+        **placement,
+        r=config.preheat_rank,
+        lora_alpha=config.preheat_rank,
+        rank_pattern=_exact_patterns(capped),
+    )
+
+
+def _exact_patterns(ranks: dict[str, int]) -> dict[str, int]:
+    """PEFT matches patterns against the end of a name, first come first served: longest first."""
+    return {re.escape(name): ranks[name] for name in sorted(ranks, key=len, reverse=True)}
+
+
+@torch.no_grad()
+def _start(modules: dict[str, LoraModule], config: HRPConfig) -> None:
+    """Freeze one factor at a random start, the trained one at zero; "both" keeps PEFT's start.
+
+    The random factor is that of PEFT's default, mirrored where it is ``lora_B``: uniform, with
+    rows of ``lora_A`` or columns of ``lora_B`` of expected squared norm 1/3.
+    """
+    if config.train_factors == "both":
+        return
+    for module in modules.values():
+        d_out, d_in = module.shape
+        random_A = torch.empty(module.rank, d_in).uniform_(-1, 1) / math.sqrt(d_in)
+        random_B = torch.empty(d_out, module.rank).uniform_(-1, 1) / math.sqrt(d_out)
+        lora_A, lora_B = module.parameters()
+        if config.train_factors == "A":
+            module.write(torch.zeros_like(random_A), random_B)
+            lora_B.requires_grad_(False)
+        else:
+            module.write(random_A, torch.zeros_like(random_B))
+            lora_A.requires_grad_(False)
+
+
+def _provenance(
+    model: PeftModel, config: HRPConfig, adapter_name: str, losses: list[float]
+) -> dict[str, Any]:
+    return {
+        "config": config.to_dict(),
+        "steps": len(losses),
+        "losses": losses,
+        "seed": config.seed,
+        "base_model": model.peft_config[adapter_name].base_model_name_or_path,
+        "adapter_name": adapter_name,
+        "versions": {name: version(name) for name in _RECORDED_VERSIONS},
+    }

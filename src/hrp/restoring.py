@@ -1,0 +1,116 @@
+"""Context managers that leave a model and the random number generators as they found them.
+
+Training touches a model in many places: adapters, hooks, a patched ``forward``, ``requires_grad``,
+train mode, the config. All of it is undone here at once, also when an exception passes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_CONTAINERS = (dict, list, set)
+_TENSOR_DICTS = ("_parameters", "_buffers")
+# Packed weights (GPTQ, AWQ) are large integer buffers, which no training step writes.
+_PACKED_WEIGHT_NUMEL = 2**20
+
+
+@contextmanager
+def restored_model(model: nn.Module) -> Iterator[None]:
+    """Undo, on exit, every change to ``model`` but the place (device) of its tensors.
+
+    Restored: module tree and attributes (hence adapters, hooks, active adapter, train mode), the
+    model's configs, ``requires_grad``, gradients, and the values of buffers. Values of parameters
+    are not copied: the caller freezes those that must not change.
+    """
+    holders = [*model.modules(), *_configs(model)]
+    attributes = [(holder, _copied(vars(holder))) for holder in holders]
+    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    buffers = _copied_buffers(model)
+    try:
+        yield
+    finally:
+        for holder, saved in attributes:
+            _restore_attributes(holder, saved)
+        for parameter, requires_grad, grad in parameters:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
+        for module, name, value in buffers:
+            _restore_buffer(module, name, value)
+
+
+@contextmanager
+def restored_rng() -> Iterator[None]:
+    """Restore, on exit, the global generators of Python, NumPy and torch (CPU and CUDA)."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    names = ("config", "generation_config")
+    found = [getattr(module, name, None) for module in model.modules() for name in names]
+    unique = {id(config): config for config in found if hasattr(config, "__dict__")}
+    return list(unique.values())
+
+
+def _copied(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Name -> (the object, a shallow copy of its content where it is a container)."""
+    return {
+        name: (value, value.copy() if isinstance(value, _CONTAINERS) else None)
+        for name, value in attributes.items()
+    }
+
+
+def _restore_attributes(holder: Any, saved: dict[str, tuple[Any, Any]]) -> None:
+    current = vars(holder)
+    for name in [name for name in current if name not in saved]:
+        del current[name]
+    for name, (value, content) in saved.items():
+        if name in _TENSOR_DICTS:
+            _restore_tensor_keys(value, content)
+            continue
+        current[name] = value
+        if isinstance(value, list):
+            value[:] = content
+        elif isinstance(value, _CONTAINERS):
+            value.clear()
+            value.update(content)
+
+
+def _restore_tensor_keys(tensors: dict[str, Any], content: dict[str, Any]) -> None:
+    """Drop added and bring back removed tensors; one that stayed may have moved to a device."""
+    for name in [name for name in tensors if name not in content]:
+        del tensors[name]
+    for name in [name for name in content if name not in tensors]:
+        tensors[name] = content[name]
+
+
+def _copied_buffers(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
+    return [
+        (module, name, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+        and (buffer.is_floating_point() or buffer.numel() < _PACKED_WEIGHT_NUMEL)
+    ]
+
+
+def _restore_buffer(module: nn.Module, name: str, value: Tensor) -> None:
+    current = module._buffers[name]
+    device = value.device if current is None else current.device
+    if current is None or current.shape != value.shape or current.dtype != value.dtype:
+        module._buffers[name] = value.to(device)
+    elif not torch.equal(current, value.to(device)):
+        current.copy_(value)

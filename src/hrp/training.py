@@ -1,0 +1,246 @@
+"""The two ways to run preheating's optimizer steps: the user's own HF Trainer, or a dataloader.
+
+Both train whatever parameters of ``model`` require gradient and return the loss of every step.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from hrp.config import HRPConfig
+from hrp.errors import NonFiniteLossError, PreheatingError
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_LEARNING_RATE = 1e-3
+"""Of preheating with a bare dataloader; the pilot's best of 3e-4, 1e-3, 3e-3 (HRP.md)."""
+
+MAX_GRAD_NORM = 1.0
+"""Gradient clipping of the dataloader loop: HF Trainer's own default."""
+
+LossFn = Callable[[nn.Module, Any], Tensor]
+
+_REFUSED_TRAINER_ARGUMENTS = {
+    "model": "preheating passes its own; give the PeftModel as `model` of `preheat`",
+    "model_init": "the model is the PeftModel given as `model`",
+    "peft_config": "`model` already carries its LoRA adapter",
+    "optimizers": (
+        "an optimizer made beforehand holds the parameters of the real adapter; pass "
+        "`optimizer_cls_and_kwargs`, or set `optim` in `args`"
+    ),
+}
+# Not wanted while preheating: there is no evaluation, and callbacks stop, save or report.
+_DROPPED_TRAINER_ARGUMENTS = ("callbacks", "eval_dataset", "compute_metrics")
+
+
+def check_trainer_arguments(trainer_cls: object, trainer_kwargs: dict[str, Any]) -> None:
+    """Raise ``TypeError`` or ``ValueError`` on arguments that preheating cannot use."""
+    if not (isinstance(trainer_cls, type) and issubclass(trainer_cls, Trainer)):
+        raise TypeError(
+            "`trainer_cls` must be transformers.Trainer or a subclass (Seq2SeqTrainer, TRL's "
+            f"SFTTrainer, ...), got {trainer_cls!r}; pass the class, not an instance"
+        )
+    for name, remedy in _REFUSED_TRAINER_ARGUMENTS.items():
+        if trainer_kwargs.get(name) is not None:
+            raise ValueError(f"`{name}` cannot be given with `trainer_cls`: {remedy}")
+    if not isinstance(trainer_kwargs.get("args"), TrainingArguments):
+        found = type(trainer_kwargs.get("args")).__name__
+        raise TypeError(f"`args` must be the TrainingArguments of the real run, got {found}")
+    if trainer_kwargs.get("train_dataset") is None:
+        raise ValueError("`train_dataset` must be given with `trainer_cls`, got None")
+    check_not_empty("train_dataset", trainer_kwargs["train_dataset"])
+
+
+def check_not_empty(name: str, data: object) -> None:
+    """Raise ``ValueError`` if ``data`` has a length and it is 0."""
+    if isinstance(data, Sized) and len(data) == 0:
+        raise ValueError(f"`{name}` must hold at least one batch, got an empty one")
+
+
+def train_with_trainer(
+    model: nn.Module, config: HRPConfig, trainer_cls: type[Trainer], trainer_kwargs: dict[str, Any]
+) -> list[float]:
+    """Run ``config.preheat_steps`` steps of the user's own trainer; returns the loss per step.
+
+    The user's loss, collator, precision, accumulation and distribution are kept. ``args`` is
+    copied, with a constant learning rate and without evaluation, saving or reporting.
+    """
+    recorder = _StepRecorder(config.preheat_steps)
+    kept = {k: v for k, v in trainer_kwargs.items() if k not in _DROPPED_TRAINER_ARGUMENTS}
+    with tempfile.TemporaryDirectory(prefix="hrp-preheating-") as scratch:
+        kept["args"] = preheating_arguments(kept["args"], config, scratch)
+        trainer = trainer_cls(model=model, callbacks=[recorder], **kept)
+        for printing in (ProgressCallback, PrinterCallback):
+            trainer.remove_callback(printing)
+        try:
+            trainer.train()
+        finally:
+            recorder.close()
+            trainer.accelerator.free_memory()
+    return _checked_length(recorder.losses, config)
+
+
+def preheating_arguments(
+    args: TrainingArguments, config: HRPConfig, output_dir: str
+) -> TrainingArguments:
+    """Copy ``args`` for preheating: only its length, schedule, seed and bookkeeping differ."""
+    changed = copy.copy(args)
+    for name, value in vars(changed).items():
+        if isinstance(value, dict | list):
+            setattr(changed, name, copy.copy(value))
+    overrides: dict[str, Any] = {
+        "output_dir": output_dir,
+        "max_steps": config.preheat_steps,
+        "lr_scheduler_type": "constant",
+        "lr_scheduler_kwargs": {},
+        "warmup_steps": 0,
+        "seed": config.seed,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+        "push_to_hub": False,
+        "report_to": [],
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "resume_from_checkpoint": None,
+    }
+    if config.learning_rate is not None:
+        overrides["learning_rate"] = config.learning_rate
+    for name, value in overrides.items():
+        setattr(changed, name, value)
+    return changed
+
+
+def train_with_dataloader(
+    model: nn.Module, config: HRPConfig, dataloader: Iterable[Any], loss_fn: LossFn | None
+) -> list[float]:
+    """Run ``config.preheat_steps`` AdamW steps over ``dataloader``; returns the loss per step.
+
+    The loader is cycled where it is shorter than the steps. Batches are sent to the model's
+    device; with several processes (``accelerate launch``) the loader is split between them.
+    """
+    losses: list[float] = []
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    learning_rate = config.learning_rate or DEFAULT_LEARNING_RATE
+    with _own_accelerator() as accelerator:
+        optimizer = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=0.0)
+        prepared, optimizer, loader = accelerator.prepare(model, optimizer, dataloader)
+        prepared.train()
+        batches = itertools.islice(_cycled(loader), config.preheat_steps)
+        bar = tqdm(batches, "Preheating", config.preheat_steps, leave=False)
+        for step, batch in enumerate(bar, start=1):
+            batch = send_to_device(batch, next(iter(trainable)).device)
+            loss = _loss(prepared, batch, loss_fn)
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(trainable, MAX_GRAD_NORM)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(accelerator.reduce(loss.detach(), "mean").item())
+            check_finite(losses[-1], step)
+            bar.set_postfix(loss=f"{losses[-1]:.4f}")
+    return _checked_length(losses, config)
+
+
+def check_finite(loss: float, step: int) -> None:
+    """Raise `NonFiniteLossError` naming ``step`` unless ``loss`` is finite."""
+    if not math.isfinite(loss):
+        raise NonFiniteLossError(
+            f"the loss is {loss} at preheating step {step}; lower `learning_rate` of the "
+            "HRPConfig, or look for an empty or overflowing batch there"
+        )
+
+
+def _checked_length(losses: list[float], config: HRPConfig) -> list[float]:
+    if len(losses) < config.preheat_steps:
+        raise PreheatingError(
+            f"training ended after {len(losses)} of {config.preheat_steps} preheating steps; give "
+            "more data or lower `preheat_steps`"
+        )
+    return losses
+
+
+def _cycled(loader: Iterable[Any]) -> Iterator[Any]:
+    for cycle in itertools.count():
+        empty = True
+        for batch in loader:
+            empty = False
+            yield batch
+        if empty:
+            fault = "got an empty one" if cycle == 0 else "got an iterator that cannot start again"
+            raise ValueError(
+                f"`dataloader` must hold at least one batch, {fault}; pass a DataLoader"
+            )
+
+
+def _loss(model: nn.Module, batch: Any, loss_fn: LossFn | None) -> Tensor:
+    loss = model(**batch).loss if loss_fn is None else loss_fn(model, batch)
+    if loss is None:
+        keys = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
+        raise ValueError(
+            f"the batch gives no loss: it must hold `labels`, got {keys}; add labels, or pass "
+            "`loss_fn(model, batch)`"
+        )
+    return loss
+
+
+@contextmanager
+def _own_accelerator() -> Iterator[Accelerator]:
+    """Yield an Accelerator that leaves Accelerate's process-wide state as it was.
+
+    One process keeps the model where it is; several follow the launcher's placement.
+    """
+    fresh = not AcceleratorState._shared_state
+    accelerator = Accelerator(device_placement=PartialState().num_processes > 1)
+    try:
+        yield accelerator
+    finally:
+        accelerator.free_memory()
+        if fresh:  # so that the user's own Accelerator may still choose its precision
+            AcceleratorState._reset_state()
+            GradientState._reset_state()
+
+
+class _StepRecorder(TrainerCallback):
+    """Records and checks the loss of each step, and shows one progress bar."""
+
+    def __init__(self, steps: int) -> None:
+        self.losses: list[float] = []
+        self._steps = steps
+        self._bar: tqdm | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        hidden = args.disable_tqdm or not state.is_world_process_zero
+        self._bar = tqdm(total=self._steps, desc="Preheating", disable=hidden, leave=False)
+
+    def on_log(
+        self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **_: Any
+    ) -> None:
+        if "loss" not in (logs or {}):
+            return
+        self.losses.append(float(logs["loss"]))
+        check_finite(self.losses[-1], state.global_step)
+        if self._bar is not None:
+            self._bar.update()
+            self._bar.set_postfix(loss=f"{self.losses[-1]:.4f}")
+
+    def close(self) -> None:
+        """Close the progress bar, also where training ended early."""
+        if self._bar is not None:
+            self._bar.close()
