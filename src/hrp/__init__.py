@@ -1,10 +1,16 @@
 """High-Rank Preheating (HRP) for LoRA (arXiv 2502.07739): a better start, on PEFT."""
 
-from hrp.config import HRPConfig
-from hrp.errors import NonFiniteLossError, PreheatingError, SpectrumFormatError
-from hrp.initialization import apply_hrp, initialize_lora_hrp_weights
-from hrp.preheating import preheat
-from hrp.spectrum import ModuleSpectrum, Spectrum
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hrp.config import HRPConfig
+    from hrp.errors import NonFiniteLossError, PreheatingError, SpectrumFormatError
+    from hrp.initialization import apply_hrp, initialize_lora_hrp_weights
+    from hrp.preheating import preheat
+    from hrp.spectrum import ModuleSpectrum, Spectrum
 
 __all__ = [
     "HRPConfig",
@@ -17,3 +23,28 @@ __all__ = [
     "initialize_lora_hrp_weights",
     "preheat",
 ]
+
+# Imported on first use, so that the theory and `hrp --help` load neither PEFT nor transformers.
+_HOMES = {
+    "HRPConfig": "config",
+    "ModuleSpectrum": "spectrum",
+    "NonFiniteLossError": "errors",
+    "PreheatingError": "errors",
+    "Spectrum": "spectrum",
+    "SpectrumFormatError": "errors",
+    "apply_hrp": "initialization",
+    "initialize_lora_hrp_weights": "initialization",
+    "preheat": "preheating",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hrp' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"hrp.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return __all__

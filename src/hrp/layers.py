@@ -110,7 +110,7 @@ class LoraModule:
         holder.weight = magnitude  # the same object, which an optimizer may already hold
 
 
-def lora_modules(model: nn.Module, adapter_name: str) -> dict[str, LoraModule]:
+def lora_modules(model: PeftModel, adapter_name: str) -> dict[str, LoraModule]:
     """All update matrices of a LoRA adapter, by module name, sorted.
 
     Raises:
@@ -120,7 +120,7 @@ def lora_modules(model: nn.Module, adapter_name: str) -> dict[str, LoraModule]:
     """
     check_lora_adapter(model, adapter_name)
     found: dict[str, LoraModule] = {}
-    for path, layer in model.base_model.model.named_modules():
+    for path, layer in model.get_base_model().named_modules():
         if isinstance(layer, lora.LoraLayer) and adapter_name in layer.r:
             for module in _update_matrices(path, layer, adapter_name):
                 found[module.name] = module

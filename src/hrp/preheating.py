@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -26,11 +25,11 @@ from hrp.training import (
     train_with_dataloader,
     train_with_trainer,
 )
+from hrp.versions import installed_versions
 
 logger = logging.getLogger(__name__)
 
 TEMPORARY_ADAPTER = "hrp_preheating"
-_RECORDED_VERSIONS = ("hrp-lora", "torch", "transformers", "peft", "accelerate")
 # Fields of the real adapter's config that say *where* LoRA goes; how it starts is preheating's.
 _PLACEMENT_FIELDS = (
     "base_model_name_or_path",
@@ -90,11 +89,10 @@ def preheat(
     with restored_rng(), restored_model(model):
         set_seed(config.seed)
         with _temporary_adapter(model, config, adapter_name, targets) as modules:
-            if trainer_cls is not None:
-                losses = train_with_trainer(model, config, trainer_cls, trainer_kwargs)
-            else:
-                assert dataloader is not None
+            if dataloader is not None:
                 losses = train_with_dataloader(model, config, dataloader, loss_fn)
+            else:
+                losses = train_with_trainer(model, config, trainer_cls, trainer_kwargs)
             return read_spectrum(modules, _provenance(model, config, adapter_name, losses))
 
 
@@ -231,5 +229,5 @@ def _provenance(
         "seed": config.seed,
         "base_model": model.peft_config[adapter_name].base_model_name_or_path,
         "adapter_name": adapter_name,
-        "versions": {name: version(name) for name in _RECORDED_VERSIONS},
+        "versions": installed_versions(),
     }

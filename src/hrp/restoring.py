@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_CONTAINERS = (dict, list, set)
 _TENSOR_DICTS = ("_parameters", "_buffers")
 # Packed weights (GPTQ, AWQ) are large integer buffers, which no training step writes.
 _PACKED_WEIGHT_NUMEL = 2**20
@@ -68,7 +67,7 @@ def _configs(model: nn.Module) -> list[Any]:
 def _copied(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Name -> (the object, a shallow copy of its content where it is a container)."""
     return {
-        name: (value, value.copy() if isinstance(value, _CONTAINERS) else None)
+        name: (value, value.copy() if isinstance(value, dict | list | set) else None)
         for name, value in attributes.items()
     }
 
@@ -84,7 +83,7 @@ def _restore_attributes(holder: Any, saved: dict[str, tuple[Any, Any]]) -> None:
         current[name] = value
         if isinstance(value, list):
             value[:] = content
-        elif isinstance(value, _CONTAINERS):
+        elif isinstance(value, dict | set):
             value.clear()
             value.update(content)
 

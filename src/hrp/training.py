@@ -74,7 +74,7 @@ def check_not_empty(name: str, data: object) -> None:
 
 
 def train_with_trainer(
-    model: nn.Module, config: HRPConfig, trainer_cls: type[Trainer], trainer_kwargs: dict[str, Any]
+    model: nn.Module, config: HRPConfig, trainer_cls: Any, trainer_kwargs: dict[str, Any]
 ) -> list[float]:
     """Run ``config.preheat_steps`` steps of the user's own trainer; returns the loss per step.
 
