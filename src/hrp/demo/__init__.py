@@ -1,0 +1,27 @@
+"""An embedded base model with its task: enough to see HRP work offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+BASE = Path(__file__).parent / "base"
+
+
+def load_base() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The demo's base model, a fresh copy in float32 on the CPU in eval mode, and its tokenizer.
+
+    The weights are made by ``python -m hrp.demo.pretrain`` and stored in bfloat16 in ``BASE``.
+    """
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    return model, AutoTokenizer.from_pretrained(BASE)
+
+
+__all__ = ["BASE", "load_base"]

@@ -1,0 +1,92 @@
+"""The words that the demo's two text makers share.
+
+Word problems and pre-training text draw on the same people, things and places, so that fine-tuning
+on word problems teaches the base model a new task and not a new vocabulary.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Person:
+    """A name with the pronouns that agree with it."""
+
+    name: str
+    subject: str
+    object: str
+    possessive: str
+
+
+@dataclass(frozen=True)
+class Thing:
+    """Something countable: its singular, its plural, and what one keeps several of it in."""
+
+    singular: str
+    plural: str
+    container: str
+
+    @property
+    def containers(self) -> str:
+        """Plural of the container."""
+        return f"{self.container}es" if self.container.endswith("x") else f"{self.container}s"
+
+
+def _people(names: str, pronouns: str) -> list[Person]:
+    return [Person(name, *pronouns.split()) for name in names.split()]
+
+
+PEOPLE = [
+    *_people("Anna Clara Emma Grace Julia Lily Maria Nora Ruth Sara Tina Wendy", "she her her"),
+    *_people("Adam Ben David Eric Frank Henry Jack Leo Max Oscar Paul Tom", "he him his"),
+]
+
+THINGS = [
+    Thing(*row.split())
+    for row in (
+        "apple apples basket",
+        "pear pears basket",
+        "lemon lemons bag",
+        "orange oranges bag",
+        "plum plums bowl",
+        "egg eggs tray",
+        "cake cakes tray",
+        "cookie cookies jar",
+        "candle candles box",
+        "pencil pencils box",
+        "pen pens cup",
+        "book books crate",
+        "card cards pack",
+        "stamp stamps album",
+        "coin coins jar",
+        "marble marbles bag",
+        "button buttons tin",
+        "shell shells bucket",
+        "stone stones bucket",
+        "flower flowers vase",
+        "rose roses vase",
+        "ticket tickets pack",
+        "sticker stickers sheet",
+        "toy toys box",
+    )
+]
+
+PLACES = ["park", "school", "market", "garden", "kitchen", "library", "forest", "village"]
+PLACES += ["town", "shop", "yard", "house"]
+
+COLORS = ["red", "blue", "green", "yellow", "white", "black", "small", "big", "old", "new"]
+
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+
+
+def two_people(rng: random.Random) -> tuple[Person, Person]:
+    """Two different people."""
+    first, second = rng.sample(PEOPLE, 2)
+    return first, second
+
+
+def plural_of(count: int, thing: Thing) -> str:
+    """``"1 apple"`` or ``"3 apples"``."""
+    return f"{count} {thing.singular if count == 1 else thing.plural}"
