@@ -1,0 +1,270 @@
+"""From records to verdicts: best learning rates, paired differences, corrected significance.
+
+The procedure, its assumptions, and why it is this one:
+
+1. Each arm stands at the learning rate with the best mean over seeds (`hrp.bench.sweeps.select`).
+2. Differences to the control are paired by seed and tested with t, with a variance *pooled* over
+   the arms (seed effects removed) and never smaller than the pair's own. With three seeds a pair's
+   own variance has 2 degrees of freedom, and after Holm's correction over 20 arms nothing short of
+   28 standard errors would be significant; pooled, 3.2 suffice. An arm whose spread stands out
+   (Cochran's test, 1 %) is left out of the pool and tested by its own variance.
+3. p values are corrected by Holm (1979) over all comparisons; a verdict needs p <= 0.05.
+
+Choosing the learning rate by the very scores that are compared does no harm to the level when arms
+are alike: for normal scores the choice depends on means only, which are independent of the
+residuals, and the smallest of several means is a 1-Lipschitz function of them, so that by Gaussian
+isoperimetry the difference of two such minima has lighter tails than one plain difference. In
+simulated A/A benchmarks with 20 arms, 5 rates and 3 seeds (curved, flat, correlated and
+heteroscedastic sweeps, t4 and skewed noise) 0.3 to 4 % had any false verdict. What it does not
+cover: a *control* that is three times as noisy as all other arms (13 %).
+
+Choosing the rate on the other seeds instead, which looks safer, is not: the folds' choices share
+seeds, so their scores are positively correlated, and up to 30 % of A/A benchmarks had false
+verdicts. A percentile bootstrap over three seeds covers far less than it says, too: it is reported,
+as is the custom, and decides nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+from hrp.bench.sweeps import Best
+
+Pair = tuple[str, str]  # an arm and what it is compared with
+Verdict = Literal["better", "worse", "no significant difference", "incomplete"]
+CONTROL = "lora"
+LEVEL = 0.05
+_OUTLIER_LEVEL = 0.01
+_RESAMPLES = 9999
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Variance of one run, seed effects removed, pooled over arms alike in spread.
+
+    Args:
+        seeds: over which arms are paired.
+        arms: those in the pool.
+        outliers: complete arms left out by Cochran's test.
+        variance: of a single run; ``degrees``: its degrees of freedom.
+    """
+
+    seeds: tuple[int, ...]
+    arms: frozenset[str]
+    outliers: frozenset[str]
+    variance: float
+    degrees: int
+
+    def standard_error(
+        self, weighted: np.ndarray, arms: set[str], weight: float
+    ) -> tuple[float, int]:
+        """Standard error of the mean of ``weighted`` (one value a seed), degrees of freedom.
+
+        ``weighted`` is a contrast of the ``arms``; ``weight`` the sum of its squared coefficients.
+        """
+        own = float(np.var(weighted, ddof=1))
+        if not arms <= self.arms:
+            return math.sqrt(own / len(self.seeds)), len(self.seeds) - 1
+        return math.sqrt(max(weight * self.variance, own) / len(self.seeds)), self.degrees
+
+
+def pool(best: Mapping[str, Best], seeds: Sequence[int]) -> Pool:
+    """Pool the residuals of a two-way layout, arms by seeds, over the arms that have all seeds."""
+    arms = [arm for arm, one in best.items() if set(seeds) <= set(one.values)]
+    values = np.array([[best[arm].values[seed] for seed in seeds] for arm in arms])
+    kept, squares = np.arange(len(arms)), np.zeros(0)
+    while True:
+        rows = values[kept]
+        residuals = rows - rows.mean(0) - rows.mean(1, keepdims=True) + rows.mean()
+        squares = np.square(residuals).sum(1)
+        worst = int(squares.argmax())
+        if not _stands_out(squares, worst, len(seeds) - 1):
+            break
+        kept = np.delete(kept, worst)
+    members = frozenset(arms[i] for i in kept)
+    degrees = (len(kept) - 1) * (len(seeds) - 1)
+    variance = float(squares.sum() / degrees)
+    return Pool(tuple(seeds), members, frozenset(arms) - members, variance, degrees)
+
+
+def _stands_out(squares: np.ndarray, index: int, degrees: int) -> bool:
+    """Cochran's (1941) test of the largest variance, Bonferroni over arms."""
+    count, others = len(squares), float(squares.sum() - squares[index])
+    if count <= 2 or others <= 0:
+        return False
+    ratio = squares[index] / (others / (count - 1))
+    return bool(count * stats.f.sf(ratio, degrees, (count - 1) * degrees) < _OUTLIER_LEVEL)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One arm against another, both at their best learning rates.
+
+    Args:
+        difference: mean over seeds of ``arm`` minus ``control``, in the metric's units.
+        interval: 95 % t interval of the difference, for this comparison alone.
+        bootstrap: 95 % percentile bootstrap over seeds, paired; too narrow with few seeds.
+        p_value: two-sided; ``holm_p``: corrected over all comparisons made together.
+        pooled: whether the pooled variance was used.
+        verdict: "better" or "worse" only where ``holm_p <= level``.
+    """
+
+    arm: str
+    control: str
+    seeds: tuple[int, ...]
+    difference: float
+    interval: tuple[float, float]
+    bootstrap: tuple[float, float]
+    p_value: float
+    holm_p: float
+    pooled: bool
+    verdict: Verdict
+
+
+def compare(
+    best: Mapping[str, Best], minimise: bool, control: str = CONTROL, level: float = LEVEL
+) -> list[Comparison]:
+    """Every arm against ``control``; see the module's text. Arms keep the order of ``best``."""
+    return compare_pairs(best, [(arm, control) for arm in best if arm != control], minimise, level)
+
+
+def compare_pairs(
+    best: Mapping[str, Best],
+    pairs: Sequence[Pair],
+    minimise: bool,
+    level: float = LEVEL,
+) -> list[Comparison]:
+    """Compare (arm, control) pairs, with Holm's correction over all of them.
+
+    To say that the best of several new arms beats every other, give all pairs of a new arm and
+    another: a pair picked after looking is not a fair test. Arms without every seed that the
+    controls have, and all arms where these are fewer than two, are "incomplete".
+
+    Raises ``ValueError`` where a control has no scores.
+    """
+    lacking = sorted({control for _, control in pairs} - set(best))
+    if lacking:
+        raise ValueError(f"`control` must be an arm with results, {sorted(best)}; got {lacking}")
+    if not pairs:
+        return []
+    seeds = sorted(set.intersection(*(set(best[control].values) for _, control in pairs)))
+    complete = {arm for arm, one in best.items() if set(seeds) <= set(one.values)}
+    tested = [pair for pair in pairs if set(pair) <= complete] if len(seeds) > 1 else []
+    if not tested:
+        return [_incomplete(*pair) for pair in pairs]
+    shared = pool(best, seeds)
+    tests = {pair: _test(best, pair, shared) for pair in tested}
+    corrected = dict(zip(tested, holm([test.p_value for test in tests.values()]), strict=True))
+    return [
+        _comparison(pair, tests[pair], corrected[pair], seeds, minimise, level)
+        if pair in tests
+        else _incomplete(*pair)
+        for pair in pairs
+    ]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p values for all being looked at (Holm 1979), in the order given.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def bootstrap_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """Percentile bootstrap of the mean, by a fixed seed."""
+    draws = np.random.default_rng(0).integers(len(values), size=(_RESAMPLES, len(values)))
+    low, high = np.quantile(values[draws].mean(1), [level / 2, 1 - level / 2])
+    return float(low), float(high)
+
+
+def _differences(best: Mapping[str, Best], pair: Pair, seeds: Sequence[int]) -> np.ndarray:
+    arm, control = pair
+    return np.array([best[arm].values[seed] - best[control].values[seed] for seed in seeds])
+
+
+@dataclass(frozen=True)
+class _Test:
+    differences: np.ndarray  # one a seed
+    error: float  # standard error of their mean
+    degrees: int
+    pooled: bool
+
+    @property
+    def p_value(self) -> float:
+        # Without any spread there is nothing to test against: equal discrete scores prove nothing.
+        if not self.error > 0:
+            return 1.0
+        return float(2 * stats.t.sf(abs(self.differences.mean()) / self.error, self.degrees))
+
+
+def _test(best: Mapping[str, Best], pair: Pair, shared: Pool) -> _Test:
+    differences = _differences(best, pair, shared.seeds)
+    error, degrees = shared.standard_error(differences, set(pair), weight=2.0)
+    return _Test(differences, error, degrees, pooled=set(pair) <= shared.arms)
+
+
+def _comparison(
+    pair: Pair, test: _Test, holm_p: float, seeds: Sequence[int], minimise: bool, level: float
+) -> Comparison:
+    mean = float(test.differences.mean())
+    half = float(stats.t.isf(level / 2, test.degrees) * test.error)
+    verdict: Verdict = "no significant difference"
+    if holm_p <= level:
+        verdict = "better" if (mean < 0) == minimise else "worse"
+    return Comparison(
+        *pair,
+        seeds=tuple(seeds),
+        difference=mean,
+        interval=(mean - half, mean + half),
+        bootstrap=bootstrap_interval(test.differences, level),
+        p_value=test.p_value,
+        holm_p=holm_p,
+        pooled=test.pooled,
+        verdict=verdict,
+    )
+
+
+def _incomplete(arm: str, control: str) -> Comparison:
+    nan = math.nan
+    return Comparison(arm, control, (), nan, (nan, nan), (nan, nan), nan, nan, False, "incomplete")
+
+
+def gap_closed(
+    best: Mapping[str, Best], oracle: str, control: str = CONTROL
+) -> dict[str, tuple[float, float]]:
+    """Share of the way from ``control`` to ``oracle`` that each arm goes, and its standard error.
+
+    With f = (control - arm) / (control - oracle), the error is by the delta method, paired by
+    seed: that of the mean of ((1 - f) control - arm + f oracle) / (control - oracle).
+    Empty where either is missing or incomplete, or the gap itself is under two standard errors.
+    """
+    if not {control, oracle} <= set(best):
+        return {}
+    seeds = sorted(set(best[control].values) & set(best[oracle].values))
+    if len(seeds) < 2:
+        return {}
+    shared = pool(best, seeds)
+    gaps = -_differences(best, (oracle, control), seeds)
+    gap, (error, _) = gaps.mean(), shared.standard_error(gaps, {control, oracle}, weight=2.0)
+    if abs(gap) < 2 * error or gap == 0:
+        return {}
+    shares = {}
+    for arm in sorted((shared.arms | shared.outliers) - {control, oracle}, key=list(best).index):
+        share = -_differences(best, (arm, control), seeds).mean() / gap
+        contrast = share * -gaps - _differences(best, (arm, control), seeds)
+        weight = (1 - share) ** 2 + 1 + share**2
+        error, _ = shared.standard_error(contrast, {arm, control, oracle}, weight)
+        shares[arm] = (float(share), error / abs(float(gap)))
+    return shares
