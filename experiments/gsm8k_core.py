@@ -34,7 +34,7 @@ import hrp
 from hrp.versions import installed_versions
 
 ARMS = {"lora": None, "hrp-a": "A", "hrp-b": "B", "hrp-ab": "AB"}
-LEARNING_RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+LEARNING_RATES = (4e-3, 8e-3, 2e-3, 1.6e-2, 1e-3)
 SEEDS = (0, 1, 2)
 PREHEAT_LEARNING_RATE = 1e-3
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
@@ -59,8 +59,8 @@ def answer_loss(model, rows: list[dict], collator) -> float:
     model.eval()
     total, tokens = 0.0, 0
     ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
-    for start in range(0, len(ordered), 128):
-        batch = collator(ordered[start : start + 128]).to(model.device)
+    for start in range(0, len(ordered), 64):
+        batch = collator(ordered[start : start + 64]).to(model.device)
         with torch.autocast(model.device.type, torch.bfloat16):
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         labels = batch["labels"][:, 1:]
@@ -85,6 +85,7 @@ def arguments(options, learning_rate: float, seed: int, steps: int) -> TrainingA
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
+        log_level="error",
     )
 
 
@@ -100,7 +101,7 @@ class Workbench:
 
     def adapter(self, seed: int):
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        base = AutoModelForCausalLM.from_pretrained(self.options.model, dtype=torch.float32)
+        base = AutoModelForCausalLM.from_pretrained(self.options.model, dtype=torch.bfloat16)
         set_seed(seed)
         return get_peft_model(base.to(device), LoraConfig(**LORA))
 

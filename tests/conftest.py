@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -9,7 +10,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from jaxtyping import install_import_hook
 
-install_import_hook("hrp", "beartype.beartype")
+# The modules whose functions take tensors; elsewhere our own messages must come through.
+TENSOR_MODULES = ("hrp.spectrum", "hrp.layers", "hrp.initialization", "hrp.theory")
+install_import_hook(TENSOR_MODULES, "beartype.beartype")
 
 import pytest
 import torch
@@ -67,6 +70,11 @@ def assert_identical(before: dict[str, torch.Tensor], after: dict[str, torch.Ten
     assert list(before) == list(after)
     for name, tensor in before.items():
         assert torch.equal(tensor, after[name]), name
+
+
+def unchecked(function):
+    """Return the function without beartype, as a user runs it, to see its own message."""
+    return inspect.unwrap(function)
 
 
 @pytest.fixture

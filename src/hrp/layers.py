@@ -110,7 +110,7 @@ class LoraModule:
         holder.weight = magnitude  # the same object, which an optimizer may already hold
 
 
-def lora_modules(model: PeftModel, adapter_name: str) -> dict[str, LoraModule]:
+def lora_modules(model: object, adapter_name: str) -> dict[str, LoraModule]:
     """All update matrices of a LoRA adapter, by module name, sorted.
 
     Raises:
@@ -118,9 +118,9 @@ def lora_modules(model: PeftModel, adapter_name: str) -> dict[str, LoraModule]:
         ValueError: no such adapter, nothing adapted, or a layer kind or variant that HRP cannot
             initialise; the message names the module and its kind.
     """
-    check_lora_adapter(model, adapter_name)
+    base_model = _checked(model, adapter_name).get_base_model()
     found: dict[str, LoraModule] = {}
-    for path, layer in model.get_base_model().named_modules():
+    for path, layer in base_model.named_modules():
         if isinstance(layer, lora.LoraLayer) and adapter_name in layer.r:
             for module in _update_matrices(path, layer, adapter_name):
                 found[module.name] = module
@@ -132,8 +132,7 @@ def lora_modules(model: PeftModel, adapter_name: str) -> dict[str, LoraModule]:
     return dict(sorted(found.items()))
 
 
-def check_lora_adapter(model: object, adapter_name: str) -> None:
-    """Raise unless ``model`` is a ``PeftModel`` with a LoRA adapter called ``adapter_name``."""
+def _checked(model: object, adapter_name: str) -> PeftModel:
     if not isinstance(model, PeftModel):
         raise TypeError(
             f"`model` must be a PeftModel with a LoRA adapter, got {type(model).__name__}; wrap it "
@@ -149,6 +148,7 @@ def check_lora_adapter(model: object, adapter_name: str) -> None:
             f"adapter {adapter_name!r} must be of type LORA, got {kind}; HRP initialises LoRA "
             "factors: use a `peft.LoraConfig`"
         )
+    return model
 
 
 def _update_matrices(path: str, layer: lora.LoraLayer, adapter_name: str) -> Iterator[LoraModule]:

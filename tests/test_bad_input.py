@@ -1,0 +1,268 @@
+"""Every mistake gets an error that names the parameter, the range, the value and the remedy.
+
+And it gets it before any training: `UnreadLoader` fails the test if a batch is drawn.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, get_peft_model
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+import hrp
+from conftest import (
+    assert_identical,
+    collate,
+    fingerprint,
+    loader,
+    tiny_llama,
+    token_rows,
+    unchecked,
+    with_lora,
+)
+from test_spectrum import module_spectrum
+
+CONFIG = hrp.HRPConfig(preheat_rank=16, preheat_steps=2)
+initialize = hrp.initialize_lora_hrp_weights
+
+
+class UnreadLoader:
+    def __iter__(self):
+        raise AssertionError("training started")
+
+
+def preheat(model, config=CONFIG, **data):
+    return unchecked(hrp.preheat)(model, config, **data)
+
+
+def test_a_bare_model_is_refused():
+    with pytest.raises(TypeError, match="PeftModel with a LoRA adapter, got LlamaForCausalLM"):
+        preheat(tiny_llama(), dataloader=UnreadLoader())
+
+
+def test_an_adapter_that_is_no_lora_is_refused():
+    config = IA3Config(target_modules=["q_proj"], feedforward_modules=[])
+    with pytest.raises(TypeError, match="must be of type LORA, got IA3"):
+        preheat(get_peft_model(tiny_llama(), config), dataloader=UnreadLoader())
+
+
+def test_an_unknown_adapter_is_refused_with_those_there_are(model):
+    with pytest.raises(ValueError, match=r"must be one of \['default'\], got 'other'"):
+        preheat(model, dataloader=UnreadLoader(), adapter_name="other")
+
+
+def test_an_adapter_rank_over_the_module_size_is_refused():
+    model = with_lora(tiny_llama(), r=20)
+    with pytest.raises(ValueError, match=r"at most min\(d_in, d_out\) = 16, got 20 for module"):
+        preheat(model, hrp.HRPConfig(64, 2), dataloader=UnreadLoader())
+
+
+def test_a_preheat_rank_below_the_adapter_rank_is_refused(model):
+    message = "`preheat_rank` must be at least the adapter's rank 4, got 3 for module"
+    with pytest.raises(ValueError, match=message):
+        preheat(model, hrp.HRPConfig(3, 2), dataloader=UnreadLoader())
+
+
+def test_preheat_rank_is_held_against_the_rank_pattern():
+    model = with_lora(tiny_llama(), rank_pattern={"up_proj": 12})
+    with pytest.raises(ValueError, match=r"rank 12, got 8 for module .*up_proj"):
+        preheat(model, hrp.HRPConfig(8, 2), dataloader=UnreadLoader())
+
+
+def test_neither_loader_nor_trainer_and_both_are_refused(model, tmp_path):
+    with pytest.raises(ValueError, match=r"exactly one of .* got neither"):
+        preheat(model)
+    with pytest.raises(ValueError, match=r"exactly one of .* got both"):
+        preheat(model, dataloader=UnreadLoader(), trainer_cls=Trainer)
+
+
+def test_trainer_arguments_without_a_trainer_are_refused(model):
+    with pytest.raises(TypeError, match=r"\['args'\] go with `trainer_cls`"):
+        preheat(model, dataloader=UnreadLoader(), args=None)
+
+
+def test_an_empty_dataloader_is_refused(model):
+    with pytest.raises(ValueError, match="`dataloader` must hold at least one batch"):
+        preheat(model, dataloader=[])
+
+
+def test_an_iterator_that_runs_dry_is_refused(model):
+    with pytest.raises(ValueError, match="cannot start again; pass a DataLoader"):
+        preheat(model, dataloader=iter([collate(token_rows(4))]))
+
+
+def test_an_empty_iterable_is_refused(model):
+    with pytest.raises(ValueError, match="at least one batch, got an empty one"):
+        preheat(model, dataloader=iter([]))
+
+
+def test_a_batch_without_labels_is_refused(model):
+    batch = {"input_ids": torch.ones(2, 4, dtype=torch.long)}
+    with pytest.raises(ValueError, match=r"must hold `labels`, got \['input_ids'\]"):
+        preheat(model, dataloader=[batch])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_at_its_step(model, bad):
+    before, calls = fingerprint(model), []
+
+    def loss_fn(model, batch):
+        calls.append(1)
+        loss = model(**batch).loss
+        return loss * bad if len(calls) == 2 else loss
+
+    with pytest.raises(hrp.NonFiniteLossError, match="at preheating step 2; lower"):
+        preheat(model, hrp.HRPConfig(16, 5), dataloader=loader(), loss_fn=loss_fn)
+    assert len(calls) == 2
+    assert_identical(before, fingerprint(model))
+
+
+def test_a_nan_in_the_trainer_stops_at_its_step(model, tmp_path):
+    class Diverging(Trainer):
+        def compute_loss(self, *args, **kwargs):
+            return super().compute_loss(*args, **kwargs) * float("nan")
+
+    data = {"args": arguments(tmp_path), "train_dataset": token_rows(), "data_collator": collate}
+    with pytest.raises(hrp.NonFiniteLossError, match="at preheating step 1"):
+        preheat(model, trainer_cls=Diverging, **data)
+
+
+def arguments(folder):
+    return TrainingArguments(output_dir=str(folder), use_cpu=True, report_to=[], disable_tqdm=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"trainer_cls": "Trainer"}, TypeError, "`trainer_cls` must be transformers.Trainer"),
+        ({"args": None}, TypeError, "`args` must be the TrainingArguments"),
+        ({"train_dataset": None}, ValueError, "`train_dataset` must be given"),
+        ({"train_dataset": []}, ValueError, "`train_dataset` must hold at least one"),
+        ({"optimizers": (1, 2)}, ValueError, "`optimizers` cannot be given"),
+        ({"peft_config": LoraConfig()}, ValueError, "`peft_config` cannot be given"),
+        ({"loss_fn": print}, ValueError, "`loss_fn` goes with `dataloader`"),
+    ],
+)
+def test_trainer_arguments_that_cannot_work_are_refused(model, tmp_path, changes, error, message):
+    data = {
+        "trainer_cls": Trainer,
+        "args": arguments(tmp_path),
+        "train_dataset": token_rows(),
+    }
+    with pytest.raises(error, match=message):
+        preheat(model, **data | changes)
+
+
+def test_too_little_data_for_the_steps_is_an_error(model, tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(())
+
+    data = {"args": arguments(tmp_path), "train_dataset": Stream(), "data_collator": collate}
+    with pytest.raises((hrp.PreheatingError, ValueError)):
+        preheat(model, trainer_cls=Trainer, **data)
+
+
+def test_an_untrained_module_is_named(model):
+    def blind(model, batch):
+        return (
+            model.get_base_model()
+            .model.layers[0](
+                model.get_base_model().model.embed_tokens(batch["input_ids"]),
+                position_embeddings=model.get_base_model().model.rotary_emb(
+                    torch.zeros(1), torch.arange(12)[None]
+                ),
+            )
+            .square()
+            .mean()
+        )
+
+    with pytest.raises(hrp.PreheatingError, match=r"'model.layers.1.*is all zeros after"):
+        preheat(model, dataloader=loader(), loss_fn=blind)
+
+
+def test_an_unsupported_layer_is_named_with_its_kind_before_training():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2)
+
+    model = get_peft_model(Attention(), LoraConfig(r=2, target_modules=["attention"]))
+    with pytest.raises(ValueError, match="module 'attention' is of kind MultiheadAttention"):
+        preheat(model, dataloader=UnreadLoader())
+
+
+def test_a_grouped_convolution_is_refused():
+    model = nn.Sequential(nn.Conv1d(8, 8, 3, groups=4))
+    with pytest.warns(UserWarning, match="groups > 1"):
+        model = get_peft_model(model, LoraConfig(r=4, target_modules=["0"]))
+    with pytest.raises(ValueError, match=r"module '0' is a grouped Conv1d \(groups=4\)"):
+        preheat(model, dataloader=UnreadLoader())
+
+
+def spectrum_for(model, **changes) -> hrp.Spectrum:
+    spectrum = hrp.preheat(model, CONFIG, dataloader=loader())
+    return hrp.Spectrum({**spectrum, **changes})
+
+
+def test_a_spectrum_that_lacks_modules_is_refused(model):
+    other = hrp.Spectrum({"elsewhere": module_spectrum()})
+    message = "lacks 14 of the adapter's 14 modules, such as .*it holds .'elsewhere'"
+    with pytest.raises(ValueError, match=message):
+        initialize(model, other)
+
+
+def test_a_spectrum_of_other_shapes_is_refused(model):
+    name = "model.layers.0.self_attn.q_proj"
+    with pytest.raises(ValueError, match=rf"'{name}': adapter \(32, 32\), spectrum \(20, 30\)"):
+        initialize(model, spectrum_for(model, **{name: module_spectrum()}))
+
+
+def test_a_spectrum_rank_below_the_adapter_is_refused(model):
+    with pytest.raises(ValueError, match="at least the adapter's rank 4, got rank 2 for module"):
+        initialize(model, spectrum_for(model).crop(2))
+
+
+def test_a_refused_start_writes_nothing(model):
+    before = fingerprint(model)
+    name = "model.layers.1.self_attn.v_proj"
+    with pytest.raises(ValueError, match="other shapes"):
+        initialize(model, spectrum_for(model, **{name: module_spectrum()}))
+    assert_identical(before, fingerprint(model))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"direction": "C"}, "`direction` must be one of"),
+        ({"scale": 0.0}, "`scale` must be finite and > 0"),
+        ({"direction": "AB", "scale": 2.0}, "`scale` must be 1 with `direction` 'AB'"),
+        ({"adapter_name": "other"}, "`adapter_name` must be one of"),
+    ],
+)
+def test_initialisation_arguments_are_checked(model, arguments, message):
+    spectrum = hrp.Spectrum({"m": module_spectrum()})
+    with pytest.raises(ValueError, match=message):
+        unchecked(initialize)(model, spectrum, **arguments)
+
+
+def test_a_trained_adapter_is_overwritten_only_when_forced(model, batch):
+    spectrum = spectrum_for(model)
+    initialize(model, spectrum, "A")
+    initialize(model, spectrum, "B")  # still a no-op: nothing is lost
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    model(**batch).loss.backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match="pass `force=True`"):
+        initialize(model, spectrum, "A")
+    initialize(model, spectrum, "A", force=True)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_start_that_changed_the_base_weights_is_refused(start):
+    spectrum = spectrum_for(with_lora(tiny_llama()))
+    model = with_lora(tiny_llama(), init_lora_weights=start)
+    with pytest.raises(ValueError, match=f"leaves the base weights alone, got '{start}'"):
+        initialize(model, spectrum)

@@ -1,0 +1,201 @@
+"""The start written into the adapter is the one that HRP.md's table states."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import hrp
+from conftest import collate, fingerprint, loader, tiny_llama, token_rows, with_lora
+from hrp.layers import lora_modules
+
+CONFIG = hrp.HRPConfig(preheat_rank=16, preheat_steps=3, learning_rate=1e-2)
+
+
+def tiny_gpt2() -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=48, n_positions=32, n_embd=32, n_layer=2, n_head=2, pad_token_id=0)
+    )
+
+
+@torch.no_grad()
+def logits(model, batch):
+    model.eval()
+    return model(input_ids=batch["input_ids"]).logits
+
+
+@pytest.mark.parametrize("direction", ["A", "B"])
+def test_adapter_is_a_bit_exact_no_op_at_step_0(model, batch, direction):
+    spectrum = hrp.preheat(model, CONFIG, dataloader=loader())
+    hrp.initialize_lora_hrp_weights(model, spectrum, direction)
+    with model.disable_adapter():
+        base = logits(model, batch)
+    assert torch.equal(logits(model, batch), base)
+
+
+@pytest.mark.parametrize("direction", ["A", "B", "AB"])
+def test_base_weights_are_bit_identical(model, direction):
+    before = {k: v for k, v in fingerprint(model).items() if "lora_" not in k}
+    hrp.apply_hrp(model, hrp.HRPConfig(16, 2, direction), dataloader=loader())
+    after = fingerprint(model)
+    assert before
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name])
+
+
+@pytest.mark.parametrize(("direction", "factor"), [("A", "lora_A"), ("B", "lora_B")])
+def test_direction_factor_is_orthonormal_times_scale_and_the_other_zero(model, direction, factor):
+    spectrum = hrp.preheat(model, CONFIG, dataloader=loader())
+    hrp.initialize_lora_hrp_weights(model, spectrum, direction, scale=0.5)
+    for module in lora_modules(model, "default").values():
+        lora_A, lora_B = module.views()
+        carrier, other = (lora_A, lora_B.mT) if factor == "lora_A" else (lora_B.mT, lora_A)
+        assert torch.allclose(carrier @ carrier.mT, 0.25 * torch.eye(4), atol=1e-5)
+        assert not other.any()
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_direction_ab_is_the_truncated_preheated_update(rslora):
+    model = with_lora(tiny_llama(), use_rslora=rslora, alpha_pattern={"q_proj": 3})
+    spectrum = hrp.preheat(model, CONFIG, dataloader=loader())
+    hrp.initialize_lora_hrp_weights(model, spectrum, "AB")
+    for name, module in lora_modules(model, "default").items():
+        top = spectrum[name].crop(4)
+        assert torch.allclose(
+            module.layer.get_delta_weight("default"), top.U * top.S @ top.Vh, atol=1e-6
+        )
+
+
+def test_ab_gives_the_logits_of_the_truncated_update(model, batch):
+    spectrum = hrp.preheat(model, CONFIG, dataloader=loader())
+    hrp.initialize_lora_hrp_weights(model, spectrum, "AB")
+    reference = tiny_llama()
+    state = reference.state_dict()
+    for name, module in spectrum.items():
+        top = module.crop(4)
+        state[f"{name}.weight"] += top.U * top.S @ top.Vh
+    assert torch.allclose(logits(model, batch), logits(reference, batch), atol=1e-5)
+
+
+def test_each_module_takes_its_own_rank():
+    model = with_lora(tiny_llama(), rank_pattern={"v_proj": 2, "model.layers.0.mlp.up_proj": 7})
+    hrp.apply_hrp(model, CONFIG, dataloader=loader())
+    ranks = {name: module.rank for name, module in lora_modules(model, "default").items()}
+    assert ranks["model.layers.1.self_attn.v_proj"] == 2
+    assert ranks["model.layers.0.mlp.up_proj"] == 7
+    assert ranks["model.layers.1.mlp.up_proj"] == 4
+
+
+def test_one_spectrum_starts_adapters_of_several_ranks(model):
+    spectrum = hrp.preheat(model, CONFIG, dataloader=loader())
+    for rank in (1, 2, 8):
+        other = with_lora(tiny_llama(), r=rank)
+        hrp.initialize_lora_hrp_weights(other, spectrum)
+        name = "model.layers.0.self_attn.q_proj"
+        lora_A = lora_modules(other, "default")[name].views()[0]
+        assert torch.equal(lora_A, spectrum[name].Vh[:rank])
+
+
+@pytest.mark.parametrize("direction", ["A", "AB"])
+def test_a_saved_adapter_loads_in_plain_peft_with_the_same_logits(
+    model, batch, direction, tmp_path
+):
+    hrp.apply_hrp(model, hrp.HRPConfig(16, 3, direction), dataloader=loader())
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.01
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_llama(), tmp_path)
+    assert torch.equal(logits(loaded, batch), logits(model, batch))
+    assert loaded.peft_config["default"].init_lora_weights is True
+
+
+def test_direction_b_trains_lora_a_first(model, batch):
+    hrp.apply_hrp(model, hrp.HRPConfig(16, 2, "B"), dataloader=loader())
+    model(**batch).loss.backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert all(g.any() for n, g in gradients.items() if "lora_A" in n)
+    assert not any(g.any() for n, g in gradients.items() if "lora_B" in n)
+
+
+class Mixed(nn.Module):
+    """Every layer kind of the core in one model."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(20, 8)
+        self.conv1d = nn.Conv1d(8, 6, 3, padding=1)
+        self.conv2d = nn.Conv2d(1, 5, 3, padding=1)
+        self.linear = nn.Linear(6, 4)
+
+    def forward(self, ids):
+        hidden = self.conv1d(self.embedding(ids).transpose(1, 2))
+        hidden = hidden + self.conv2d(hidden[:, None]).mean(1)
+        return self.linear(hidden.transpose(1, 2))
+
+
+@pytest.mark.parametrize("direction", ["A", "B", "AB"])
+def test_embeddings_and_convolutions_start_at_their_preheated_update(direction):
+    config = LoraConfig(r=2, target_modules=["embedding", "conv1d", "conv2d", "linear"])
+    model = get_peft_model(Mixed(), config)
+    ids = torch.randint(0, 20, (4, 7), generator=torch.Generator().manual_seed(0))
+    spectrum = hrp.preheat(
+        model,
+        hrp.HRPConfig(4, 6, learning_rate=1e-2),
+        dataloader=[ids],
+        loss_fn=lambda model, ids: (model(ids) - 1).square().mean(),
+    )
+    hrp.initialize_lora_hrp_weights(model, spectrum, direction)
+    assert set(spectrum) == {"embedding", "conv1d", "conv2d", "linear"}
+    for name, module in lora_modules(model, "default").items():
+        top = spectrum[name].crop(2)
+        expected = top.U * top.S @ top.Vh if direction == "AB" else torch.zeros(module.shape)
+        delta = module.layer.get_delta_weight("default")
+        delta = delta.T if name == "embedding" else delta.flatten(1)
+        assert torch.allclose(delta, expected, atol=1e-6), name
+
+
+def test_gpt2_conv1d_has_the_same_convention(batch):
+    model = with_lora(tiny_gpt2(), target_modules=["c_attn", "c_fc"], fan_in_fan_out=True)
+    spectrum = hrp.preheat(model, CONFIG, dataloader=loader())
+    hrp.initialize_lora_hrp_weights(model, spectrum, "AB")
+    for name, module in lora_modules(model, "default").items():
+        top = spectrum[name].crop(4)
+        delta = module.layer.get_delta_weight("default")
+        assert torch.allclose(delta.T, top.U * top.S @ top.Vh, atol=1e-6)
+    assert torch.isfinite(logits(model, batch)).all()
+
+
+def test_dora_magnitude_follows_the_preheated_update(batch):
+    dora, plain = (with_lora(tiny_llama(), use_dora=flag) for flag in (True, False))
+    spectrum = hrp.preheat(dora, CONFIG, dataloader=loader())
+    for model in (dora, plain):
+        hrp.initialize_lora_hrp_weights(model, spectrum, "AB")
+    assert torch.allclose(logits(dora, batch), logits(plain, batch), atol=1e-5)
+
+
+def test_half_precision_adapters_keep_their_dtype(batch):
+    base = tiny_llama().to(torch.bfloat16)
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, target_modules="all-linear")
+    model = get_peft_model(base, config, autocast_adapter_dtype=False)
+    hrp.apply_hrp(model, CONFIG, dataloader=loader())
+    for module in lora_modules(model, "default").values():
+        lora_A, _ = module.views()
+        assert lora_A.dtype == torch.bfloat16
+        assert torch.allclose((lora_A @ lora_A.mT).float(), torch.eye(4), atol=0.05)
+
+
+def test_all_matching_rows_of_data_reach_the_demo_of_the_whole_chain(model):
+    rows = collate(token_rows())
+    hrp.apply_hrp(model, hrp.HRPConfig(16, 20, "AB", learning_rate=1e-2), dataloader=loader())
+    with torch.no_grad():
+        started = model(**rows).loss
+        with model.disable_adapter():
+            base = model(**rows).loss
+    assert started < base
