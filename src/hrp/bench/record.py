@@ -187,16 +187,20 @@ def record_path(run: RunSpec, folder: Path) -> Path:
 
 
 def write_record(record: Record, folder: Path) -> Path:
-    """Write ``record`` into ``folder``, whole or not at all, over an earlier one of its run.
+    """Write ``record`` into ``folder``, over an earlier one of its run; see `write_whole`."""
+    return write_whole(record_path(record.run, folder), record.to_json())
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a text file whole or not at all, making its folder if need be.
 
     Raises ``OSError`` when the disk is full or the folder not writable; nothing is left behind.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = record_path(record.run, folder)
-    handle, staging = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, staging = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(record.to_json())
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         Path(staging).chmod(0o644)  # mkstemp's 0600 would shut out the rest of the team

@@ -1,0 +1,147 @@
+"""Records in the format of PEFT's ``method_comparison`` results.
+
+One JSON a run with ``run_info``, ``train_info`` and ``meta_info``, as PEFT's MetaMathQA runner
+writes them and its result pages read them (https://github.com/huggingface/peft, folder
+``method_comparison``). What a record does not know is null, or 0 where those pages need an integer;
+the peak memory stands for all three memory figures.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hrp.bench.record import Record, write_whole
+
+_STATUS = {"ok": "success", "failed": "failed"}
+_ACCURACIES = ("exact_match", "accuracy")
+_PACKAGES = ("transformers", "peft", "datasets", "bitsandbytes", "torch")
+_WEIGHT_BYTES = 4
+
+
+def export_records(records: Sequence[Record], folder: Path) -> list[Path]:
+    """Write one file a run into ``folder``; returns their paths.
+
+    Runs that are not applicable are left out: the format has no such status.
+    """
+    written = []
+    for record in records:
+        if record.status not in _STATUS:
+            continue
+        path = folder / f"{re.sub(r'[^A-Za-z0-9._+-]+', '--', _name(record))}.json"
+        text = json.dumps(peft_result(record), indent=2, allow_nan=False) + "\n"
+        written.append(write_whole(path, text))
+    return written
+
+
+def peft_result(record: Record) -> dict[str, Any]:
+    """One record as PEFT's result object; raises ``ValueError`` where it is "not-applicable".
+
+    From ``record.run.config`` it takes ``model`` (the base model's name), ``train_config`` and
+    ``peft_config`` where these are given; from the metrics "exact_match" or "accuracy" as the test
+    accuracy. ``batch_size``, ``trainable_parameters`` and ``total_parameters`` are read too.
+    """
+    if record.status not in _STATUS:
+        raise ValueError(f"`record` must have run, got status {record.status!r} ({record.reason})")
+    return {
+        "run_info": _run_info(record),
+        "train_info": _train_info(record),
+        "meta_info": _meta_info(record),
+    }
+
+
+def _name(record: Record) -> str:
+    run = record.run
+    return f"{run.arm}/{run.experiment}-lr_{run.learning_rate:g}-seed_{run.seed}-{record.run_id}"
+
+
+def _run_info(record: Record) -> dict[str, Any]:
+    run = record.run
+    train_config = {
+        "model_id": run.config.get("model"),
+        "max_steps": record.costs.finetune_steps,
+        "seed": run.seed,
+        "optimizer_kwargs": {"lr": run.learning_rate},
+        "task": run.task,
+    }
+    return {
+        "created_at": record.started,
+        "total_time": record.costs.wall_s,
+        "experiment_name": _name(record),
+        "peft_branch": None,
+        "train_config": {**_mapping(run.config.get("train_config")), **train_config},
+        "peft_config": _peft_config(record),
+        "error_msg": record.reason,
+    }
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _peft_config(record: Record) -> dict[str, Any] | None:
+    """None is the format's word for full fine-tuning."""
+    if record.arm == "full":
+        return None
+    config = record.run.config
+    given = dict(_mapping(config.get("peft_config")))
+    return {"peft_type": "LORA", "r": config.get("rank"), "init_lora_weights": record.arm} | given
+
+
+def _train_info(record: Record) -> dict[str, Any]:
+    costs, config = record.costs, record.run.config
+    trained = config.get("trainable_parameters")
+    return {
+        "accelerator_memory_reserved_avg": costs.peak_memory_bytes,
+        "accelerator_memory_max": costs.peak_memory_bytes,
+        "accelerator_memory_reserved_99th": costs.peak_memory_bytes,
+        "train_time": costs.wall_s,
+        "file_size": trained * _WEIGHT_BYTES if isinstance(trained, int) else 0,
+        "num_trainable_params": trained,
+        "num_total_params": config.get("total_parameters"),
+        "status": _STATUS[record.status],
+        "metrics": [*_curve(record), _final(record)],
+    }
+
+
+def _curve(record: Record) -> list[dict[str, Any]]:
+    return [{"step": step, "train loss": _finite(loss)} for step, loss in record.losses]
+
+
+def _final(record: Record) -> dict[str, Any]:
+    """The last entry, from which PEFT's pages read the result."""
+    metrics, config, costs = record.metrics, record.run.config, record.costs
+    accuracy = next((metrics[name] for name in _ACCURACIES if name in metrics), None)
+    batch_size = config.get("batch_size")
+    samples = costs.finetune_steps * batch_size if isinstance(batch_size, int) else 0
+    return {
+        "step": costs.finetune_steps,
+        "test accuracy": accuracy,
+        "train loss": _finite(record.losses[-1][1]) if record.losses else None,
+        "train samples": samples,
+        "train total tokens": costs.tokens,
+        **{f"test {name}": value for name, value in metrics.items() if name not in _ACCURACIES},
+    }
+
+
+def _finite(loss: float) -> float | None:
+    return loss if abs(loss) < float("inf") else None
+
+
+def _meta_info(record: Record) -> dict[str, Any]:
+    packages: dict[str, str | None] = {}
+    for name in _PACKAGES:
+        packages[f"{name}-version"] = record.versions.get(name)
+        packages[f"{name}-commit-hash"] = None
+    packages["hrp-lora-version"] = record.versions.get("hrp-lora")
+    packages["hrp-lora-commit-hash"] = record.git_commit
+    return {
+        "model_info": {"sha": None, "created_at": None},
+        "dataset_info": {record.run.task: {"sha": None, "created_at": None}},
+        "package_info": packages,
+        "system_info": {"accelerator": record.device},
+        "pytorch_info": "",
+    }

@@ -1,0 +1,88 @@
+import dataclasses
+import json
+
+import pytest
+
+from bench.synthetic import full_record
+from hrp.bench.export import export_records, peft_result
+from hrp.bench.record import Record, RunSpec
+
+# What PEFT's own results of MetaMathQA hold, and what its result pages read from them.
+STRUCTURE = {
+    "run_info": {
+        "created_at", "total_time", "experiment_name", "peft_branch", "train_config",
+        "peft_config", "error_msg",
+    },
+    "train_info": {
+        "accelerator_memory_reserved_avg", "accelerator_memory_max",
+        "accelerator_memory_reserved_99th", "train_time", "file_size", "num_trainable_params",
+        "num_total_params", "status", "metrics",
+    },
+    "meta_info": {"model_info", "dataset_info", "package_info", "system_info", "pytorch_info"},
+}  # fmt: skip
+LAST_METRICS = {"step", "test accuracy", "train loss", "train samples", "train total tokens"}
+PACKAGES = ("transformers", "peft", "datasets", "bitsandbytes", "torch")
+SETTINGS = {"batch_size": 32, "trainable_parameters": 1000, "total_parameters": 10**6}
+
+
+def test_the_structure_is_that_of_peft_s_results():
+    result = peft_result(full_record(**SETTINGS))
+    assert {part: set(fields) for part, fields in result.items()} == STRUCTURE
+    assert set(result["train_info"]["metrics"][-1]) >= LAST_METRICS
+    assert {f"{name}-version" for name in PACKAGES} <= set(result["meta_info"]["package_info"])
+    assert {"sha", "created_at"} == set(result["meta_info"]["model_info"])
+
+
+def test_the_values_are_the_record_s():
+    record = full_record(**SETTINGS)
+    result = peft_result(record)
+    run, train, last = result["run_info"], result["train_info"], result["train_info"]["metrics"][-1]
+    assert run["train_config"]["model_id"] == "base-lm-30m"
+    assert run["train_config"]["optimizer_kwargs"]["lr"] == 1e-3
+    assert run["peft_config"] == {"peft_type": "LORA", "r": 4, "init_lora_weights": "hrp-ab"}
+    assert last["test accuracy"] == record.metrics["exact_match"]
+    assert last["train samples"] == 420 * 32
+    assert last["train total tokens"] == record.costs.tokens
+    assert train["status"] == "success"
+    assert train["num_trainable_params"] == 1000
+    assert train["metrics"][0] == {"step": 5, "train loss": record.losses[0][1]}
+
+
+def test_what_the_result_pages_turn_into_integers_is_always_a_number():
+    bare = Record(RunSpec("e", "lora", "t", 0, 1e-3), "ok", metrics={"eval_loss": 1.0})
+    result = peft_result(bare)
+    train, last = result["train_info"], result["train_info"]["metrics"][-1]
+    integers = [value for name, value in train.items() if name.startswith("accelerator")]
+    integers += [train["file_size"], last["train samples"], last["train total tokens"]]
+    assert all(isinstance(value, int) for value in integers)
+    assert last["test accuracy"] is None
+
+
+def test_full_fine_tuning_has_no_peft_config():
+    assert peft_result(full_record(arm="full"))["run_info"]["peft_config"] is None
+
+
+def test_files_are_named_safely_and_one_a_run(tmp_path):
+    records = [full_record(arm="../../lora <b>", seed=seed) for seed in (0, 1)]
+    paths = export_records(records, tmp_path / "out")
+    assert len(set(paths)) == 2
+    assert sorted((tmp_path / "out").iterdir()) == sorted(paths)
+    assert json.loads(paths[0].read_text()) == peft_result(records[0])
+
+
+def test_failures_are_exported_and_inapplicable_runs_are_not(tmp_path):
+    failed = dataclasses.replace(full_record(), status="failed", reason="out of memory", metrics={})
+    skipped = dataclasses.replace(full_record(seed=1), status="not-applicable", reason="no layers")
+    (path,) = export_records([failed, skipped], tmp_path)
+    result = json.loads(path.read_text())
+    assert result["train_info"]["status"] == "failed"
+    assert result["run_info"]["error_msg"] == "out of memory"
+    with pytest.raises(ValueError, match="`record` must have run"):
+        peft_result(skipped)
+
+
+def test_a_loss_that_diverged_is_null():
+    diverged = dataclasses.replace(full_record(), losses=((1, 2.0), (2, float("nan"))))
+    metrics = peft_result(diverged)["train_info"]["metrics"]
+    assert metrics[1]["train loss"] is None
+    assert metrics[-1]["train loss"] is None

@@ -1,0 +1,238 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+from scipy.stats import t as student
+
+from bench.synthetic import ARMS, planted_scores, records_of
+from hrp.bench.stats import bootstrap_interval, compare, compare_pairs, gap_closed, holm, pool
+from hrp.bench.sweeps import Best, scores, select
+
+
+def judged(values, arms=ARMS):
+    table = scores(records_of(values, arms), "eval_loss")
+    return compare(select(table, minimise=True), minimise=True)
+
+
+def family_wise_errors(benchmarks, seed, **settings):
+    generator = np.random.default_rng(seed)
+    return sum(
+        any(
+            one.verdict in ("better", "worse")
+            for one in judged(planted_scores(generator, **settings))
+        )
+        for _ in range(benchmarks)
+    )
+
+
+def at_best(**arms):
+    """Arms at their best rate, by the values over seeds 0, 1, ..."""
+    return {
+        arm: Best(arm, 1e-3, dict(enumerate(values)), {1e-3: float(np.mean(values))})
+        for arm, values in arms.items()
+    }
+
+
+@pytest.mark.parametrize("curvature", [0.0, 0.4, 3.0])
+def test_200_benchmarks_of_equal_arms_give_at_most_5_percent_false_verdicts(curvature):
+    assert family_wise_errors(200, seed=7, curvature=curvature) <= 10
+
+
+def test_deciding_by_the_bootstrap_over_three_seeds_would_fail_the_same_check():
+    generator = np.random.default_rng(7)
+    false = 0
+    for _ in range(200):
+        compared = judged(planted_scores(generator, curvature=3.0))
+        false += any(not one.bootstrap[0] <= 0 <= one.bootstrap[1] for one in compared)
+    assert false > 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arms", [2, 3, 20])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_level_holds_for_few_and_many_arms_and_seeds(arms, seeds):
+    names = ("lora", *(f"arm-{i}" for i in range(arms - 1)))
+    generator = np.random.default_rng(arms * seeds)
+    false = 0
+    for _ in range(1000):
+        compared = judged(planted_scores(generator, names, seeds, curvature=3.0), names)
+        false += any(one.verdict in ("better", "worse") for one in compared)
+    assert false <= 50 + 2 * math.sqrt(1000 * 0.05 * 0.95)
+
+
+def test_a_planted_effect_is_found_and_planted_nulls_beside_it_are_not():
+    generator = np.random.default_rng(3)
+    found = mistaken = 0
+    for _ in range(100):
+        verdicts = {
+            one.arm: one.verdict
+            for one in judged(planted_scores(generator, effects={"hrp-ab": -6.0}))
+        }
+        found += verdicts.pop("hrp-ab") == "better"
+        mistaken += any(verdict != "no significant difference" for verdict in verdicts.values())
+    assert found >= 95
+    assert mistaken <= 5
+
+
+def test_a_planted_harm_is_called_worse_and_more_is_better_for_accuracies():
+    values = planted_scores(np.random.default_rng(0), effects={"pissa": 9.0})
+    best = select(scores(records_of(values), "eval_loss"), minimise=True)
+    verdict = {one.arm: one.verdict for one in compare(best, minimise=True)}
+    assert verdict["pissa"] == "worse"
+    mirrored = select(scores(records_of(-values), "eval_loss"), minimise=False)
+    assert {one.arm: one.verdict for one in compare(mirrored, minimise=False)} == verdict
+
+
+def test_two_arms_alone_are_compared_by_the_paired_t_test():
+    best = at_best(lora=[1.0, 2.0, 4.0], other=[0.5, 1.0, 3.8])
+    (one,) = compare(best, minimise=True)
+    differences = np.array([-0.5, -1.0, -0.2])
+    error = differences.std(ddof=1) / math.sqrt(3)
+    assert one.difference == pytest.approx(differences.mean())
+    assert one.p_value == pytest.approx(2 * student.sf(-differences.mean() / error, 2))
+    half = student.isf(0.025, 2) * error
+    assert one.interval == pytest.approx((one.difference - half, one.difference + half))
+
+
+def test_the_pool_is_the_residual_variance_of_the_two_way_layout():
+    generator = np.random.default_rng(1)
+    values = {f"arm{i}": generator.standard_normal(3) + np.arange(3) for i in range(6)}
+    shared = pool(at_best(**values), [0, 1, 2])
+    rows = np.array(list(values.values()))
+    design = np.zeros((18, 6 + 2))
+    for arm in range(6):
+        for seed in range(3):
+            design[arm * 3 + seed, arm] = 1
+            if seed:
+                design[arm * 3 + seed, 5 + seed] = 1
+    residual = np.linalg.lstsq(design, rows.ravel(), rcond=None)[1][0]
+    assert shared.degrees == 18 - 8
+    assert shared.variance == pytest.approx(residual / shared.degrees)
+
+
+def test_an_arm_that_scatters_wildly_neither_hides_the_others_nor_borrows_their_variance():
+    generator = np.random.default_rng(5)
+    values = {f"arm{i}": list(generator.standard_normal(3)) for i in range(8)}
+    values["lora"] = list(generator.standard_normal(3) + 12)
+    values["wild"] = [-100.0, 60.0, 45.0]
+    compared = {one.arm: one for one in compare(at_best(**values), minimise=True)}
+    assert not compared["wild"].pooled
+    assert compared["wild"].verdict == "no significant difference"
+    assert all(compared[f"arm{i}"].verdict == "better" for i in range(8))
+
+
+def test_a_pair_that_scatters_more_than_the_pool_is_held_to_its_own_spread():
+    generator = np.random.default_rng(2)
+    values = {f"arm{i}": list(generator.standard_normal(3)) for i in range(12)}
+    best = at_best(lora=[0.0, 0.0, 0.0], loose=[2.0, 0.0, -2.0], **values)
+    loose = next(one for one in compare(best, minimise=True) if one.arm == "loose")
+    error = (loose.interval[1] - loose.difference) / student.isf(0.025, 13 * 2)
+    assert loose.pooled
+    assert error == pytest.approx(np.std([2.0, 0.0, -2.0], ddof=1) / math.sqrt(3))
+
+
+def test_scores_without_any_spread_give_no_verdict():
+    best = at_best(lora=[0.5] * 3, other=[0.25] * 3, third=[0.5] * 3)
+    assert {one.verdict for one in compare(best, minimise=True)} == {"no significant difference"}
+
+
+def test_an_arm_that_lacks_a_seed_is_incomplete_and_leaves_the_others_as_they_were():
+    values = planted_scores(np.random.default_rng(0))
+    table = scores(records_of(values), "eval_loss")
+    without = {arm: by_rate for arm, by_rate in table.items() if arm != "pissa"}
+    lacking = dict(table, pissa={rate: {0: 1.0, 1: 1.0} for rate in table["pissa"]})
+    compared = compare(select(lacking, minimise=True), minimise=True)
+    assert {one.verdict for one in compared if one.arm == "pissa"} == {"incomplete"}
+    others = [one for one in compared if one.arm != "pissa"]
+    assert others == compare(select(without, minimise=True), minimise=True)
+
+
+def test_one_seed_is_never_enough_for_a_verdict():
+    best = at_best(lora=[3.0], other=[1.0])
+    assert [one.verdict for one in compare(best, minimise=True)] == ["incomplete"]
+
+
+def test_a_control_without_results_is_named():
+    with pytest.raises(ValueError, match=r"`control` must be an arm with results, \['other'\]"):
+        compare(at_best(other=[1.0, 2.0]), minimise=True)
+
+
+def test_holm_matches_its_definition():
+    p_values = list(np.random.default_rng(0).uniform(size=9) ** 3)
+    order = np.argsort(p_values)
+    for level in (0.01, 0.05, 0.2):
+        rejected = set()
+        for place, index in enumerate(order):
+            if p_values[index] > level / (9 - place):
+                break
+            rejected.add(int(index))
+        assert {i for i, p in enumerate(holm(p_values)) if p <= level} == rejected
+
+
+def test_more_pairs_make_every_verdict_harder():
+    best = at_best(lora=[3.0, 3.1, 3.3], a=[2.0, 2.2, 2.3], b=[2.5, 2.7, 2.6], c=[2.6, 2.6, 2.9])
+    few = compare_pairs(best, [("a", "lora")], minimise=True)[0]
+    many = compare_pairs(best, [(x, y) for x in "ab" for y in ("lora", "c")], minimise=True)
+    alike = next(one for one in many if (one.arm, one.control) == ("a", "lora"))
+    assert alike.p_value == few.p_value
+    assert alike.holm_p > few.holm_p
+
+
+def test_the_bootstrap_interval_is_scipy_s_and_the_same_each_time():
+    values = np.random.default_rng(0).standard_normal(12)
+    expected = bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=9999, confidence_level=0.95
+    ).confidence_interval
+    assert bootstrap_interval(values) == pytest.approx(tuple(expected), abs=0.05)
+    assert bootstrap_interval(values) == bootstrap_interval(values)
+
+
+def test_gap_closed_is_0_for_the_control_s_equal_and_1_for_the_oracle_s():
+    base = np.array([3.0, 3.2, 2.9])
+    wiggle = np.array([0.01, -0.01, 0.0])
+    best = at_best(
+        lora=base,
+        same=base + wiggle,
+        half=base - 0.5 - wiggle,
+        oracle=base - 1,
+        twin=base - 1 + wiggle,
+    )
+    shares = gap_closed(best, "oracle")
+    assert {arm: round(share, 6) for arm, (share, _) in shares.items()} == {
+        "same": 0.0, "half": 0.5, "twin": 1.0,
+    }  # fmt: skip
+
+
+def test_gap_closed_s_standard_error_is_that_of_many_simulated_benchmarks():
+    generator = np.random.default_rng(0)
+    found = []
+    for _ in range(400):
+        noise = 0.05 * generator.standard_normal((10, 3)) + generator.standard_normal(3)
+        means = dict(zip("abcdefg", np.full(7, 1.2), strict=True), lora=2.0, oracle=1.0, arm=1.6)
+        best = at_best(**{arm: noise[i] + mean for i, (arm, mean) in enumerate(means.items())})
+        found.append(gap_closed(best, "oracle")["arm"])
+    shares, errors = np.array(found).T
+    assert shares.mean() == pytest.approx(0.4, abs=0.01)
+    # The larger of pooled and own variance overstates by a fifth or so; it must not understate.
+    assert 1.0 <= errors.mean() / shares.std() <= 1.4
+
+
+def test_no_share_is_given_of_a_gap_that_is_not_there():
+    generator = np.random.default_rng(0)
+    level = at_best(
+        lora=generator.standard_normal(3), oracle=generator.standard_normal(3), arm=[0, 1, 2]
+    )
+    assert gap_closed(level, "oracle") == {}
+    assert gap_closed(level, "nowhere") == {}
+
+
+def test_comparisons_do_not_depend_on_the_order_of_records():
+    records = records_of(planted_scores(np.random.default_rng(4)))
+    straight = compare(select(scores(records, "eval_loss"), minimise=True), minimise=True)
+    turned = compare(select(scores(records[::-1], "eval_loss"), minimise=True), minimise=True)
+    assert [dataclasses.astuple(a)[:3] for a in straight] == [
+        dataclasses.astuple(a)[:3] for a in turned
+    ]
+    assert [a.holm_p for a in straight] == pytest.approx([a.holm_p for a in turned])
