@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
-
-BASE = Path(__file__).parent / "base"
-
-
-def load_base() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The demo's base model, a fresh copy in float32 on the CPU in eval mode, and its tokenizer.
-
-    The weights are made by ``python -m hrp.demo.pretrain`` and stored in bfloat16 in ``BASE``.
-    """
-    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
-    return model, AutoTokenizer.from_pretrained(BASE)
-
+if TYPE_CHECKING:
+    from hrp.demo.base_model import BASE, load_base
 
 __all__ = ["BASE", "load_base"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that ``hrp demo --help`` loads no transformers."""
+    if name not in __all__:
+        raise AttributeError(f"module 'hrp.demo' has no attribute {name!r}")
+    from hrp.demo import base_model
+
+    return getattr(base_model, name)

@@ -1,8 +1,8 @@
 """Seeded pre-training text for the demo's base model: English made from a small grammar.
 
-Plain sentences, short stories, lists, counting and bare sums, on the words of
-``hrp.demo.lexicon``. The text asks questions and states sums but never works a question out, so
-that fine-tuning on ``hrp.demo.wordproblems`` is a real shift of task.
+Plain sentences, short stories, lists, facts told twice, counting and bare sums, on the words of
+``hrp.demo.lexicon``. A question in it has no answer, or one to be looked up in the lines before;
+none is ever worked out, so that fine-tuning on ``hrp.demo.wordproblems`` is a real shift of task.
 """
 
 from __future__ import annotations
@@ -10,7 +10,17 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
-from hrp.demo.lexicon import COLORS, DAYS, PLACES, THINGS, Person, plural_of, two_people
+from hrp.demo.lexicon import (
+    COLORS,
+    DAYS,
+    PEOPLE,
+    PLACES,
+    THINGS,
+    Person,
+    Thing,
+    plural_of,
+    two_people,
+)
 
 
 def documents(seed: int) -> Iterator[str]:
@@ -20,6 +30,10 @@ def documents(seed: int) -> Iterator[str]:
     weights = list(MAKERS.values())
     while True:
         yield rng.choices(makers, weights)[0](rng)
+
+
+def _joined(rng: random.Random, sentences: list[str]) -> str:
+    return rng.choice([" ", "\n"]).join(sentences)
 
 
 def _sum(rng: random.Random) -> str:
@@ -75,13 +89,17 @@ def _sentence(rng: random.Random, one: Person, other: Person) -> str:
         f"First {one.subject} loses {one.possessive} {thing.plural} in the {place}.",
         f"Together they have many {thing.plural} left.",
         f"The {thing.plural} cost {a} dollars in total.",
+        f"{who} earns {b} dollars an hour and pays with {a} dollars.",
+        f"The {place} stands between the {rng.choice(PLACES)} and the {rng.choice(PLACES)}.",
+        f"{who} has {b} times more {thing.plural} than before.",
+        f"{who} shares the rest of the {thing.plural} equally.",
         f"{other.name} gets back the {thing.plural} that {one.subject} has saved.",
     ]
     return rng.choice(patterns)
 
 
 def _sentences(rng: random.Random) -> str:
-    return " ".join(_sentence(rng, *two_people(rng)) for _ in range(rng.randint(2, 4)))
+    return _joined(rng, [_sentence(rng, *two_people(rng)) for _ in range(rng.randint(2, 4))])
 
 
 def _story(rng: random.Random) -> str:
@@ -90,7 +108,7 @@ def _story(rng: random.Random) -> str:
     first = f"{one.name} and {other.name} meet in the {rng.choice(PLACES)}."
     middle = [_sentence(rng, one, other) for _ in range(rng.randint(2, 5))]
     last = rng.choice(["Then they go home.", "They are friends.", f"{other.name} is happy now."])
-    return " ".join([first, *middle, last])
+    return _joined(rng, [first, *middle, last])
 
 
 def _question(rng: random.Random) -> str:
@@ -112,7 +130,35 @@ def _question(rng: random.Random) -> str:
             f"{other.name} goes to the {rng.choice(PLACES)} to see.",
         ]
     )
-    return f"{question} {reply}"
+    return _joined(rng, [question, reply])
+
+
+def _facts(rng: random.Random) -> str:
+    """Facts about several people, one or two of which are asked for or told again."""
+    people, things = rng.sample(PEOPLE, 3), rng.sample(THINGS, 3)
+    count = rng.randint(1, 3)
+    facts = [_fact(rng, *pair) for pair in zip(people[:count], things[:count], strict=True)]
+    again = rng.sample(facts, rng.randint(1, min(2, count)))
+    return _joined(rng, [told for told, _ in facts] + [asked for _, asked in again])
+
+
+def _fact(rng: random.Random, one: Person, thing: Thing) -> tuple[str, str]:
+    """A sentence with a number, and one that tells or asks for the same again."""
+    a, b = rng.randint(2, 90), rng.randint(2, 9)
+    who, what, subject = one.name, thing.plural, one.subject
+    told, asked = rng.choice(
+        [
+            (f"{who} has {a} {what}.", f"How many {what} does {who} have?"),
+            (f"{who} finds {a} {what}.", f"How many {what} does {subject} find?"),
+            (f"{who} has {a} dollars.", f"How many dollars does {subject} have?"),
+            (f"{who} buys {a} {what} at {b} dollars each.", f"How many {what} does {who} buy?"),
+            (f"There are {b} {thing.containers} with {what}.", "What is there?"),
+            (f"{who} gives {b} {what} to a friend.", f"What does {subject} give?"),
+        ]
+    )
+    if rng.random() < 0.5:
+        return told, told
+    return told, _joined(rng, [asked, told])
 
 
 # Maker -> weight in documents; sums weigh most because they are the hardest to learn.
@@ -123,4 +169,5 @@ MAKERS: dict[Callable[[random.Random], str], float] = {
     _sentences: 1.5,
     _story: 1.5,
     _question: 0.5,
+    _facts: 3.0,
 }

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import tempfile
 import time
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.data import IterableDataset
 from transformers import (
@@ -35,6 +33,7 @@ from transformers import (
 
 from hrp.artefact import write_folder
 from hrp.demo.corpus import documents
+from hrp.versions import installed_versions
 
 EOS, PAD = "<eos>", "<pad>"
 MAX_LENGTH = 512
@@ -45,7 +44,7 @@ HELD_OUT = 1_000_000  # added to the seed: text that training never draws
 class PretrainConfig:
     """How the base model is made; lengths in tokens."""
 
-    steps: int = 2600
+    steps: int = 2800
     seed: int = 0
     batch_size: int = 32
     length: int = 128
@@ -189,11 +188,7 @@ def _train(
         "held_out_loss": trainer.evaluate()["eval_loss"],
         "seconds": round(seconds),
         "device": model.device.type,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": installed_versions(),
     }
 
 
@@ -204,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m hrp.demo.pretrain",
         description="Train the demo's base model from nothing on text made here.",
-        epilog="example: python -m hrp.demo.pretrain /tmp/base --steps 2600 --threads 1",
+        epilog="example: python -m hrp.demo.pretrain /tmp/base --steps 2800 --threads 1",
     )
     parser.add_argument("out", type=Path, help="folder to write, must not exist")
     parser.add_argument("--steps", type=int, default=defaults.steps)

@@ -1,0 +1,24 @@
+"""Loads the embedded base model of the demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+BASE = Path(__file__).parent / "base"
+
+
+def load_base() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The demo's base model, a fresh copy in float32 on the CPU in eval mode, and its tokenizer.
+
+    The weights are made by ``python -m hrp.demo.pretrain`` and stored in bfloat16 in ``BASE``.
+    """
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    return model, AutoTokenizer.from_pretrained(BASE)
