@@ -1,0 +1,190 @@
+"""Views of a benchmark: which records are compared with which, and on what basis of cost."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hrp.bench.record import Record
+from hrp.bench.stats import CONTROL, Comparison, compare, gap_closed
+from hrp.bench.sweeps import Best, Scores, minimised, scores, select
+
+Basis = Literal["equal total steps", "equal fine-tuning steps"]
+ORACLES = ("oracle-b", "oracle-a")
+_SHORT = {"preheat_rank": "R", "preheat_steps": "K"}
+
+
+@dataclass(frozen=True)
+class View:
+    """Records of one experiment and task that had the same number of steps.
+
+    Args:
+        basis: "equal total steps" counts what the start is charged, "equal fine-tuning steps" does
+            not.
+        steps: that number of steps.
+        records: those with status "ok".
+    """
+
+    experiment: str
+    task: str
+    basis: Basis
+    steps: int
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A view judged by one metric: each arm's best rate, and how it compares.
+
+    Args:
+        labels: arm by run id; configurations of one arm are arms of their own.
+        table: scores by arm, rate and seed.
+        best: arms at their best rates, best arm first.
+        comparisons: with the control; empty where it has no results.
+        gaps: share of the gap to ``oracle`` closed, and its standard error, by arm.
+    """
+
+    view: View
+    metric: str
+    labels: Mapping[str, str]
+    table: Scores
+    best: Mapping[str, Best]
+    comparisons: Sequence[Comparison]
+    oracle: str | None
+    gaps: Mapping[str, tuple[float, float]]
+    control: str = CONTROL
+
+    @property
+    def minimise(self) -> bool:
+        """Whether less is better."""
+        return minimised(self.metric)
+
+    def records_of(self, arm: str) -> list[Record]:
+        """Records behind the figures of ``arm``: those at its best rate, by seed."""
+        rate = self.best[arm].learning_rate
+        chosen = [
+            record
+            for record in self.view.records
+            if self.labels[record.run_id] == arm and record.run.learning_rate == rate
+        ]
+        return sorted(chosen, key=lambda record: record.run.seed)
+
+
+def views(records: Iterable[Record], control: str = CONTROL) -> list[View]:
+    """Split records into views: by experiment and task, then by the control's step counts.
+
+    The view at equal fine-tuning steps is left out where it has nothing that the one at equal
+    total steps has not, that is where no arm is charged for its start.
+    """
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        if record.status == "ok":
+            groups.setdefault((record.run.experiment, record.run.task), []).append(record)
+    return [view for key in sorted(groups) for view in _views_of(key, groups[key], control)]
+
+
+def _views_of(key: tuple[str, str], records: list[Record], control: str) -> list[View]:
+    total = {record.run_id: math.ceil(record.costs.total_steps) for record in records}
+    own = {record.costs.finetune_steps for record in records if record.arm == control}
+    found = []
+    for steps in sorted(own or set(total.values())):
+        whole = tuple(one for one in records if total[one.run_id] == steps)
+        tuned = tuple(one for one in records if one.costs.finetune_steps == steps)
+        if whole:
+            found.append(View(*key, "equal total steps", steps, whole))
+        if own and {one.run_id for one in tuned} - {one.run_id for one in whole}:
+            found.append(View(*key, "equal fine-tuning steps", steps, tuned))
+    return found
+
+
+def arm_labels(records: Sequence[Record]) -> dict[str, str]:
+    """Name by run id: the arm, with those settings that tell its configurations apart.
+
+    Settings are added, preheating's rank and steps first, only until no two records of an arm
+    share learning rate and seed.
+    """
+    by_arm: dict[str, list[Record]] = {}
+    for record in records:
+        by_arm.setdefault(record.arm, []).append(record)
+    return {
+        record.run_id: label
+        for arm, members in by_arm.items()
+        for record, label in zip(members, _labels_of(arm, members), strict=True)
+    }
+
+
+def _labels_of(arm: str, records: Sequence[Record]) -> list[str]:
+    settings = [dict(_flattened(record.run.config)) for record in records]
+    cells = [(record.run.learning_rate, record.run.seed) for record in records]
+    names = {name for one in settings for name in one}
+    chosen: list[str] = []
+    seen = len(set(cells))
+    for name in sorted(names, key=lambda name: (_last(name) not in _SHORT, name)):
+        if seen == len(records):
+            break
+        trial = [
+            (cell, *(one.get(key) for key in (*chosen, name)))
+            for cell, one in zip(cells, settings, strict=True)
+        ]
+        if len(set(trial)) > seen:
+            chosen.append(name)
+            seen = len(set(trial))
+    shown = [(key, _SHORT.get(_last(key), _last(key))) for key in chosen]
+    return [" ".join([arm, *(f"{s}={one.get(key)}" for key, s in shown)]) for one in settings]
+
+
+def _flattened(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{prefix}{name}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+            yield f"{prefix}{name}", text
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def setting(record: Record, name: str) -> str | None:
+    """A setting of a run by the last part of its name, wherever ``config`` nests it."""
+    for key, value in _flattened(record.run.config):
+        if _last(key) == name:
+            return value
+    return None
+
+
+def main_metric(records: Sequence[Record]) -> str:
+    """What to judge by: the config's ``metric``, else "eval_loss", else the first by name.
+
+    Raises ``ValueError`` without any metric.
+    """
+    names = sorted({name for record in records for name in record.metrics})
+    if not names:
+        raise ValueError("`records` must have metrics, got none with any")
+    asked = {record.run.config.get("metric") for record in records}
+    wanted = next((name for name in names if name in asked), None)
+    return wanted or ("eval_loss" if "eval_loss" in names else names[0])
+
+
+def analyse(view: View, metric: str | None = None, control: str = CONTROL) -> Analysis:
+    """Judge a view by ``metric`` (`main_metric` by default) against ``control``."""
+    metric = metric or main_metric(view.records)
+    labels = arm_labels(view.records)
+    table = scores(view.records, metric, label=lambda record: labels[record.run_id])
+    best = select(table, minimised(metric))
+    oracle = next((name for name in ORACLES if name in best), None)
+    return Analysis(
+        view,
+        metric,
+        labels,
+        table,
+        best,
+        comparisons=compare(best, minimised(metric), control) if control in best else [],
+        oracle=oracle,
+        gaps=gap_closed(best, oracle, control) if oracle else {},
+        control=control,
+    )

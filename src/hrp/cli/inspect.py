@@ -1,0 +1,121 @@
+"""``hrp inspect``: what a spectrum holds, as a table, as JSON, as figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hrp.errors import SpectrumFormatError
+from hrp.spectrum import Spectrum
+
+EPILOG = """examples:
+  hrp inspect runs/spectrum
+  hrp inspect runs/spectrum --compare runs/other --rank 8 --out runs/figures
+  hrp inspect runs/spectrum --json | jq '.modules[].effective_rank.entropy'
+"""
+_SIDES = ("U", "Vh")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hrp inspect",
+        description="Print a table of a spectrum's modules (shape, rank, effective ranks, share of "
+        "the energy in the leading directions) and the loss per preheating step.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("spectrum", type=Path, help="folder written by `hrp preheat`")
+    parser.add_argument(
+        "--compare", type=Path, metavar="DIR", help="another spectrum to align with"
+    )
+    parser.add_argument(
+        "--rank", type=int, default=8, help="directions to align (default: 8, less if there are)"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write figures (PNG) to")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run ``hrp inspect``; returns the exit status."""
+    options = _parser().parse_args(argv)
+    try:
+        if options.rank < 1:
+            raise ValueError(f"`--rank` must be at least 1, got {options.rank}")
+        spectrum = Spectrum.load(options.spectrum)
+        other = Spectrum.load(options.compare) if options.compare else None
+        facts = _facts(spectrum, other, options.rank)
+        text = json.dumps(facts, indent=2) if options.json else "\n".join(_lines(spectrum, facts))
+        written = list(_write_figures(spectrum, other, options.rank, options.out))
+    except (OSError, SpectrumFormatError, ValueError) as error:
+        print(f"hrp inspect: {error}", file=sys.stderr)
+        return 2
+    print(text)
+    for path in written:
+        print(f"wrote {path}", file=sys.stderr)
+    return 0
+
+
+def _facts(spectrum: Spectrum, other: Spectrum | None, rank: int) -> dict[str, Any]:
+    from hrp.report.spectra import alignment, common_rank, module_facts
+
+    facts = {"provenance": spectrum.provenance, "modules": module_facts(spectrum)}
+    if other is not None:
+        rank = common_rank(spectrum, other, rank)
+        sides = {side: alignment(spectrum, other, rank, side) for side in ("U", "Vh")}
+        facts["alignment"] = {"rank": rank, **sides}
+    return facts
+
+
+def _lines(spectrum: Spectrum, facts: dict[str, Any]) -> Iterator[str]:
+    from hrp.report.spectra import spectrum_table
+
+    table = spectrum_table(spectrum)
+    yield from _columns([table.header, *table.rows])
+    yield f"\n{table.caption}"
+    for key, value in spectrum.provenance.items():
+        if key != "losses":
+            yield f"{key}: {json.dumps(value)}"
+    if losses := spectrum.provenance.get("losses"):
+        yield "\nloss per preheating step:"
+        for start in range(0, len(losses), 10):
+            row = " ".join(f"{loss:8.4f}" for loss in losses[start : start + 10])
+            yield f"{start + 1:5d}: {row}"
+    if "alignment" in facts:
+        aligned = facts["alignment"]
+        rank = aligned["rank"]
+        yield f"\nalignment at rank {rank} (mean squared cosine of the principal angles):"
+        rows = [(n, *(f"{aligned[side][n]:.3f}" for side in _SIDES)) for n in aligned["U"]]
+        yield from _columns([("module", *_SIDES), *rows])
+
+
+def _columns(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *cells in rows:
+        padded = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        yield "  ".join([name.ljust(widths[0]), *padded])
+
+
+def _write_figures(
+    spectrum: Spectrum, other: Spectrum | None, rank: int, folder: Path | None
+) -> Iterator[Path]:
+    if folder is None:
+        return
+    from hrp.report import plots, spectra
+    from hrp.report.figures import save
+
+    yield save(spectra.effective_rank_map(spectrum), folder / "effective_rank.png")
+    yield save(spectra.energy_curves(spectrum), folder / "energy.png")
+    if losses := spectrum.provenance.get("losses"):
+        yield save(plots.preheating_curves({"preheating": losses}), folder / "preheating.png")
+    if other is not None:
+        rank = spectra.common_rank(spectrum, other, rank)
+        outputs = spectra.alignment_map(spectrum, other, rank, "U")
+        inputs = spectra.alignment_map(spectrum, other, rank, "Vh")
+        yield save(outputs, folder / "alignment_outputs.png")
+        yield save(inputs, folder / "alignment_inputs.png")
+        yield save(spectra.alignment_curves(spectrum, other, rank), folder / "alignment.png")

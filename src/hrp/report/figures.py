@@ -1,0 +1,140 @@
+"""The look of all figures, and their way into files and pages."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+# Text, axes and the control's lines; in a page it becomes the text's colour, light or dark.
+INK = "#101418"
+# Told apart by colour-blind readers, and visible on white and on near-black.
+PALETTE = ("#2b7bba", "#d55e00", "#009e73", "#b8860b", "#c2609a", "#7a68c9", "#8b6f47")
+WIDTH = 5.2  # inches: the width of a phone at 72 dots an inch
+_STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "legend.fontsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": INK,
+    "grid.alpha": 0.12,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "hrp",
+}
+_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+
+
+@contextmanager
+def drawn(height: float = 3.4) -> Iterator[Figure]:
+    """Yield an empty figure to draw on, in the project's style."""
+    with matplotlib.rc_context(_STYLE), _without_glyph_warnings():
+        yield Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+@contextmanager
+def _without_glyph_warnings() -> Iterator[None]:
+    # Names may hold any script; a box in a label is no reason to fail.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        yield
+
+
+def plain(text: str, longest: int = 40) -> str:
+    """Text that matplotlib shows as it is: no mathematics, one line, shortened in the middle.
+
+    >>> plain("cost $x$ of `a`"), plain("abcdefghij", longest=7)
+    ('cost \\\\$x\\\\$ of `a`', 'abc…hij')
+    """
+    one_line = "".join(char if char.isprintable() else " " for char in text)
+    if len(one_line) > longest:
+        half = (longest - 1) // 2
+        one_line = one_line[:half] + "…" + one_line[-half:]
+    return one_line.replace("$", r"\$")
+
+
+def colour(index: int) -> dict[str, Any]:
+    """Line colour and dashes of the ``index``-th series; dashes change when colours run out."""
+    style = ("-", "--", ":", "-.")[index // len(PALETTE) % 4]
+    return {"color": PALETTE[index % len(PALETTE)], "linestyle": style}
+
+
+def heat_map(
+    figure: Figure, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], label: str
+) -> Any:
+    """Draw ``values`` (rows, columns) with their numbers where there is room; NaN stays empty."""
+    axes = figure.add_subplot()
+    mesh = axes.pcolormesh(np.ma.masked_invalid(values), cmap="viridis", edgecolors="face")
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+    axes.set_yticks(np.arange(len(rows)) + 0.5, [plain(row, 30) for row in rows])
+    slanted: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    horizontal = sum(map(len, columns)) < 45
+    names = [plain(column, 30) for column in columns]
+    axes.set_xticks(np.arange(len(columns)) + 0.5, names, **({} if horizontal else slanted))
+    axes.tick_params(length=0)
+    figure.colorbar(mesh, ax=axes, label=label)
+    if len(columns) <= 10 and len(rows) <= 36:
+        _write_numbers(axes, values)
+    return axes
+
+
+def _write_numbers(axes: Any, values: np.ndarray) -> None:
+    low, high = np.nanmin(values), np.nanmax(values)
+    digits = 0 if high >= 100 else 1 if high >= 10 else 3 if high < 5 else 2
+    for row, column in np.argwhere(np.isfinite(values)):
+        value = values[row, column]
+        bright = high > low and (value - low) / (high - low) > 0.6
+        axes.text(
+            column + 0.5,
+            row + 0.5,
+            f"{value:.{digits}f}",
+            ha="center",
+            va="center",
+            fontsize=7,
+            color="#000000" if bright else "#ffffff",
+        )
+
+
+def to_svg(figure: Figure, name: str, description: str) -> str:
+    """Return an inline ``<svg>`` that takes the page's text colour.
+
+    ``name`` (letters, digits, dashes) keeps the ids of several figures in one page apart.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context(_STYLE), _without_glyph_warnings():
+        figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = svg.replace(INK, "currentColor")
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" OPENING>', svg, count=1)
+    return svg.replace("OPENING", f'role="img" aria-label="{html.escape(description)}"', 1).strip()
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write ``figure`` to ``path`` as its suffix says (.png, .svg, .pdf), on white."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    with matplotlib.rc_context(_STYLE), _without_glyph_warnings():
+        figure.savefig(staging, dpi=160, facecolor="white")
+    staging.replace(path)
+    return path

@@ -1,0 +1,126 @@
+"""Safe pieces of HTML and the page around them: no script, no network, light and dark.
+
+Text becomes HTML only through `tag`, which escapes whatever is not `Html` already; the page's
+content security policy forbids scripts and all loading besides.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+
+from hrp.report.tables import Table
+
+_VOID = frozenset({"meta"})
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_STYLE = """
+:root { color-scheme: light dark; --page: #ffffff; --ink: #101418; --soft: #57606a;
+  --line: #d0d7de; --panel: #f6f8fa; --good: #00704f; --bad: #b34700; --link: #0a58ca; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #14181d; --ink: #e6e9ed; --soft: #9aa4af; --line: #343b44; --panel: #1b2027;
+    --good: #3fc79a; --bad: #ff9a5c; --link: #7db4ff; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 1200px; margin: 0 auto; padding: 16px; }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: .4em 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.25rem; margin: 2em 0 .5em; padding-top: .6em; border-top: 1px solid var(--line);
+  overflow-wrap: anywhere; }
+h3 { font-size: 1.05rem; margin: 1.4em 0 .4em; overflow-wrap: anywhere; }
+a { color: var(--link); }
+nav ul { display: flex; flex-wrap: wrap; gap: .2em 1.2em; padding: 0; list-style: none; }
+p, li, figcaption, summary, td.long { overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
+table { border-collapse: collapse; width: 100%; font-size: .84rem;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: .4em .7em; text-align: left; white-space: nowrap;
+  border-bottom: 1px solid var(--line); }
+td.long { white-space: normal; min-width: 16em; }
+tbody tr:last-child td { border-bottom: 0; }
+th { background: var(--panel); font-weight: 600; }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--panel);
+  max-width: 12em; white-space: normal; overflow-wrap: break-word; }
+@media (min-width: 700px) {
+  th:first-child, td:first-child { white-space: nowrap; max-width: 30em; } }
+.better { color: var(--good); font-weight: 600; }
+.worse { color: var(--bad); font-weight: 600; }
+.caption, figcaption { color: var(--soft); font-size: .84rem; margin: .4em 0 1em; }
+.figures { display: grid; gap: 16px; align-items: start;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); }
+figure { margin: 0; max-width: 620px; }
+figure svg { width: 100%; height: auto; display: block; }
+details { margin: .6em 0; }
+summary { cursor: pointer; color: var(--soft); }
+"""
+
+
+class Html(str):
+    """A string that is HTML already: built by `tag`, or a figure's own SVG."""
+
+    __slots__ = ()
+
+
+def tag(name: str, *children: str, **attributes: str) -> Html:
+    """One element; text children and attribute values are escaped, `Html` is taken as it is.
+
+    A trailing underscore lets Python's words be attributes (``class_``).
+
+    >>> tag("b", "1 < 2", class_="x")
+    '<b class="x">1 &lt; 2</b>'
+    """
+    given = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{html.escape(value)}"'
+        for key, value in attributes.items()
+    )
+    if name in _VOID:
+        return Html(f"<{name}{given}>")
+    return Html(f"<{name}{given}>{joined(children)}</{name}>")
+
+
+def joined(parts: Iterable[str]) -> Html:
+    """Concatenate parts, escaping those that are not `Html`."""
+    return Html("".join(one if isinstance(one, Html) else html.escape(one) for one in parts))
+
+
+def table(content: Table) -> Html:
+    """A table that scrolls sideways in itself, its caption below."""
+    head = tag("tr", *(tag("th", name, scope="col") for name in content.header))
+    rows = [tag("tr", *map(_cell, row)) for row in content.rows]
+    whole = tag("table", tag("thead", head), tag("tbody", *rows))
+    return joined(
+        [
+            tag("div", whole, class_="scroll", tabindex="0"),
+            tag("p", content.caption, class_="caption"),
+        ]
+    )
+
+
+def _cell(text: str) -> Html:
+    if text in ("better", "worse"):
+        return tag("td", text, class_=text)
+    return tag("td", text, class_="long") if len(text) > 40 else tag("td", text)
+
+
+def figure(svg: str, caption: str) -> Html:
+    """A figure from `hrp.report.figures.to_svg`, with its caption."""
+    return tag("figure", Html(svg), tag("figcaption", caption))
+
+
+def section(identifier: str, title: str, *children: str) -> Html:
+    """A part of the page that `page` can link to."""
+    return tag("section", tag("h2", title), *children, id=identifier)
+
+
+def page(title: str, lead: str, links: Iterable[tuple[str, str]], *children: str) -> str:
+    """The whole document; ``links`` are (section identifier, text)."""
+    head = [
+        tag("meta", charset="utf-8"),
+        tag("meta", name_="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("title", title),
+        tag("style", Html(_STYLE)),
+    ]
+    menu = [tag("li", tag("a", text, href=f"#{identifier}")) for identifier, text in links]
+    body = [tag("h1", title), tag("p", lead), tag("nav", tag("ul", *menu)), *children]
+    document = tag("html", tag("head", *head), tag("body", tag("main", *body)), lang="en")
+    return f"<!DOCTYPE html>\n{document}\n"
