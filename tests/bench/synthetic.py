@@ -50,7 +50,12 @@ def full_record(arm="hrp-ab", seed=0, rate=1e-3, steps=420, charged=30, loss=1.4
     )
     return Record(
         RunSpec(
-            "standin-a", arm, "gsm8k", seed, rate, {"model": "base-lm-30m", "rank": 4} | config
+            "standin-a",
+            arm,
+            "gsm8k",
+            seed,
+            rate,
+            {"model": "base-lm-30m", "rank": 4, "finetune_steps": steps} | config,
         ),
         "ok",
         metrics={"eval_loss": loss, "exact_match": 0.05},
@@ -74,3 +79,22 @@ def full_record(arm="hrp-ab", seed=0, rate=1e-3, steps=420, charged=30, loss=1.4
         started="2026-01-02T03:04:05+00:00",
         ended="2026-01-02T03:05:05+00:00",
     )
+
+
+JUDGED = {
+    "lora": (0, 1.45),
+    "hrp-ab": (30, 1.42),
+    "oracle-b": (0, 1.40),
+}  # steps charged, loss at the best rate
+
+
+def benchmark(totals=(450,)):
+    """Every arm at equal total steps, and the charged ones at equal fine-tuning steps too."""
+    return [
+        full_record(arm, seed, rate, steps, charged, loss + 0.001 * seed + abs(rate - 2e-3) * 10)
+        for total in totals
+        for arm, (charged, loss) in JUDGED.items()
+        for steps in {total, total - charged}
+        for seed in range(3)
+        for rate in (1e-3, 2e-3, 4e-3)
+    ]

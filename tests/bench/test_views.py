@@ -1,0 +1,107 @@
+import dataclasses
+
+import pytest
+
+from bench.synthetic import JUDGED, benchmark, full_record
+from hrp.bench.costs import Costs
+from hrp.bench.record import RecordError
+from hrp.bench.views import analyse, arm_labels, main_metric, setting, views
+
+
+def test_both_bases_hold_every_arm_at_the_same_number_of_steps():
+    total, tuned = views(benchmark())
+    assert (total.basis, tuned.basis) == ("equal total steps", "equal fine-tuning steps")
+    assert {one.costs.total_steps for one in total.records} == {450}
+    assert {one.costs.finetune_steps for one in tuned.records} == {450}
+    assert {one.arm for one in total.records} == {one.arm for one in tuned.records} == set(JUDGED)
+
+
+def test_budgets_experiments_and_tasks_are_kept_apart():
+    records = benchmark((450, 930))
+    other = [
+        dataclasses.replace(one, run=dataclasses.replace(one.run, task="glue")) for one in records
+    ]
+    found = [(view.task, view.steps, view.basis[:11]) for view in views([*records, *other])]
+    bases = ("equal total", "equal fine-")
+    assert found == [(t, s, b) for t in ("glue", "gsm8k") for s in (450, 930) for b in bases]
+
+
+def test_the_second_basis_is_left_out_where_nothing_is_charged():
+    plain = [one for one in benchmark() if one.arm != "hrp-ab"]
+    assert [view.basis for view in views(plain)] == ["equal total steps"]
+
+
+def test_a_fraction_of_a_step_charged_counts_as_a_step():
+    record = full_record("eva", steps=448)
+    charged = dataclasses.replace(
+        record, costs=dataclasses.replace(record.costs, finetune_steps=448, charged_steps=1.2)
+    )
+    (view,) = views([charged, full_record("lora", steps=450, charged=0)])
+    assert {one.arm for one in view.records} == {"eva", "lora"}
+
+
+def test_failures_are_in_no_view():
+    failed = dataclasses.replace(full_record("lora"), status="failed", reason="out of memory")
+    assert views([failed]) == []
+
+
+def test_configurations_of_one_arm_are_told_apart_by_what_differs_first_rank_then_steps():
+    records = [
+        full_record(
+            "hrp-b", seed, hrp={"preheat_rank": R, "preheat_steps": K, "batches": K}, note=seed
+        )
+        for R in (4, 16)
+        for K in (5, 10)
+        for seed in (0, 1)
+    ]
+    labels = arm_labels([*records, full_record("lora")])
+    assert set(labels.values()) == {
+        "lora", "hrp-b R=4 K=5", "hrp-b R=4 K=10", "hrp-b R=16 K=5", "hrp-b R=16 K=10",
+    }  # fmt: skip
+
+
+def test_an_arm_with_one_configuration_keeps_its_name_though_settings_follow_seed_and_rate():
+    records = [
+        full_record("lora", seed, rate, out=f"runs/{seed}-{rate}")
+        for seed in (0, 1)
+        for rate in (1e-3, 2e-3)
+    ]
+    assert set(arm_labels(records).values()) == {"lora"}
+
+
+def test_the_analysis_finds_the_best_rate_the_verdict_and_the_share_of_the_gap():
+    analysis = analyse(views(benchmark())[0])
+    assert analysis.metric == "eval_loss"
+    assert {best.learning_rate for best in analysis.best.values()} == {2e-3}
+    assert list(analysis.best) == ["oracle-b", "hrp-ab", "lora"]
+    assert [record.run.seed for record in analysis.records_of("hrp-ab")] == [0, 1, 2]
+    assert analysis.oracle == "oracle-b"
+
+
+def test_without_the_control_there_is_a_table_but_no_comparison():
+    records = [one for one in benchmark() if one.arm == "hrp-ab"]
+    found = views(records)
+    assert [view.steps for view in found] == [450, 480]
+    assert analyse(found[0]).comparisons == []
+
+
+def test_a_task_s_own_metric_goes_before_the_loss():
+    records = [full_record("lora"), full_record("lora", seed=1)]
+    assert main_metric(records) == "eval_loss"
+    assert main_metric([full_record("lora", metric="exact_match")]) == "exact_match"
+    only = dataclasses.replace(full_record("lora"), metrics={"rouge": 0.1, "bleu": 0.2})
+    assert main_metric([only]) == "bleu"
+    with pytest.raises(ValueError, match="`records` must have metrics"):
+        main_metric([])
+
+
+def test_records_of_one_run_under_two_versions_of_the_code_are_an_error():
+    record = full_record("lora", steps=450, charged=0)
+    with pytest.raises(RecordError, match="two records of arm 'lora'"):
+        analyse(views([record, dataclasses.replace(record, costs=Costs(finetune_steps=450))])[0])
+
+
+def test_a_setting_is_found_wherever_it_is_nested():
+    record = full_record("hrp-b", hrp={"inner": {"preheat_rank": 64}})
+    assert setting(record, "preheat_rank") == "64"
+    assert setting(record, "nowhere") is None
