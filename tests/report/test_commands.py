@@ -1,0 +1,154 @@
+import json
+
+import pytest
+from spectra_made import made_spectrum
+
+from bench.synthetic import benchmark
+from hrp.bench.record import write_record
+from hrp.cli import inspect, report
+from hrp.report.spectra import alignment
+
+
+@pytest.fixture
+def records(tmp_path):
+    for record in benchmark():
+        write_record(record, tmp_path / "records")
+    return tmp_path / "records"
+
+
+@pytest.fixture
+def spectrum(tmp_path):
+    made_spectrum(0).save(tmp_path / "spectrum")
+    return tmp_path / "spectrum"
+
+
+def test_report_writes_one_page_from_records_and_spectra(records, spectrum, tmp_path, capsys):
+    out = tmp_path / "new" / "page.html"
+    assert report.main([str(records), "--spectrum", str(spectrum), "--out", str(out)]) == 0
+    text = out.read_text()
+    assert "oracle-b, hrp-ab: significantly better than lora." in text
+    assert f"Spectrum {spectrum}" in text
+    assert f"wrote {out} (36 records, 1 spectra)" in capsys.readouterr().out
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_report_judges_by_the_metric_and_control_asked_for(records, tmp_path):
+    out = tmp_path / "page.html"
+    options = ["--metric", "exact_match", "--control", "hrp-ab", "--title", "A title"]
+    assert report.main([str(records), "--out", str(out), *options]) == 0
+    text = out.read_text()
+    assert "<h1>A title</h1>" in text
+    assert "minus hrp-ab [95 % CI]" in text
+    assert "exact_match, mean ± sd</th>" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "'nowhere' is no folder"),
+        (["{records}", "--spectrum", "nowhere"], "is no spectrum folder"),
+        (["{records}", "--metric", "rouge"], "must be one of ['eval_loss', 'exact_match']"),
+    ],
+)
+def test_report_says_what_is_wrong_and_writes_nothing(
+    records, tmp_path, capsys, arguments, message
+):
+    out = tmp_path / "page.html"
+    given = [argument.format(records=records) for argument in arguments]
+    assert report.main([*given, "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("hrp report: ")
+    assert message in error
+    assert not out.exists()
+
+
+def test_report_names_a_broken_record(records, tmp_path, capsys):
+    (records / "half.json").write_text('{"schema": "hrp-rec')
+    assert report.main([str(records), "--out", str(tmp_path / "page.html")]) == 2
+    assert "half.json': not JSON" in capsys.readouterr().err
+
+
+def test_report_with_an_unwritable_output_is_an_error_not_a_traceback(records, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert report.main([str(records), "--out", str(tmp_path / "file" / "page.html")]) == 2
+    assert "hrp report: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [report, inspect])
+def test_each_command_s_help_has_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["--help"])
+    assert stopped.value.code == 0
+    assert "example" in capsys.readouterr().out
+
+
+def test_report_without_anything_to_show_is_a_usage_error(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        report.main(["--out", str(tmp_path / "page.html")])
+    assert stopped.value.code == 2
+    assert "give a folder of records, or --spectrum DIR" in capsys.readouterr().err
+
+
+def test_inspect_prints_a_row_a_module_and_the_loss_per_step(spectrum, capsys):
+    assert inspect.main([str(spectrum)]) == 0
+    text = capsys.readouterr().out
+    rows = [line for line in text.splitlines() if line.startswith("model.layers.")]
+    assert len(rows) == 9
+    assert "24 x 16" in rows[1]
+    assert "loss per preheating step:\n    1:   3.0000   2.5000   2.2000" in text
+    assert 'base_model: "base-lm-30m"' in text
+
+
+def test_inspect_aligns_with_another_spectrum_as_the_library_does(spectrum, tmp_path, capsys):
+    made_spectrum(1).save(tmp_path / "other")
+    arguments = [str(spectrum), "--compare", str(tmp_path / "other"), "--rank", "3", "--json"]
+    assert inspect.main(arguments) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["alignment"]["rank"] == 3
+    assert facts["alignment"]["U"] == pytest.approx(
+        alignment(made_spectrum(0), made_spectrum(1), 3, "U")
+    )
+    assert inspect.main(arguments[:-1]) == 0
+    assert "alignment at rank 3" in capsys.readouterr().out
+
+
+def test_inspect_s_json_holds_what_the_table_shows(spectrum, capsys):
+    assert inspect.main([str(spectrum), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    module = facts["modules"]["model.layers.0.mlp.down_proj"]
+    assert module["shape"] == [16, 32]
+    assert set(module["effective_rank"]) == {"entropy", "stable", "energy"}
+    assert module["energy"]["32"] == pytest.approx(1.0)
+    assert facts["provenance"]["losses"] == [3.0, 2.5, 2.2]
+
+
+def test_inspect_writes_its_figures(spectrum, tmp_path, capsys):
+    made_spectrum(1).save(tmp_path / "other")
+    out = tmp_path / "figures"
+    arguments = [str(spectrum), "--compare", str(tmp_path / "other"), "--out", str(out)]
+    assert inspect.main(arguments) == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "alignment.png", "alignment_inputs.png", "alignment_outputs.png", "effective_rank.png",
+        "energy.png", "preheating.png",
+    ]  # fmt: skip
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in out.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "is no spectrum folder"),
+        (["{spectrum}", "--compare", "{other}"], "both spectra must have the same modules"),
+        (["{spectrum}", "--rank", "0"], "`--rank` must be at least 1, got 0"),
+        (["{spectrum}", "--out", "{file}/figures"], "Not a directory"),
+    ],
+)
+def test_inspect_says_what_is_wrong(spectrum, tmp_path, capsys, arguments, message):
+    made_spectrum(layers=2).save(tmp_path / "other")
+    (tmp_path / "file").write_text("")
+    places = {"spectrum": spectrum, "other": tmp_path / "other", "file": tmp_path / "file"}
+    assert inspect.main([argument.format(**places) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("hrp inspect: ")
+    assert message in captured.err
+    assert captured.out == ""

@@ -1,0 +1,172 @@
+import doctest
+import re
+from xml.parsers import expat
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from spectra_made import made_spectrum
+
+import hrp.report.figures
+from bench.synthetic import benchmark, full_record
+from hrp.bench.views import analyse, views
+from hrp.report import plots, spectra
+from hrp.report.figures import INK, drawn, plain, save, to_svg
+
+
+@pytest.fixture(scope="module")
+def analysis():
+    return analyse(views(benchmark())[0])
+
+
+def assert_well_formed(svg):
+    expat.ParserCreate().Parse(svg, True)
+
+
+def lines_of(figure):
+    return {line.get_label(): line for line in figure.axes[0].lines}
+
+
+def test_the_doctests_hold():
+    assert doctest.testmod(hrp.report.figures).failed == 0
+
+
+def test_an_inline_svg_takes_the_page_s_colour_and_loads_nothing(analysis):
+    svg = to_svg(plots.sweep_curves(analysis), "one", 'a "sweep" <b>')
+    assert_well_formed(svg)
+    assert "currentColor" in svg
+    assert INK not in svg
+    assert 'aria-label="a &quot;sweep&quot; &lt;b&gt;"' in svg
+    assert not re.search(r"http|<!--|<script|<metadata|<image", svg)
+
+
+def test_ids_of_two_figures_never_meet(analysis):
+    one, two = (to_svg(plots.sweep_curves(analysis), name, "") for name in ("one", "two"))
+    ids = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in (one, two)]
+    assert ids[0]
+    assert not ids[0] & ids[1]
+    for svg, own in zip((one, two), ids, strict=True):
+        assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg)) <= own
+
+
+def test_the_same_figure_is_the_same_text(analysis):
+    assert to_svg(plots.differences(analysis), "x", "") == to_svg(
+        plots.differences(analysis), "x", ""
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["$x", "$\\frac$ $", "a\nb", "名前 🙂", "_" * 300, "<script>&amp;"]
+)
+def test_any_name_can_be_drawn_as_it_is(name):
+    records = [full_record(arm, 0, rate, 450, 0) for arm in ("lora", name) for rate in (1e-3, 2e-3)]
+    records += [
+        full_record(arm, 1, rate, 450, 0) for arm in ("lora", name) for rate in (1e-3, 2e-3)
+    ]
+    analysis = analyse(views(records)[0])
+    for draw in (plots.differences, plots.sweep_curves, plots.loss_curves):
+        assert_well_formed(to_svg(draw(analysis), "x", name))
+    assert len(plain(name)) <= 80
+
+
+def test_a_saved_figure_is_whole_and_nothing_else_is_left(tmp_path, analysis):
+    path = save(plots.differences(analysis), tmp_path / "new" / "figure.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_sweeps_show_the_means_over_seeds(analysis):
+    lines = lines_of(plots.sweep_curves(analysis))
+    assert set(lines) == {"lora", "hrp-ab", "oracle-b"}
+    assert lines["lora"].get_ydata() == pytest.approx([1.461, 1.451, 1.471])
+    assert to_hex(lines["lora"].get_color()) == INK
+
+
+def test_an_unswept_benchmark_has_no_sweep_figure():
+    (view,) = views([full_record("lora", seed, steps=450, charged=0) for seed in range(2)])
+    assert plots.sweep_curves(analyse(view)) is None
+
+
+def test_loss_curves_start_after_the_charged_steps_and_end_together(analysis):
+    lines = lines_of(plots.loss_curves(analysis))
+    assert lines["hrp-ab"].get_xdata()[0] - lines["lora"].get_xdata()[0] == pytest.approx(30)
+    ends = {label: line.get_xdata()[-1] for label, line in lines.items()}
+    assert max(ends.values()) - min(ends.values()) <= 10
+
+
+def test_loss_curves_average_over_seeds():
+    records = [full_record("lora", seed, steps=450, charged=0) for seed in range(3)]
+    curve = lines_of(plots.loss_curves(analyse(views(records)[0])))["lora"]
+    expected = np.mean([[loss for _, loss in record.losses] for record in records], axis=0)
+    assert curve.get_ydata() == pytest.approx(expected)
+
+
+def test_long_curves_are_averaged_not_dropped():
+    record = full_record("lora", steps=5000, charged=0)
+    curve = lines_of(plots.loss_curves(analyse(views([record])[0])))["lora"]
+    assert len(curve.get_ydata()) <= 120
+    assert curve.get_ydata().mean() == pytest.approx(
+        np.mean([y for _, y in record.losses]), rel=1e-2
+    )
+
+
+def test_an_arm_far_from_all_others_does_not_flatten_them():
+    records = [
+        full_record(arm, seed, 1e-3, 450, 0, loss + 0.001 * ((seed * place) % 3))
+        for place, (arm, loss) in enumerate(
+            {"lora": 1.45, "a": 1.44, "b": 1.452, "c": 1.455, "full": -9.0}.items()
+        )
+        for seed in range(3)
+    ]
+    figure = plots.differences(analyse(views(records)[0]))
+    assert figure.axes[0].get_xlim()[1] < 0.2
+    assert any(text.get_text().startswith("-10.4") for text in figure.axes[0].texts)
+
+
+def ablated(ranks, steps):
+    return [
+        full_record(
+            "hrp-b", seed, rate, 450 - K, K, 1.4 + R / 1000 + K / 100 + rate,
+            preheat_rank=R, preheat_steps=K,
+        )
+        for R in ranks for K in steps for seed in (0, 1) for rate in (1e-3, 2e-3)
+    ]  # fmt: skip
+
+
+def test_an_ablation_s_cells_are_means_at_the_best_rate_in_numeric_order():
+    figure = plots.ablation(ablated((4, 128, 16), (5, 100, 25)), "eval_loss")
+    axes = figure.axes[0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["4", "16", "128"]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["5", "25", "100"]
+    values = axes.collections[0].get_array().reshape(3, 3)
+    expected = [[1.401 + R / 1000 + K / 100 for K in (5, 25, 100)] for R in (4, 16, 128)]
+    assert np.allclose(values, expected)
+
+
+def test_there_is_no_ablation_where_only_one_setting_varies():
+    assert plots.ablation(ablated((4, 16), (5,)), "eval_loss") is None
+    assert plots.ablation([full_record()], "eval_loss") is None
+
+
+def test_more_series_than_colours_stay_apart():
+    losses = {f"run {place}": [1.0, 0.5] for place in range(14)}
+    looks = [
+        (line.get_color(), line.get_linestyle())
+        for line in lines_of(plots.preheating_curves(losses)).values()
+    ]
+    assert len(set(looks)) == 14
+
+
+def test_drawing_leaves_matplotlib_s_settings_alone():
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    with drawn() as figure:
+        figure.add_subplot()
+    to_svg(figure, "x", "")
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("draw", [spectra.effective_rank_map, spectra.energy_curves])
+def test_spectrum_figures_can_be_drawn_for_many_layers(draw):
+    assert_well_formed(to_svg(draw(made_spectrum(layers=40)), "x", ""))

@@ -1,0 +1,111 @@
+import doctest
+
+import numpy as np
+import pytest
+import torch
+from spectra_made import KINDS, made_spectrum
+
+import hrp.report.spectra
+from hrp.report.spectra import (
+    alignment,
+    alignment_curves,
+    alignment_map,
+    common_rank,
+    effective_rank_map,
+    energy,
+    energy_at,
+    energy_curves,
+    module_facts,
+    place,
+    spectrum_table,
+)
+from hrp.spectrum import ModuleSpectrum, Spectrum
+
+
+def with_values(values):
+    rank = len(values)
+    return ModuleSpectrum(torch.eye(6)[:, :rank], torch.tensor(values), torch.eye(6)[:rank], 1.0)
+
+
+def test_the_doctests_hold():
+    assert doctest.testmod(hrp.report.spectra).failed == 0
+
+
+def test_energy_is_the_cumulated_share_of_squares():
+    assert energy(with_values([3.0, 4.0**0.5, 0.0])) == pytest.approx([9 / 13, 1, 1])
+    assert energy_at(with_values([2.0, 1.0]), 1) == pytest.approx(0.8)
+    assert energy_at(with_values([2.0, 1.0]), 32) == 1
+
+
+def test_a_module_whose_update_is_zero_has_no_effective_rank_and_breaks_nothing():
+    spectrum = Spectrum(
+        {"layers.0.x": with_values([0.0, 0.0]), "layers.1.x": with_values([1.0, 1.0])}
+    )
+    facts = module_facts(spectrum)
+    assert facts["layers.0.x"]["effective_rank"]["entropy"] is None
+    assert facts["layers.1.x"]["effective_rank"]["entropy"] == pytest.approx(2.0)
+    assert spectrum_table(spectrum).rows[0][3] == "—"
+    effective_rank_map(spectrum)
+    energy_curves(spectrum)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "kind"),
+    [
+        ("model.layers.3.mlp.up_proj", "3", "model.layers.mlp.up_proj"),
+        ("encoder.block.0.layer.0.SelfAttention.q", "0", "encoder.block.layer.SelfAttention.q"),
+        ("transformer.h.11.attn.c_attn", "11", "transformer.h.attn.c_attn"),
+        ("classifier", "—", "classifier"),
+    ],
+)
+def test_a_module_s_place_is_its_layer_and_kind(name, layer, kind):
+    assert place(name) == (layer, kind)
+
+
+def test_the_heat_map_has_a_row_a_layer_and_a_column_a_kind_with_the_spectrum_s_values():
+    spectrum = made_spectrum(layers=12)
+    axes = effective_rank_map(spectrum).axes[0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == [str(i) for i in range(12)]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == sorted(KINDS)
+    values = axes.collections[0].get_array().reshape(12, 3)
+    ranks = spectrum.effective_rank("entropy")
+    expected = [[ranks[f"model.layers.{i}.{kind}"] for kind in sorted(KINDS)] for i in range(12)]
+    assert np.allclose(values, expected)
+
+
+def test_modules_outside_the_layers_and_gaps_are_drawn_too():
+    modules = dict(made_spectrum().items())
+    del modules["model.layers.1.mlp.down_proj"]
+    modules["lm_head"] = with_values([1.0, 0.5])
+    axes = effective_rank_map(Spectrum(modules)).axes[0]
+    assert axes.get_yticklabels()[-1].get_text() == "—"
+    assert np.ma.is_masked(axes.collections[0].get_array())
+
+
+def test_alignment_is_1_with_itself_and_about_rank_over_dimension_with_a_stranger():
+    spectrum = made_spectrum(0)
+    for side in ("U", "Vh"):
+        assert list(alignment(spectrum, spectrum, 4, side).values()) == pytest.approx([1.0] * 9)
+    strange = np.mean(list(alignment(spectrum, made_spectrum(1), 4, "Vh").values()))
+    expected = np.mean([4 / d_in for _, d_in in KINDS.values()])
+    assert strange == pytest.approx(expected, rel=0.3)
+
+
+def test_spectra_of_two_ranks_are_aligned_at_the_rank_both_have():
+    large, small = made_spectrum(rank=8), made_spectrum(rank=3)
+    assert common_rank(large, small, 6) == 3
+    for side in ("U", "Vh"):
+        alignment_map(large, small, 3, side)
+    lines = alignment_curves(large, large, 5).axes[0].lines
+    assert all(line.get_ydata() == pytest.approx(np.ones(len(line.get_ydata()))) for line in lines)
+
+
+def test_the_table_has_a_row_a_module_as_the_spectrum_says():
+    spectrum = made_spectrum(layers=1)
+    rows = {row[0]: row for row in spectrum_table(spectrum).rows}
+    assert set(rows) == set(spectrum)
+    row = rows["model.layers.0.self_attn.q_proj"]
+    module = spectrum["model.layers.0.self_attn.q_proj"]
+    assert row[1:3] == ("24 x 16", "8")
+    assert row[3] == f"{module.effective_rank():.1f}"
+    assert row[6] == f"{energy_at(module, 4):.3f}"
