@@ -11,7 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from jaxtyping import install_import_hook
 
 # The modules whose functions take tensors; elsewhere our own messages must come through.
-TENSOR_MODULES = ("hrp.spectrum", "hrp.layers", "hrp.initialization", "hrp.theory")
+TENSOR_MODULES = ("hrp.spectrum", "hrp.layers", "hrp.initialization", "hrp.factorization", "hrp.theory")
 install_import_hook(TENSOR_MODULES, "beartype.beartype")
 
 import pytest

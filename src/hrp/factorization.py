@@ -1,0 +1,109 @@
+"""The SVD of ``lora_B @ lora_A`` from the factors alone: two ways, one answer.
+
+- Householder QR of each factor: always accurate; what runs on the CPU and in float64.
+- Cholesky QR in float64: on a GPU far faster, because it is matrix products and batched kernels;
+  accurate while the factors are not nearly dependent. Each result is checked, and a member of the
+  batch that fails is done again by Householder.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+SVD = tuple[
+    Float[Tensor, "*batch d_out k"], Float[Tensor, "*batch k"], Float[Tensor, "*batch k d_in"]
+]
+
+ORTHOGONALITY_TOLERANCE = 1e-5
+"""Largest allowed entry of ``|U^T U - I|`` and ``|Vh Vh^T - I|`` before Householder steps in."""
+
+
+def factored_svd(
+    lora_A: Float[Tensor, "*batch rank d_in"],
+    lora_B: Float[Tensor, "*batch d_out rank"],
+    scaling: float = 1.0,
+) -> SVD:
+    """Thin SVD of ``scaling * lora_B @ lora_A`` without ever forming the product.
+
+    With ``lora_B = Q_B R_B`` and ``lora_A^T = Q_A R_A``, the SVD of the small core
+    ``R_B R_A^T = U' S V'^T`` gives ``U = Q_B U'`` and ``V = Q_A V'``: O((d_out + d_in) R^2) time
+    and O((d_out + d_in) R) memory (HRP.md, "The SVD, never of a full matrix").
+
+    Computed in float32 or better, or float64 when a factor is float64; on the device of the
+    factors. ``k = min(rank, d_in, d_out)``; columns of ``U`` and rows of ``Vh`` are orthonormal
+    even where the factors have dependent columns, ``S`` is descending and non-negative.
+
+    >>> A = torch.tensor([[1.0, 0.0], [0.0, 2.0]]); B = torch.eye(2)
+    >>> factored_svd(A, B, scaling=3.0)[1].tolist()
+    [6.0, 3.0]
+    """
+    dtype = torch.promote_types(torch.promote_types(lora_A.dtype, lora_B.dtype), torch.float32)
+    lora_A, lora_B = lora_A.to(dtype), lora_B.to(dtype)
+    rank, batched = lora_A.shape[-2], lora_A.dim() == 3
+    fits = rank <= min(lora_A.shape[-1], lora_B.shape[-2])
+    if lora_A.is_cuda and batched and fits and dtype == torch.float32:
+        return cholesky_svd(lora_A, lora_B, scaling)
+    return householder_svd(lora_A, lora_B, scaling)
+
+
+def householder_svd(
+    lora_A: Float[Tensor, "*batch rank d_in"],
+    lora_B: Float[Tensor, "*batch d_out rank"],
+    scaling: float = 1.0,
+) -> SVD:
+    """`factored_svd` by Householder QR of both factors, in their dtype."""
+    Q_B, R_B = torch.linalg.qr(lora_B)
+    Q_A, R_A = torch.linalg.qr(lora_A.mT)
+    U, S, Vh = torch.linalg.svd(scaling * (R_B @ R_A.mT), full_matrices=False)
+    return Q_B @ U, S, Vh @ Q_A.mT
+
+
+def cholesky_svd(
+    lora_A: Float[Tensor, "n rank d_in"],
+    lora_B: Float[Tensor, "n d_out rank"],
+    scaling: float = 1.0,
+) -> SVD:
+    """`factored_svd` of a float32 batch by Cholesky QR in float64, checked member by member.
+
+    The Gram matrix squares the condition number, which float64 has room for: factors conditioned
+    up to 1e4 come out orthonormal to 1e-5. One host synchronisation, for the check.
+    """
+    R_A, failed_A = _triangle(lora_A.mT)
+    R_B, failed_B = _triangle(lora_B)
+    core = scaling * (R_B @ R_A.mT)
+    # Dependent columns leave NaN in their triangle, on which the library SVD would raise.
+    core = torch.where(core.isfinite(), core, 0.0)
+    U, S, Vh = _core_svd(core)
+    U = (lora_B.double() @ torch.linalg.solve_triangular(R_B, U, upper=True)).float()
+    V = (lora_A.mT.double() @ torch.linalg.solve_triangular(R_A, Vh.mT, upper=True)).float()
+    result = U, S.float(), V.mT
+    failed = failed_A | failed_B | ~(_is_orthonormal(U) & _is_orthonormal(V))
+    again = failed.nonzero().flatten()
+    if len(again):
+        redone = householder_svd(lora_A[again], lora_B[again], scaling)
+        for whole, part in zip(result, redone, strict=True):
+            whole[again] = part
+    return result
+
+
+def _triangle(
+    X: Float[Tensor, "n dim rank"],
+) -> tuple[Float[Tensor, "n rank rank"], Tensor]:
+    """Upper R of ``X = Q R`` in float64, and whether it could not be had, by member."""
+    wide = X.double()
+    lower, info = torch.linalg.cholesky_ex(wide.mT @ wide)
+    return lower.mT, info != 0
+
+
+def _core_svd(core: Float[Tensor, "n rank rank"]) -> SVD:
+    # cuSOLVER's batched driver: measured 100x faster here than an eigen-decomposition. It works on
+    # the Gram matrix, hence the check in the caller.
+    driver = "gesvda" if core.is_cuda else None
+    return torch.linalg.svd(core, full_matrices=False, driver=driver)
+
+
+def _is_orthonormal(X: Float[Tensor, "n dim rank"]) -> Tensor:
+    identity = torch.eye(X.shape[-1], device=X.device)
+    return (X.mT @ X - identity).abs().amax(dim=(1, 2)) < ORTHOGONALITY_TOLERANCE
