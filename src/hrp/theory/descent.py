@@ -1,0 +1,135 @@
+"""Discrete optimisers on the same problem, for what gradient flow does not cover."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from jaxtyping import Float
+
+from hrp.theory.checks import checked_choice, checked_count, checked_positive
+from hrp.theory.flow import TrainFactors, Trajectory
+from hrp.theory.problem import MatrixFactorization
+from hrp.theory.starts import Start
+
+Method = Literal["gd", "sgd", "adam"]
+
+_BETAS, _EPSILON = (0.9, 0.999), 1e-8
+
+
+@dataclass(frozen=True)
+class Descent:
+    """An optimizer at a constant step size.
+
+    Args:
+        method: "gd", exact gradients; "sgd", exact gradients plus Gaussian noise; "adam", Kingma
+            and Ba 2015 with betas (0.9, 0.999), epsilon 1e-8, on exact (or noisy) gradients.
+        step_size: learning rate.
+        steps: number of updates.
+        noise: standard deviation of the noise on every entry of the gradient; "gd" takes none.
+
+    Raises:
+        ValueError: a field is out of range.
+    """
+
+    method: Method = "gd"
+    step_size: float = 0.02
+    steps: int = 500
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        checked_choice("method", self.method, get_args(Method))
+        checked_positive("step_size", self.step_size)
+        checked_count("steps", self.steps)
+        if not (np.isfinite(self.noise) and self.noise >= 0):
+            raise ValueError(f"`noise` must be a finite number of at least 0, got {self.noise!r}")
+        if self.method == "gd" and self.noise:
+            raise ValueError(f"`noise` must be 0 for 'gd', got {self.noise!r}; use 'sgd'")
+        if self.method == "sgd" and not self.noise:
+            raise ValueError("`noise` must be above 0 for 'sgd', got 0; without noise it is 'gd'")
+
+
+def descend(
+    problem: MatrixFactorization,
+    start: Start,
+    settings: Descent,
+    train_factors: TrainFactors = "both",
+    keep_factors: bool = False,
+    rng: np.random.Generator | None = None,
+) -> Trajectory:
+    """Run ``settings`` from ``start``; losses before each step and after the last one.
+
+    The trajectory's times are step size times steps done: for "gd" they are flow times, to first
+    order in the step size.
+
+    Raises:
+        ValueError: noise is asked for, and no ``rng`` given.
+        FloatingPointError: the loss became infinite or NaN: the step size is too large.
+    """
+    checked_choice("train_factors", train_factors, get_args(TrainFactors))
+    if settings.noise and rng is None:
+        raise ValueError("`rng` must be given for noise, got None; pass numpy.random.default_rng()")
+    factors = {"A": start.A, "B": start.B}
+    trained = ["A", "B"] if train_factors == "both" else [train_factors]
+    updates = {name: _Update(settings, factors[name]) for name in trained}
+    kept: list[dict[str, np.ndarray]] = []
+    losses = []
+    with np.errstate(over="ignore", invalid="ignore"):  # `_finite_loss` says it in our words
+        for step in range(settings.steps + 1):
+            losses.append(_finite_loss(problem, factors, step, settings))
+            if keep_factors:
+                kept.append(factors)
+            if step < settings.steps:
+                factors = factors | _stepped(problem, factors, updates, rng)
+    times = settings.step_size * np.arange(settings.steps + 1)
+    trajectory = Trajectory(times, np.stack(losses, -1))
+    if not keep_factors:
+        return trajectory
+    A, B = (np.stack([one[name] for one in kept], -3) for name in ("A", "B"))
+    return Trajectory(times, trajectory.losses, A, B)
+
+
+def _stepped(
+    problem: MatrixFactorization,
+    factors: dict[str, np.ndarray],
+    updates: dict[str, _Update],
+    rng: np.random.Generator | None,
+) -> dict[str, np.ndarray]:
+    """The trained factors after one step."""
+    gradients = dict(zip("AB", problem.gradients(factors["A"], factors["B"]), strict=True))
+    return {name: factors[name] - update(gradients[name], rng) for name, update in updates.items()}
+
+
+def _finite_loss(
+    problem: MatrixFactorization, factors: dict[str, np.ndarray], step: int, settings: Descent
+) -> Float[np.ndarray, "*batch"]:
+    loss = problem.loss(factors["A"], factors["B"])
+    if not np.isfinite(loss).all():
+        raise FloatingPointError(
+            f"the loss is not finite after {step} steps of {settings.method!r} at `step_size` = "
+            f"{settings.step_size:g}; lower `step_size`"
+        )
+    return loss
+
+
+class _Update:
+    """What one step takes off one factor; holds Adam's moments."""
+
+    def __init__(self, settings: Descent, factor: np.ndarray) -> None:
+        self.settings = settings
+        self.first, self.second = np.zeros_like(factor), np.zeros_like(factor)
+        self.count = 0
+
+    def __call__(self, gradient: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+        if rng is not None and self.settings.noise:
+            gradient = gradient + self.settings.noise * rng.standard_normal(gradient.shape)
+        if self.settings.method != "adam":
+            return self.settings.step_size * gradient
+        self.count += 1
+        beta1, beta2 = _BETAS
+        self.first = beta1 * self.first + (1 - beta1) * gradient
+        self.second = beta2 * self.second + (1 - beta2) * gradient**2
+        scaled = np.sqrt(self.second / (1 - beta2**self.count)) + _EPSILON
+        return self.settings.step_size * self.first / (1 - beta1**self.count) / scaled

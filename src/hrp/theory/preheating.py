@@ -1,0 +1,92 @@
+"""HRP in the lab: preheat at a high rank, take the directions with the library's own spectrum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from hrp.spectrum import factored_svd
+from hrp.theory.checks import checked_choice, checked_positive
+from hrp.theory.flow import gradient_flow
+from hrp.theory.predict import limit_loss
+from hrp.theory.problem import Direction, MatrixFactorization
+from hrp.theory.starts import RandomKind, Start, random_start, start_at
+
+
+@dataclass(frozen=True, eq=False)
+class Preheated:
+    """Thin SVD of every draw's preheated product B A^T.
+
+    Args:
+        U: (draws, m, preheat_rank).
+        S: (draws, preheat_rank), descending.
+        Vh: (draws, preheat_rank, n).
+    """
+
+    U: Float[np.ndarray, "*draws m preheat_rank"]
+    S: Float[np.ndarray, "*draws preheat_rank"]
+    Vh: Float[np.ndarray, "*draws preheat_rank n"]
+
+    def directions(self, rank: int, direction: Direction) -> Float[np.ndarray, "*draws dim rank"]:
+        """Leading right ("A") or left ("B") singular vectors, as columns.
+
+        Raises ``ValueError`` if ``rank`` is above the preheat rank.
+        """
+        checked_choice("direction", direction, get_args(Direction))
+        if not 1 <= rank <= self.S.shape[-1]:
+            raise ValueError(
+                f"`rank` must be between 1 and `preheat_rank` = {self.S.shape[-1]}, got {rank}; "
+                "raise `preheat_rank`"
+            )
+        if direction == "B":
+            return self.U[..., :rank]
+        return self.Vh[..., :rank, :].swapaxes(-1, -2)
+
+    def start(self, problem: MatrixFactorization, rank: int, direction: Direction) -> Start:
+        """The real adapter's start: `directions` in the carrier, zero in the other factor."""
+        return start_at(problem, self.directions(rank, direction), direction)
+
+    def limit_loss(
+        self, problem: MatrixFactorization, rank: int, direction: Direction
+    ) -> Float[np.ndarray, "*draws"]:
+        """Loss that asymmetric LoRA reaches from `start`, the carrier frozen (measured P4, P5)."""
+        return limit_loss(problem, self.directions(rank, direction), direction)
+
+
+def spectrum_of(
+    A: Float[np.ndarray, "*draws n preheat_rank"], B: Float[np.ndarray, "*draws m preheat_rank"]
+) -> Preheated:
+    """SVD of B A^T by `hrp.spectrum.factored_svd`, in float64."""
+    lora_A = torch.from_numpy(np.array(A.swapaxes(-1, -2), dtype=np.float64))
+    U, S, Vh = factored_svd(lora_A, torch.from_numpy(np.array(B, dtype=np.float64)))
+    return Preheated(U.numpy(), S.numpy(), Vh.numpy())
+
+
+def preheat_to_limit(
+    problem: MatrixFactorization,
+    frozen_columns: Float[np.ndarray, "*draws dimension preheat_rank"],
+    frozen: Direction = "A",
+) -> Preheated:
+    """Asymmetric preheating run to its end: B = M A (A^T A)^-1 (HRP.md P1, t -> infinity)."""
+    start = start_at(problem, frozen_columns, frozen)
+    other = problem.seen_from(frozen).M @ np.linalg.pinv(frozen_columns).swapaxes(-1, -2)
+    return spectrum_of(start.A, other) if frozen == "A" else spectrum_of(other, start.B)
+
+
+def preheat_classic(
+    problem: MatrixFactorization,
+    preheat_rank: int,
+    time: float,
+    rng: np.random.Generator,
+    draws: int,
+    kind: RandomKind = "orthogonal",
+) -> Preheated:
+    """Classic preheating, both factors trained by gradient flow for ``time`` from a random A."""
+    start = random_start(problem, preheat_rank, rng, draws, kind)
+    end = np.array([checked_positive("time", time)])
+    run = gradient_flow(problem, start, end, tolerance=1e-9, keep_factors=True)
+    return spectrum_of(*run.factors_at(0))

@@ -1,0 +1,89 @@
+"""Where a low-rank run starts: random, at the target's own directions, or at preheated ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from jaxtyping import Float
+
+from hrp.theory.checks import checked_choice, checked_count, checked_positive, checked_rank
+from hrp.theory.problem import Direction, MatrixFactorization, orthonormal_columns
+
+RandomKind = Literal["gaussian", "orthogonal"]
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Both factors at time 0, one of them zero, so that the product is zero.
+
+    Args:
+        A: (*batch, n, rank).
+        B: (*batch, m, rank).
+        direction: the factor that carries the directions; the other one is zero.
+    """
+
+    A: Float[np.ndarray, "*batch n rank"]
+    B: Float[np.ndarray, "*batch m rank"]
+    direction: Direction
+
+    @property
+    def rank(self) -> int:
+        """Columns of both factors."""
+        return int(self.A.shape[-1])
+
+
+def start_at(
+    problem: MatrixFactorization,
+    directions: Float[np.ndarray, "*batch dimension rank"],
+    direction: Direction = "A",
+) -> Start:
+    """Put ``directions`` (*batch, n or m, rank) into A (direction "A") or B ("B"), 0 elsewhere."""
+    seen = problem.seen_from(direction)
+    carrier = np.asarray(directions, dtype=np.float64)
+    dimension, other = seen.n, seen.m
+    if carrier.ndim < 2 or carrier.shape[-2] != dimension:
+        raise ValueError(
+            f"`directions` must have shape (..., {dimension}, rank) for direction "
+            f"{direction!r}, got {carrier.shape}"
+        )
+    checked_rank("rank", carrier.shape[-1], dimension, "the carrier's dimension")
+    zero = np.zeros((*carrier.shape[:-2], other, carrier.shape[-1]))
+    return Start(carrier, zero, direction) if direction == "A" else Start(zero, carrier, direction)
+
+
+def random_start(
+    problem: MatrixFactorization,
+    rank: int,
+    rng: np.random.Generator,
+    draws: int,
+    kind: RandomKind = "orthogonal",
+    direction: Direction = "A",
+) -> Start:
+    """``draws`` random starts: Haar orthonormal columns, or Gaussian columns of that mean length.
+
+    Gaussian entries have variance 1 / dimension, so a column's expected squared norm is 1, and
+    both kinds start with the same E ||A||_F^2 = rank.
+
+    Raises:
+        ValueError: ``rank`` above the carrier's dimension, an unknown kind or direction.
+    """
+    checked_choice("kind", kind, get_args(RandomKind))
+    checked_count("draws", draws)
+    dimension = problem.seen_from(direction).n
+    checked_rank("rank", rank, dimension, "the carrier's dimension")
+    if kind == "gaussian":
+        carrier = rng.standard_normal((draws, dimension, rank)) / np.sqrt(dimension)
+    else:
+        carrier = orthonormal_columns(rng, dimension, rank, (draws,))
+    return start_at(problem, carrier, direction)
+
+
+def wise_start(
+    problem: MatrixFactorization, rank: int, direction: Direction = "A", scale: float = 1.0
+) -> Start:
+    """The target's own leading singular vectors, times ``scale`` (HRP.md P2, P3); no batch axis."""
+    problem.check_rank("rank", rank)
+    leading = problem.seen_from(direction).svd[2][:rank].T
+    return start_at(problem, checked_positive("scale", scale) * leading, direction)
