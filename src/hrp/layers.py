@@ -26,6 +26,9 @@ _DORA_VARIANTS = tuple(
     f"Dora{kind}Variant" for kind in ("Linear", "Embedding", "Conv1d", "Conv2d", "Conv3d")
 )
 
+MODULES_AT_ONCE = 16
+"""Largest batch of the factored SVD: enough to fill a GPU, a few hundred MiB at 8B shapes."""
+
 
 @dataclass(frozen=True)
 class LoraModule:
@@ -196,13 +199,14 @@ def _has_factors(layer: lora.LoraLayer, adapter_name: str) -> bool:
 def read_spectrum(modules: dict[str, LoraModule], provenance: dict[str, Any]) -> Spectrum:
     """Spectra of ``scaling * lora_B @ lora_A`` of an adapter's modules, on the CPU.
 
-    Modules of one shape go through the factored SVD in one batch, on the factors' device.
+    Modules of one shape go through the factored SVD together, on the factors' device, at most
+    `MODULES_AT_ONCE` of them, so that its working memory stays small.
 
     Raises:
         PreheatingError: a factor is all zeros (the module was not trained) or not finite.
     """
     spectra: dict[str, ModuleSpectrum] = {}
-    for names, factors_A, factors_B in _batches_by_shape(modules):
+    for names, factors_A, factors_B in batches_by_shape(modules):
         _check_trained(names, factors_A, factors_B)
         U, S, Vh = (part.cpu() for part in factored_svd(factors_A, factors_B))
         for i, name in enumerate(names):
@@ -211,19 +215,22 @@ def read_spectrum(modules: dict[str, LoraModule], provenance: dict[str, Any]) ->
     return Spectrum(spectra, provenance)
 
 
-def _batches_by_shape(
+def batches_by_shape(
     modules: dict[str, LoraModule],
 ) -> Iterator[tuple[list[str], Float[Tensor, "n rank d_in"], Float[Tensor, "n d_out rank"]]]:
+    """Names and stacked factors, float32, of up to `MODULES_AT_ONCE` modules of one shape."""
     groups: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     views = {name: module.views() for name, module in modules.items()}
     for name, (lora_A, lora_B) in views.items():
         groups[lora_A.shape, lora_B.shape, lora_A.device].append(name)
-    for names in groups.values():
-        yield (
-            names,
-            torch.stack([views[name][0] for name in names]).float(),
-            torch.stack([views[name][1] for name in names]).float(),
-        )
+    for group in groups.values():
+        for start in range(0, len(group), MODULES_AT_ONCE):
+            names = group[start : start + MODULES_AT_ONCE]
+            yield (
+                names,
+                torch.stack([views[name][0] for name in names]).float(),
+                torch.stack([views[name][1] for name in names]).float(),
+            )
 
 
 def _check_trained(names: list[str], factors_A: Tensor, factors_B: Tensor) -> None:

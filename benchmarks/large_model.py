@@ -1,0 +1,235 @@
+"""Peak memory and step time of preheating beside what a user would run otherwise, on one GPU.
+
+    python benchmarks/large_model.py --shape 1b --out experiments/results/large-model-1b.json
+
+A Llama of the given shape with random weights in bf16; every way sees the same batch, in one
+process, one after the other. Step times are medians; compare them as ratios to plain LoRA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from peft import EvaConfig, LoraConfig, LoraGAConfig, PeftModel, get_peft_model
+from peft.tuners.lora import initialize_lora_eva_weights, preprocess_loraga
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import hrp
+from hrp.layers import batches_by_shape, lora_modules, read_spectrum
+from hrp.spectrum import factored_svd
+from hrp.versions import installed_versions
+
+SHAPES = {
+    "tiny": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 2,
+                 "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 1024},
+    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+               "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+               "tie_word_embeddings": True},
+    "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+               "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256},
+}  # fmt: skip
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+WARM_UP_STEPS, TIMED_STEPS = 2, 8
+GIB = 2**30
+
+
+def base_model(options) -> nn.Module:
+    config = LlamaConfig(**SHAPES[options.shape], max_position_embeddings=options.length)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(options.device):
+            model = LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def with_lora(model: nn.Module, rank: int, **settings) -> PeftModel:
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, **settings)
+    return get_peft_model(model, config)
+
+
+def make_batch(options) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = SHAPES[options.shape]["vocab_size"]
+    ids = torch.randint(vocabulary, (options.batch_size, options.length), generator=generator)
+    return {"input_ids": ids.to(options.device), "labels": ids.to(options.device)}
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_gib(device: str) -> float | None:
+    return torch.cuda.max_memory_allocated() / GIB if device == "cuda" else None
+
+
+def step_times(model: nn.Module, batch, device: str) -> list[float]:
+    """Seconds of each of `TIMED_STEPS` AdamW steps after the warm-up."""
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    times = []
+    for _ in range(WARM_UP_STEPS + TIMED_STEPS):
+        synchronize(device)
+        started = time.perf_counter()
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        synchronize(device)
+        times.append(time.perf_counter() - started)
+    return times[WARM_UP_STEPS:]
+
+
+def train_lora(rank: int) -> Callable:
+    def way(model, batch, options) -> dict:
+        return {"step_seconds": step_times(with_lora(model, rank), batch, options.device)}
+
+    return way
+
+
+def train_preheating(model, batch, options) -> dict:
+    """Steps inside `hrp.preheat` itself, its reading included in the peak and timed apart."""
+    peft_model = with_lora(model, 8)
+    stamps: list[float] = []
+
+    def loss_fn(prepared, inputs):
+        synchronize(options.device)
+        stamps.append(time.perf_counter())
+        return prepared(**inputs).loss
+
+    config = hrp.HRPConfig(options.preheat_rank, WARM_UP_STEPS + TIMED_STEPS + 1)
+    hrp.preheat(peft_model, config, dataloader=[batch], loss_fn=loss_fn)
+    steps = [after - before for before, after in itertools.pairwise(stamps)]
+    return {"step_seconds": steps[WARM_UP_STEPS:]}
+
+
+def train_fully(model, batch, options) -> dict:
+    return {"step_seconds": step_times(model, batch, options.device)}
+
+
+def start_lora_ga(model, batch, options) -> dict:
+    config = LoraConfig(
+        r=8, target_modules=TARGETS, init_lora_weights="lora_ga", lora_ga_config=LoraGAConfig()
+    )
+
+    def train_step() -> None:
+        model(**batch).loss.backward()
+
+    return {"start_seconds": timed(lambda: preprocess_loraga(model, config, train_step), options)}
+
+
+def start_eva(model, batch, options) -> dict:
+    peft_model = with_lora(model, 8, init_lora_weights="eva", eva_config=EvaConfig())
+    rows = [{key: value[i] for key, value in batch.items()} for i in range(options.batch_size)]
+    loader = DataLoader(rows * options.eva_batches, batch_size=options.batch_size)
+    seconds = timed(
+        lambda: initialize_lora_eva_weights(peft_model, loader, show_progress_bar=False), options
+    )
+    return {"start_seconds": seconds}
+
+
+def read_all_spectra(model, batch, options) -> dict:
+    """The factored SVD of every module at the preheat rank: on the device, then read to the CPU."""
+    peft_model = with_lora(model, options.preheat_rank, init_lora_weights=False)
+    modules = lora_modules(peft_model, "default")
+
+    def decompose() -> None:
+        for _, factors_A, factors_B in batches_by_shape(modules):
+            factored_svd(factors_A, factors_B)
+
+    decompose()
+    return {
+        "modules": len(modules),
+        "svd_seconds": [timed(decompose, options) for _ in range(5)],
+        "read_seconds": timed(lambda: read_spectrum(modules, {}), options),
+    }
+
+
+def timed(function: Callable[[], object], options) -> float:
+    synchronize(options.device)
+    started = time.perf_counter()
+    function()
+    synchronize(options.device)
+    return time.perf_counter() - started
+
+
+def ways(options) -> dict[str, Callable]:
+    return {
+        "lora r=8": train_lora(8),
+        f"preheating R={options.preheat_rank}": train_preheating,
+        "full fine-tuning": train_fully,
+        "lora_ga (gradient of one batch)": start_lora_ga,
+        f"spectra R={options.preheat_rank}": read_all_spectra,
+        "eva": start_eva,
+    }
+
+
+def measure(name: str, way: Callable, options) -> dict:
+    gc.collect()
+    model, batch = base_model(options), make_batch(options)
+    if options.device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        result = way(model, batch, options)
+    except torch.OutOfMemoryError as error:
+        return {"way": name, "status": "out of memory", "reason": str(error).split(".")[0]}
+    result |= {"way": name, "status": "ok", "peak_gib": peak_gib(options.device)}
+    if "step_seconds" in result:
+        result["median_step_seconds"] = statistics.median(result["step_seconds"])
+    return result
+
+
+def save(results: list[dict], options) -> None:
+    record = {
+        "shape": options.shape,
+        "batch_tokens": [options.batch_size, options.length],
+        "gradient_checkpointing": options.gradient_checkpointing,
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
+        "results": results,
+        "versions": installed_versions(),
+        "command": "python " + " ".join(sys.argv),
+    }
+    temporary = options.out.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=2) + "\n")
+    temporary.rename(options.out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=list(SHAPES), default="1b")
+    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--preheat_rank", type=int, default=128)
+    parser.add_argument("--eva_batches", type=int, default=4)
+    parser.add_argument("--gradient_checkpointing", action="store_true")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--only", nargs="*", help="parts of the names of the ways to measure")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    results: list[dict] = []
+    for name, way in ways(options).items():
+        if options.only and not any(part in name for part in options.only):
+            continue
+        results.append(measure(name, way, options))
+        shown = {k: v for k, v in results[-1].items() if k != "step_seconds"}
+        print(json.dumps(shown), flush=True)
+        save(results, options)
+
+
+if __name__ == "__main__":
+    main()
