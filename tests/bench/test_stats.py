@@ -62,6 +62,33 @@ def test_the_level_holds_for_few_and_many_arms_and_seeds(arms, seeds):
     assert false <= 50 + 2 * math.sqrt(1000 * 0.05 * 0.95)
 
 
+NOISE = {
+    "growing with the rate": lambda g, shape: (
+        g.standard_normal(shape) * np.array([0.5, 0.7, 1, 1.5, 3])[:, None]
+    ),
+    "heavy-tailed": lambda g, shape: g.standard_t(4, shape),
+    "skewed": lambda g, shape: g.gamma(1.5, 1, shape),
+    "alike over rates": lambda g, shape: (
+        0.5 * g.standard_normal(shape) + g.standard_normal((shape[0], 1, shape[2]))
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", NOISE)
+@pytest.mark.parametrize("curvature", [0.0, 1.0])
+def test_the_level_holds_for_noise_that_is_not_normal_or_not_even(kind, curvature):
+    names = ("lora", *(f"arm-{i}" for i in range(9)))
+    generator = np.random.default_rng(11)
+    false = 0
+    for _ in range(1000):
+        values = NOISE[kind](generator, (10, 5, 3))
+        values = values + curvature * (np.arange(5) - 2.0)[:, None] ** 2
+        compared = judged(values, names)
+        false += any(one.verdict in ("better", "worse") for one in compared)
+    assert false <= 50 + 2 * math.sqrt(1000 * 0.05 * 0.95)
+
+
 def test_a_planted_effect_is_found_and_planted_nulls_beside_it_are_not():
     generator = np.random.default_rng(3)
     found = mistaken = 0

@@ -92,3 +92,11 @@ def test_failed_runs_and_absent_metrics_have_no_score():
 def test_less_is_better_for_losses_only():
     assert [minimised(name) for name in ("loss", "eval_loss", "perplexity")] == [True] * 3
     assert not any(minimised(name) for name in ("exact_match", "accuracy", "matthews_correlation"))
+
+
+def test_a_rate_that_failed_bounds_the_sweep():
+    table = {"lora": {1e-3: {0: 2.0}, 2e-3: {0: 1.0}}}
+    assert select(table, minimise=True)["lora"].on_edge
+    bounded = select(table, minimise=True, failed={"lora": frozenset({4e-3})})["lora"]
+    assert not bounded.on_edge
+    assert bounded.grid == (1e-3, 2e-3, 4e-3)

@@ -105,3 +105,11 @@ def test_a_setting_is_found_wherever_it_is_nested():
     record = full_record("hrp-b", hrp={"inner": {"preheat_rank": 64}})
     assert setting(record, "preheat_rank") == "64"
     assert setting(record, "nowhere") is None
+
+
+def test_a_rate_at_which_all_runs_failed_is_part_of_the_sweep():
+    records = [full_record("lora", 0, rate, 450, 0, 1.4 - rate) for rate in (1e-3, 2e-3)]
+    hot = full_record("lora", 0, 4e-3, 450, 0)
+    failed = dataclasses.replace(hot, status="failed", reason="NaN", metrics={}, costs=Costs())
+    assert analyse(views(records)[0]).best["lora"].on_edge
+    assert not analyse(views([*records, failed])[0]).best["lora"].on_edge

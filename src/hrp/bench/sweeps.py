@@ -71,20 +71,22 @@ class Best:
     """An arm at its best learning rate.
 
     Args:
-        learning_rate: the best of ``grid``, the rates at which the arm has records.
+        learning_rate: the best of ``sweep``'s.
         values: metric by seed at that rate.
         sweep: mean over seeds by rate.
+        failed: rates that were tried and gave nothing: they bound the sweep as others do.
     """
 
     arm: str
     learning_rate: float
     values: Mapping[int, float]
     sweep: Mapping[float, float]
+    failed: frozenset[float] = frozenset()
 
     @property
     def grid(self) -> tuple[float, ...]:
         """Learning rates tried, ascending."""
-        return tuple(sorted(self.sweep))
+        return tuple(sorted(self.failed | set(self.sweep)))
 
     @property
     def mean(self) -> float:
@@ -103,11 +105,14 @@ class Best:
         return self.learning_rate in (self.grid[0], self.grid[-1])
 
 
-def select(table: Scores, minimise: bool) -> dict[str, Best]:
+def select(
+    table: Scores, minimise: bool, failed: Mapping[str, frozenset[float]] | None = None
+) -> dict[str, Best]:
     """Each arm at the learning rate with the best mean over seeds, best arm first.
 
     Only rates with the most seeds that the arm has at any rate are eligible, so a rate at which a
     seed diverged is not chosen for the luck of the others. Ties go to the lower rate.
+    ``failed`` holds, by arm, rates at which runs failed.
     """
     sign = 1 if minimise else -1
     best = []
@@ -116,5 +121,6 @@ def select(table: Scores, minimise: bool) -> dict[str, Best]:
         sweep = {rate: float(np.mean(list(values.values()))) for rate, values in by_rate.items()}
         eligible = sorted(rate for rate, values in by_rate.items() if len(values) == most)
         rate = min(eligible, key=lambda rate: sign * sweep[rate])
-        best.append(Best(arm, rate, dict(by_rate[rate]), sweep))
+        lost = (failed or {}).get(arm, frozenset())
+        best.append(Best(arm, rate, dict(by_rate[rate]), sweep, lost))
     return {one.arm: one for one in sorted(best, key=lambda one: sign * one.mean)}

@@ -26,6 +26,7 @@ class View:
             not.
         steps: that number of steps.
         records: those with status "ok".
+        failed: failed runs of the experiment and task, at any number of steps.
     """
 
     experiment: str
@@ -33,6 +34,7 @@ class View:
     basis: Basis
     steps: int
     records: tuple[Record, ...]
+    failed: tuple[Record, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,13 @@ def views(records: Iterable[Record], control: str = CONTROL) -> list[View]:
     """
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        if record.status == "ok":
-            groups.setdefault((record.run.experiment, record.run.task), []).append(record)
+        groups.setdefault((record.run.experiment, record.run.task), []).append(record)
     return [view for key in sorted(groups) for view in _views_of(key, groups[key], control)]
 
 
-def _views_of(key: tuple[str, str], records: list[Record], control: str) -> list[View]:
+def _views_of(key: tuple[str, str], group: list[Record], control: str) -> list[View]:
+    records = [record for record in group if record.status == "ok"]
+    failed = tuple(record for record in group if record.status == "failed")
     total = {record.run_id: math.ceil(record.costs.total_steps) for record in records}
     own = {record.costs.finetune_steps for record in records if record.arm == control}
     found = []
@@ -94,9 +97,9 @@ def _views_of(key: tuple[str, str], records: list[Record], control: str) -> list
         whole = tuple(one for one in records if total[one.run_id] == steps)
         tuned = tuple(one for one in records if one.costs.finetune_steps == steps)
         if whole:
-            found.append(View(*key, "equal total steps", steps, whole))
+            found.append(View(*key, "equal total steps", steps, whole, failed))
         if own and {one.run_id for one in tuned} - {one.run_id for one in whole}:
-            found.append(View(*key, "equal fine-tuning steps", steps, tuned))
+            found.append(View(*key, "equal fine-tuning steps", steps, tuned, failed))
     return found
 
 
@@ -175,7 +178,7 @@ def analyse(view: View, metric: str | None = None, control: str = CONTROL) -> An
     metric = metric or main_metric(view.records)
     labels = arm_labels(view.records)
     table = scores(view.records, metric, label=lambda record: labels[record.run_id])
-    best = select(table, minimised(metric))
+    best = select(table, minimised(metric), _failed_rates(view, table))
     oracle = next((name for name in ORACLES if name in best), None)
     return Analysis(
         view,
@@ -188,3 +191,13 @@ def analyse(view: View, metric: str | None = None, control: str = CONTROL) -> An
         gaps=gap_closed(best, oracle, control) if oracle else {},
         control=control,
     )
+
+
+def _failed_rates(view: View, table: Scores) -> dict[str, frozenset[float]]:
+    """Rates at which an arm's runs failed; of no use where the arm has several configurations."""
+    rates: dict[str, frozenset[float]] = {}
+    for record in view.failed:
+        if record.arm in table:
+            earlier = rates.get(record.arm, frozenset())
+            rates[record.arm] = earlier | {record.run.learning_rate}
+    return rates
