@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 Direction = Literal["A", "B", "AB"]
 TrainFactors = Literal["both", "A", "B"]
+PreheatSteps = int | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class HRPConfig:
     Args:
         preheat_rank: rank R of the temporary LoRA; at least the adapter's own rank. A module with
             ``min(d_in, d_out) < R`` is preheated at ``min(d_in, d_out)``.
-        preheat_steps: optimizer steps K of preheating.
+        preheat_steps: optimizer steps K of preheating; ``"auto"`` stops as soon as the leading
+            subspaces have settled (`hrp.stopping`), at ``max_preheat_steps`` at the latest.
         direction: which factor carries the leading singular vectors (HRP.md, table):
             ``"A"`` (the paper's), ``"B"`` (derived, P5), or ``"AB"`` (ours: keeps the truncated
             preheated update, so the adapter is not a no-op at step 0).
@@ -30,6 +32,10 @@ class HRPConfig:
         learning_rate: of preheating; ``None`` means the trainer's own, or
             `hrp.preheating.DEFAULT_LEARNING_RATE` with a bare dataloader.
         seed: of the temporary adapter's start and of preheating's data order and dropout.
+        max_preheat_steps: the most steps with ``preheat_steps="auto"``; no meaning otherwise.
+        subspace_tolerance: with "auto", stop once the leading subspace of the median module turns
+            by less than this (1 - the smallest principal cosine, in (0, 1]) over the window.
+        subspace_window: with "auto", steps between two looks at the subspaces.
 
     Raises:
         ValueError: a field is out of range; the message names it.
@@ -39,23 +45,34 @@ class HRPConfig:
     """
 
     preheat_rank: int = 128
-    preheat_steps: int = 50
+    preheat_steps: PreheatSteps = 50
     direction: Direction = "A"
     scale: float = 1.0
     train_factors: TrainFactors = "both"
     learning_rate: float | None = None
     seed: int = 0
+    max_preheat_steps: int = 200
+    subspace_tolerance: float = 0.05
+    subspace_window: int = 10
 
     def __post_init__(self) -> None:
         """Check every field, before any time is spent on training."""
         check_integer("preheat_rank", self.preheat_rank, minimum=1)
-        check_integer("preheat_steps", self.preheat_steps, minimum=1)
+        check_steps(self.preheat_steps)
         check_integer("seed", self.seed, minimum=0)
         check_choice("direction", self.direction, get_args(Direction))
         check_choice("train_factors", self.train_factors, get_args(TrainFactors))
         check_scale(self.scale, self.direction)
         if self.learning_rate is not None:
             check_positive("learning_rate", self.learning_rate)
+        check_integer("max_preheat_steps", self.max_preheat_steps, minimum=1)
+        check_integer("subspace_window", self.subspace_window, minimum=1)
+        check_positive("subspace_tolerance", self.subspace_tolerance)
+
+    @property
+    def step_limit(self) -> int:
+        """Optimizer steps that preheating takes at most: ``preheat_steps`` unless "auto"."""
+        return self.max_preheat_steps if self.preheat_steps == "auto" else int(self.preheat_steps)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dict of JSON types."""
@@ -87,6 +104,12 @@ def check_integer(name: str, value: object, minimum: int) -> None:
     """Raise ``ValueError`` unless ``value`` is an integer of at least ``minimum``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise ValueError(f"`{name}` must be an integer >= {minimum}, got {value!r}")
+
+
+def check_steps(value: object) -> None:
+    """Raise ``ValueError`` unless ``value`` can be ``preheat_steps``."""
+    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError(f"`preheat_steps` must be an integer >= 1, got {value!r}; or give 'auto'")
 
 
 def check_positive(name: str, value: object) -> None:

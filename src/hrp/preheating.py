@@ -14,10 +14,12 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import Trainer, set_seed
 
+from hrp.checkpoints import Checkpoints
 from hrp.config import HRPConfig
 from hrp.layers import LoraModule, lora_modules, read_spectrum
 from hrp.restoring import restored_model, restored_rng
 from hrp.spectrum import Spectrum
+from hrp.stopping import SubspaceStopping
 from hrp.training import (
     LossFn,
     check_not_empty,
@@ -55,13 +57,15 @@ def preheat(
     loss_fn: LossFn | None = None,
     trainer_cls: type[Trainer] | None = None,
     adapter_name: str = "default",
+    checkpoints: Checkpoints | None = None,
     **trainer_kwargs: Any,
 ) -> Spectrum:
     """Train a temporary LoRA of rank ``config.preheat_rank`` and return its spectrum.
 
     The temporary adapter sits on the modules of ``adapter_name``, with their scaling and dropout;
-    it is trained ``config.preheat_steps`` optimizer steps, read and removed (the paper's first
-    two steps, HRP.md "The algorithm"). Give the data in one of two ways:
+    it is trained ``config.preheat_steps`` optimizer steps (or, with "auto", until its leading
+    subspaces settle), read and removed (the paper's first two steps, HRP.md "The algorithm").
+    Give the data in one of two ways:
 
     - ``trainer_cls`` and the keyword arguments of the real run, ``args`` and ``train_dataset``
       included: the user's own loss, collator, precision, accumulation and distribution;
@@ -72,6 +76,9 @@ def preheat(
     parameters, buffers, ``requires_grad``, active adapter, train mode; so are the global random
     generators. ``modules_to_save`` are trained along on a copy that is dropped. DoRA adapters
     are preheated as plain LoRA: only the direction is sought.
+
+    With ``checkpoints`` (and ``trainer_cls``), an interrupted preheating goes on from the last
+    complete checkpoint in that folder, to the same spectrum; the caller removes the folder.
 
     Returns:
         The spectrum of ``scaling * lora_B @ lora_A`` by module, float32, on the CPU.
@@ -84,16 +91,27 @@ def preheat(
         PreheatingError: training ended early, or left a module untrained.
     """
     _check_data(dataloader, loss_fn, trainer_cls, trainer_kwargs)
+    if checkpoints is not None and trainer_cls is None:
+        raise ValueError("`checkpoints` go with `trainer_cls`; a dataloader cannot be resumed")
     targets = lora_modules(model, adapter_name)
     check_preheatable(model, adapter_name, targets, config)
     with restored_rng(), restored_model(model):
         set_seed(config.seed)
         with _temporary_adapter(model, config, adapter_name, targets) as modules:
+            stopping = None
+            if config.preheat_steps == "auto":
+                ranks = {name: module.rank for name, module in targets.items()}
+                stopping = SubspaceStopping(config, modules, ranks)
             if dataloader is not None:
-                losses = train_with_dataloader(model, config, dataloader, loss_fn)
+                losses = train_with_dataloader(model, config, dataloader, loss_fn, stopping)
             else:
-                losses = train_with_trainer(model, config, trainer_cls, trainer_kwargs)
-            return read_spectrum(modules, _provenance(model, config, adapter_name, losses))
+                losses = train_with_trainer(
+                    model, config, trainer_cls, trainer_kwargs, stopping, checkpoints
+                )
+            provenance = _provenance(model, config, adapter_name, losses)
+            if stopping is not None:
+                provenance["stopping"] = stopping.to_dict()
+            return read_spectrum(modules, provenance)
 
 
 def _check_data(

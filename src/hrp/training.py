@@ -23,8 +23,16 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from hrp.checkpoints import (
+    Checkpoints,
+    CompletionMarker,
+    checkpointing_arguments,
+    keeping_frozen,
+    last_complete,
+)
 from hrp.config import HRPConfig
 from hrp.errors import NonFiniteLossError, PreheatingError
+from hrp.stopping import SubspaceStopping
 
 logger = logging.getLogger(__name__)
 
@@ -74,26 +82,39 @@ def check_not_empty(name: str, data: object) -> None:
 
 
 def train_with_trainer(
-    model: nn.Module, config: HRPConfig, trainer_cls: Any, trainer_kwargs: dict[str, Any]
+    model: nn.Module,
+    config: HRPConfig,
+    trainer_cls: Any,
+    trainer_kwargs: dict[str, Any],
+    stopping: SubspaceStopping | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> list[float]:
-    """Run ``config.preheat_steps`` steps of the user's own trainer; returns the loss per step.
+    """Run up to ``config.step_limit`` steps of the user's own trainer; returns the loss per step.
 
     The user's loss, collator, precision, accumulation and distribution are kept. ``args`` is
-    copied, with a constant learning rate and without evaluation, saving or reporting.
+    copied, with a constant learning rate and without evaluation, saving or reporting. With
+    ``checkpoints``, training goes on from the last complete one there is.
     """
-    recorder = _StepRecorder(config.preheat_steps)
+    recorder = _StepRecorder(config.step_limit, stopping)
     kept = {k: v for k, v in trainer_kwargs.items() if k not in _DROPPED_TRAINER_ARGUMENTS}
+    resume_from = None
+    callbacks: list[TrainerCallback] = [recorder]
     with tempfile.TemporaryDirectory(prefix="hrp-preheating-") as scratch:
         kept["args"] = preheating_arguments(kept["args"], config, scratch)
-        trainer = trainer_cls(model=model, callbacks=[recorder], **kept)
+        if checkpoints is not None:
+            checkpointing_arguments(kept["args"], checkpoints)
+            trainer_cls = keeping_frozen(trainer_cls)
+            callbacks.append(CompletionMarker(stopping))
+            resume_from = last_complete(checkpoints.folder, before=config.step_limit)
+        trainer = trainer_cls(model=model, callbacks=callbacks, **kept)
         for printing in (ProgressCallback, PrinterCallback):
             trainer.remove_callback(printing)
         try:
-            trainer.train()
+            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         finally:
             recorder.close()
             trainer.accelerator.free_memory()
-    return _checked_length(recorder.losses, config)
+    return _checked_length(recorder.losses, config, stopping)
 
 
 def preheating_arguments(
@@ -106,7 +127,7 @@ def preheating_arguments(
             setattr(changed, name, copy.copy(value))
     overrides: dict[str, Any] = {
         "output_dir": output_dir,
-        "max_steps": config.preheat_steps,
+        "max_steps": config.step_limit,
         "lr_scheduler_type": "constant",
         "lr_scheduler_kwargs": {},
         "warmup_steps": 0,
@@ -129,9 +150,13 @@ def preheating_arguments(
 
 
 def train_with_dataloader(
-    model: nn.Module, config: HRPConfig, dataloader: Iterable[Any], loss_fn: LossFn | None
+    model: nn.Module,
+    config: HRPConfig,
+    dataloader: Iterable[Any],
+    loss_fn: LossFn | None,
+    stopping: SubspaceStopping | None = None,
 ) -> list[float]:
-    """Run ``config.preheat_steps`` AdamW steps over ``dataloader``; returns the loss per step.
+    """Run up to ``config.step_limit`` AdamW steps over ``dataloader``; returns the loss per step.
 
     The loader is cycled where it is shorter than the steps. Batches are sent to the model's
     device; with several processes (``accelerate launch``) the loader is split between them.
@@ -143,8 +168,8 @@ def train_with_dataloader(
         optimizer = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=0.0)
         prepared, optimizer, loader = accelerator.prepare(model, optimizer, dataloader)
         prepared.train()
-        batches = itertools.islice(_cycled(loader), config.preheat_steps)
-        bar = tqdm(batches, "Preheating", config.preheat_steps, leave=False)
+        batches = itertools.islice(_cycled(loader), config.step_limit)
+        bar = tqdm(batches, "Preheating", config.step_limit, leave=False)
         for step, batch in enumerate(bar, start=1):
             batch = send_to_device(batch, next(iter(trainable)).device)
             loss = _loss(prepared, batch, loss_fn)
@@ -155,7 +180,9 @@ def train_with_dataloader(
             losses.append(accelerator.reduce(loss.detach(), "mean").item())
             check_finite(losses[-1], step)
             bar.set_postfix(loss=f"{losses[-1]:.4f}")
-    return _checked_length(losses, config)
+            if stopping is not None and stopping.update(step):
+                break
+    return _checked_length(losses, config, stopping)
 
 
 def check_finite(loss: float, step: int) -> None:
@@ -167,10 +194,13 @@ def check_finite(loss: float, step: int) -> None:
         )
 
 
-def _checked_length(losses: list[float], config: HRPConfig) -> list[float]:
-    if len(losses) < config.preheat_steps:
+def _checked_length(
+    losses: list[float], config: HRPConfig, stopping: SubspaceStopping | None
+) -> list[float]:
+    settled = stopping is not None and stopping.settled
+    if len(losses) < config.step_limit and not settled:
         raise PreheatingError(
-            f"training ended after {len(losses)} of {config.preheat_steps} preheating steps; give "
+            f"training ended after {len(losses)} of {config.step_limit} preheating steps; give "
             "more data or lower `preheat_steps`"
         )
     return losses
@@ -218,16 +248,29 @@ def _own_accelerator() -> Iterator[Accelerator]:
 
 
 class _StepRecorder(TrainerCallback):
-    """Records and checks the loss of each step, and shows one progress bar."""
+    """Records and checks the loss of each step, shows one progress bar, and stops when told."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, stopping: SubspaceStopping | None) -> None:
         self.losses: list[float] = []
         self._steps = steps
+        self._stopping = stopping
         self._bar: tqdm | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
         hidden = args.disable_tqdm or not state.is_world_process_zero
-        self._bar = tqdm(total=self._steps, desc="Preheating", disable=hidden, leave=False)
+        # What was trained before an interruption is in the checkpoint's history.
+        self.losses = [float(entry["loss"]) for entry in state.log_history if "loss" in entry]
+        self._bar = tqdm(
+            total=self._steps,
+            initial=len(self.losses),
+            desc="Preheating",
+            disable=hidden,
+            leave=False,
+        )
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        if self._stopping is not None and self._stopping.update(state.global_step):
+            control.should_training_stop = True
 
     def on_log(
         self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **_: Any

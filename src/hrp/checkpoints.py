@@ -1,0 +1,110 @@
+"""Checkpoints of preheating and fine-tuning, by HF Trainer's own means, trusted only when whole.
+
+HF Trainer fills a ``checkpoint-N`` folder file by file; a process killed meanwhile leaves a part.
+A marker written last tells the whole ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate.state import PartialState
+from transformers import TrainerCallback, TrainingArguments
+
+from hrp.config import check_integer
+from hrp.stopping import SubspaceStopping
+
+MARKER = "hrp-complete.json"
+SUBSPACES = "subspaces"
+_KEPT = 2  # the newest may be at the last step, from which there is nothing to resume
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where preheating saves its state, and after how many steps each.
+
+    Args:
+        folder: for HF Trainer's ``checkpoint-N`` folders; preheating resumes from what is there.
+        every: optimizer steps between two checkpoints.
+    """
+
+    folder: Path
+    every: int = 10
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_integer("every", self.every, minimum=1)
+
+
+def checkpointing_arguments(args: TrainingArguments, checkpoints: Checkpoints) -> None:
+    """Set, in preheating's own copy of ``args``, what makes HF Trainer save checkpoints."""
+    args.output_dir = str(checkpoints.folder)
+    args.save_strategy = "steps"
+    args.save_steps = checkpoints.every
+    args.save_total_limit = _KEPT
+    args.save_only_model = False
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """Optimizer steps done at a ``checkpoint-N``."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def last_complete(folder: Path, before: int | None = None) -> Path | None:
+    """Return the newest whole checkpoint in ``folder``, of fewer than ``before`` steps; or None."""
+    whole = [marker.parent for marker in folder.glob(f"checkpoint-*/{MARKER}")]
+    eligible = [path for path in whole if before is None or checkpoint_step(path) < before]
+    return max(eligible, key=checkpoint_step, default=None)
+
+
+def keeping_frozen(trainer_cls: Any) -> Any:
+    """Subclass a trainer so that loading a checkpoint does not unfreeze a frozen factor.
+
+    PEFT makes every parameter of an adapter trainable when it loads the adapter's weights.
+    """
+
+    class KeepingFrozen(trainer_cls):
+        def train(self, *args: Any, **kwargs: Any) -> Any:
+            self._trainable = [(p, p.requires_grad) for p in self.model.parameters()]
+            return super().train(*args, **kwargs)
+
+        def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+            for parameter, requires_grad in self._trainable:
+                parameter.requires_grad_(requires_grad)
+            return super().create_optimizer(*args, **kwargs)
+
+    return KeepingFrozen
+
+
+class CompletionMarker(TrainerCallback):
+    """Marks each checkpoint as whole, once all of its files are written.
+
+    Args:
+        stopping: saved along, and restored; a checkpoint at the step where it stops preheating
+            gets no marker, as there is nothing left to resume.
+    """
+
+    def __init__(self, stopping: SubspaceStopping | None = None) -> None:
+        self._stopping = stopping
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take up the stopping rule where the checkpoint left it."""
+        if self._stopping is not None and state.global_step:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            self._stopping.load(folder / SUBSPACES)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write the marker, atomically."""
+        PartialState().wait_for_everyone()  # every process has written its part
+        if not state.is_world_process_zero or (self._stopping and self._stopping.settled):
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self._stopping is not None:
+            self._stopping.save(folder / SUBSPACES)
+        staging = folder / f".{MARKER}"
+        staging.write_text(json.dumps({"step": state.global_step}) + "\n", encoding="utf-8")
+        os.replace(staging, folder / MARKER)
