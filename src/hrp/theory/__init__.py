@@ -9,7 +9,13 @@ from __future__ import annotations
 
 from hrp.theory.descent import Descent, descend
 from hrp.theory.flow import SolverError, Trajectory, gradient_flow
-from hrp.theory.preheating import Preheated, preheat_classic, preheat_to_limit, spectrum_of
+from hrp.theory.preheating import (
+    Preheated,
+    preheat_again,
+    preheat_flow,
+    preheat_to_limit,
+    spectrum_of,
+)
 from hrp.theory.problem import (
     MatrixFactorization,
     flat_target,
@@ -31,7 +37,8 @@ __all__ = [
     "geometric_target",
     "gradient_flow",
     "power_law_target",
-    "preheat_classic",
+    "preheat_again",
+    "preheat_flow",
     "preheat_to_limit",
     "random_start",
     "spectrum_of",

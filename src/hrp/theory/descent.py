@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
@@ -28,6 +29,7 @@ class Descent:
         step_size: learning rate.
         steps: number of updates.
         noise: standard deviation of the noise on every entry of the gradient; "gd" takes none.
+        record: steps done at which to record, ascending, 0 for the start; empty means every one.
 
     Raises:
         ValueError: a field is out of range.
@@ -37,6 +39,7 @@ class Descent:
     step_size: float = 0.02
     steps: int = 500
     noise: float = 0.0
+    record: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -49,6 +52,20 @@ class Descent:
             raise ValueError(f"`noise` must be 0 for 'gd', got {self.noise!r}; use 'sgd'")
         if self.method == "sgd" and not self.noise:
             raise ValueError("`noise` must be above 0 for 'sgd', got 0; without noise it is 'gd'")
+        if self.record and (
+            self.record[0] < 0
+            or self.record[-1] > self.steps
+            or any(later <= earlier for earlier, later in pairwise(self.record))
+        ):
+            raise ValueError(
+                f"`record` must ascend strictly within 0 and `steps` = {self.steps}, got "
+                f"{self.record}"
+            )
+
+    @property
+    def recorded(self) -> tuple[int, ...]:
+        """Steps done at which the run is recorded."""
+        return self.record or tuple(range(self.steps + 1))
 
 
 def descend(
@@ -59,7 +76,7 @@ def descend(
     keep_factors: bool = False,
     rng: np.random.Generator | None = None,
 ) -> Trajectory:
-    """Run ``settings`` from ``start``; losses before each step and after the last one.
+    """Run ``settings`` from ``start``, recording as they say; the loss is checked at every step.
 
     The trajectory's times are step size times steps done: for "gd" they are flow times, to first
     order in the step size.
@@ -76,19 +93,20 @@ def descend(
     updates = {name: _Update(settings, factors[name]) for name in trained}
     kept: list[dict[str, np.ndarray]] = []
     losses = []
+    recorded = set(settings.recorded)
     with np.errstate(over="ignore", invalid="ignore"):  # `_finite_loss` says it in our words
         for step in range(settings.steps + 1):
-            losses.append(_finite_loss(problem, factors, step, settings))
-            if keep_factors:
-                kept.append(factors)
+            loss = _finite_loss(problem, factors, step, settings)
+            if step in recorded:
+                losses.append(loss)
+                kept.extend([factors] * keep_factors)
             if step < settings.steps:
                 factors = factors | _stepped(problem, factors, updates, rng)
-    times = settings.step_size * np.arange(settings.steps + 1)
-    trajectory = Trajectory(times, np.stack(losses, -1))
+    times = settings.step_size * np.array(settings.recorded, dtype=np.float64)
     if not keep_factors:
-        return trajectory
+        return Trajectory(times, np.stack(losses, -1))
     A, B = (np.stack([one[name] for one in kept], -3) for name in ("A", "B"))
-    return Trajectory(times, trajectory.losses, A, B)
+    return Trajectory(times, np.stack(losses, -1), A, B)
 
 
 def _stepped(

@@ -11,10 +11,10 @@ from jaxtyping import Float
 
 from hrp.spectrum import factored_svd
 from hrp.theory.checks import checked_choice, checked_positive
-from hrp.theory.flow import gradient_flow
+from hrp.theory.flow import TrainFactors, gradient_flow
 from hrp.theory.predict import limit_loss
 from hrp.theory.problem import Direction, MatrixFactorization
-from hrp.theory.starts import RandomKind, Start, random_start, start_at
+from hrp.theory.starts import Start, start_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,16 +77,31 @@ def preheat_to_limit(
     return spectrum_of(start.A, other) if frozen == "A" else spectrum_of(other, start.B)
 
 
-def preheat_classic(
-    problem: MatrixFactorization,
-    preheat_rank: int,
-    time: float,
-    rng: np.random.Generator,
-    draws: int,
-    kind: RandomKind = "orthogonal",
+def preheat_again(
+    problem: MatrixFactorization, found: Preheated, frozen: Direction = "A"
 ) -> Preheated:
-    """Classic preheating, both factors trained by gradient flow for ``time`` from a random A."""
-    start = random_start(problem, preheat_rank, rng, draws, kind)
+    """A second half-sweep: freeze what the first one trained, train what it froze, to the end.
+
+    With ``frozen="A"`` the first time: B = Q, orthonormal columns of the range found, gives the
+    product Q Q^T M, the randomised SVD (P10, **derived**; Halko, Martinsson and Tropp 2011).
+    """
+    if frozen == "A":
+        return preheat_to_limit(problem, found.U, "B")
+    return preheat_to_limit(problem, found.Vh.swapaxes(-1, -2), "A")
+
+
+def preheat_flow(
+    problem: MatrixFactorization,
+    start: Start,
+    time: float,
+    train_factors: TrainFactors = "both",
+    tolerance: float = 1e-9,
+) -> Preheated:
+    """Preheat by gradient flow from ``start``, of the preheat rank, for ``time`` > 0.
+
+    ``train_factors`` and ``tolerance`` as in `hrp.theory.flow.gradient_flow`, which also names the
+    errors.
+    """
     end = np.array([checked_positive("time", time)])
-    run = gradient_flow(problem, start, end, tolerance=1e-9, keep_factors=True)
+    run = gradient_flow(problem, start, end, train_factors, tolerance, keep_factors=True)
     return spectrum_of(*run.factors_at(0))

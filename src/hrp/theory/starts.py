@@ -29,6 +29,11 @@ class Start:
     direction: Direction
 
     @property
+    def carrier(self) -> Float[np.ndarray, "*batch dimension rank"]:
+        """The factor that is not zero."""
+        return self.A if self.direction == "A" else self.B
+
+    @property
     def rank(self) -> int:
         """Columns of both factors."""
         return int(self.A.shape[-1])
