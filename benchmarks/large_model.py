@@ -86,7 +86,9 @@ def step_times(model: nn.Module, batch, device: str) -> list[float]:
     for _ in range(WARM_UP_STEPS + TIMED_STEPS):
         synchronize(device)
         started = time.perf_counter()
-        model(**batch).loss.backward()
+        with torch.autocast(device, dtype=torch.bfloat16):
+            loss = model(**batch).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         synchronize(device)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import multiprocessing
 import re
 import sys
@@ -133,7 +134,12 @@ class Workbench:
         args = arguments(options, learning_rate, seed, options.steps - preheat_steps)
         trainer = Trainer(model=model, **self.data(args))
         trainer.train()
-        curve = [(e["step"], e["loss"]) for e in trainer.state.log_history if "loss" in e]
+        end = answer_loss(model, self.test, self.collator)
+        curve = [
+            (e["step"], e["loss"])
+            for e in trainer.state.log_history
+            if math.isfinite(e.get("loss", math.nan))
+        ]
         return {
             "arm": arm,
             "learning_rate": learning_rate,
@@ -145,7 +151,8 @@ class Workbench:
             "lora": LORA,
             "batch_size": options.batch_size,
             "test_loss_at_start": start,
-            "test_loss": answer_loss(model, self.test, self.collator),
+            "status": "ok" if math.isfinite(end) else "diverged",
+            "test_loss": end if math.isfinite(end) else None,
             "train_losses": curve,
             "seconds": time.time() - started,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -165,7 +172,7 @@ def waited_for(folder: Path, limit_s: float = 600) -> Path:
 
 def write_json(record: dict, path: Path) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record) + "\n")
+    temporary.write_text(json.dumps(record, allow_nan=False) + "\n")
     temporary.rename(path)
 
 

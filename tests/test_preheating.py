@@ -286,3 +286,16 @@ def test_accelerate_state_is_left_free_for_the_user(model):
     AcceleratorState._reset_state()
     hrp.preheat(model, CONFIG, dataloader=loader())
     assert AcceleratorState._shared_state == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_bfloat16_base_is_preheated_under_autocast(dtype):
+    model, seen = with_lora(tiny_llama().to(dtype)), set()
+
+    def spy(model, batch):
+        seen.add(torch.is_autocast_enabled("cpu"))
+        return model(**batch).loss
+
+    spectrum = hrp.preheat(model, CONFIG, dataloader=loader(), loss_fn=spy)
+    assert seen == {dtype == torch.bfloat16}
+    assert {module.U.dtype for module in spectrum.values()} == {torch.float32}

@@ -159,7 +159,8 @@ def train_with_dataloader(
     """Run up to ``config.step_limit`` AdamW steps over ``dataloader``; returns the loss per step.
 
     The loader is cycled where it is shorter than the steps. Batches are sent to the model's
-    device; with several processes (``accelerate launch``) the loader is split between them.
+    device; with several processes (``accelerate launch``) the loader is split between them. A
+    bfloat16 base runs under bfloat16 autocast, as with HF Trainer's ``bf16=True``.
     """
     losses: list[float] = []
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -171,8 +172,9 @@ def train_with_dataloader(
         batches = itertools.islice(_cycled(loader), config.step_limit)
         bar = tqdm(batches, "Preheating", config.step_limit, leave=False)
         for step, batch in enumerate(bar, start=1):
-            batch = send_to_device(batch, next(iter(trainable)).device)
-            loss = _loss(prepared, batch, loss_fn)
+            batch = send_to_device(batch, trainable[0].device)
+            with _autocast(model, trainable[0].device):
+                loss = _loss(prepared, batch, loss_fn)
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(trainable, MAX_GRAD_NORM)
             optimizer.step()
@@ -217,6 +219,12 @@ def _cycled(loader: Iterable[Any]) -> Iterator[Any]:
             raise ValueError(
                 f"`dataloader` must hold at least one batch, {fault}; pass a DataLoader"
             )
+
+
+def _autocast(model: nn.Module, device: torch.device) -> torch.autocast:
+    """PEFT's factors are float32: without autocast their products would be too, at rank R."""
+    enabled = getattr(model, "dtype", None) == torch.bfloat16
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def _loss(model: nn.Module, batch: Any, loss_fn: LossFn | None) -> Tensor:
