@@ -1,0 +1,64 @@
+"""The README's Python runs as it stands, with the embedded model for the hub's."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+import hrp
+from conftest import collate, loader, token_rows
+
+README = (Path(hrp.__file__).parents[2] / "README.md").read_text()
+BASE = str(Path(hrp.__file__).parent / "demo" / "base")
+
+
+def test_the_readme_leads_with_the_two_commands():
+    first = re.search(r"```sh\n(.*?)```", README, re.DOTALL).group(1)
+    assert [line.split("#")[0].strip() for line in first.splitlines()] == ["make demo", "make test"]
+
+
+def test_python_examples_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 2
+    args = TrainingArguments(
+        output_dir=str(tmp_path / "run"), max_steps=2, use_cpu=True, report_to=[], disable_tqdm=True
+    )
+    namespace = {
+        "train_dataloader": loader(),
+        "Trainer": Trainer,
+        "args": args,
+        "train_dataset": token_rows(),
+        "collator": collate,
+    }
+    for block in blocks:
+        text = block.replace("meta-llama/Llama-3.2-1B", BASE).replace(
+            "preheat_steps=50", "preheat_steps=2"
+        )
+        if "trainer_cls" in text:
+            namespace["model"] = hrp_model()
+        exec(compile(text, "README.md", "exec"), namespace)  # noqa: S102 -- our own README
+    assert isinstance(namespace["model"], PeftModel)
+    assert len(hrp.Spectrum.load("spectrum")) > 0
+
+
+def hrp_model() -> PeftModel:
+    from peft import LoraConfig, get_peft_model
+
+    base = AutoModelForCausalLM.from_pretrained(BASE, dtype="auto")
+    return get_peft_model(base, LoraConfig(r=8, target_modules="all-linear"))
+
+
+@pytest.mark.parametrize("module", ["hrp.config", "hrp.factorization", "hrp.spectrum"])
+def test_docstring_examples_hold(module):
+    import torch
+
+    result = doctest.testmod(importlib.import_module(module), extraglobs={"torch": torch})
+    assert result.attempted > 0
+    assert result.failed == 0
