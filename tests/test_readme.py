@@ -5,6 +5,8 @@ from __future__ import annotations
 import doctest
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 import hrp
 from conftest import collate, loader, token_rows
 
-README = (Path(hrp.__file__).parents[2] / "README.md").read_text()
+ROOT = Path(hrp.__file__).parents[2]
+README = (ROOT / "README.md").read_text()
 BASE = str(Path(hrp.__file__).parent / "demo" / "base")
 
 
@@ -46,6 +49,14 @@ def test_python_examples_run(tmp_path, monkeypatch):
         exec(compile(text, "README.md", "exec"), namespace)  # noqa: S102 -- our own README
     assert isinstance(namespace["model"], PeftModel)
     assert len(hrp.Spectrum.load("spectrum")) > 0
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/LOG.md"])
+def test_the_table_of_starts_is_the_one_generated_from_the_records(page):
+    command = [sys.executable, "experiments/gsm8k_core_table.py", "experiments/results/gsm8k-core"]
+    table = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert table.count("\n") == 6
+    assert table in (ROOT / page).read_text()
 
 
 def hrp_model() -> PeftModel:
