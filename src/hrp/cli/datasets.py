@@ -1,0 +1,173 @@
+"""The user's data, as TRL takes it: hub ids, local files and folders, columns through templates."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+import datasets
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+from hrp.cli.arguments import DataArguments
+from hrp.cli.failures import UsageError
+
+# File suffix -> name of the builder in `datasets`.
+FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+_ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
+
+
+def load_splits(script: Any, data: DataArguments, mixture: Any = None) -> Any:
+    """Load the data that the flags name, as a mapping of split name to dataset.
+
+    Args:
+        script: TRL's ``ScriptArguments``.
+        data: our own flags.
+        mixture: TRL's ``DatasetMixtureConfig``, if the command takes one.
+
+    Raises:
+        UsageError: no data, or two; an unknown suffix, an empty file, a broken line.
+        FileNotFoundError: the path, or the data set on the hub, is not there.
+    """
+    if mixture is not None and mixture.datasets:
+        from trl import get_dataset
+
+        return get_dataset(mixture)
+    if bool(data.dataset_path) == bool(script.dataset_name):
+        given = "both" if data.dataset_path else "neither"
+        raise UsageError(f"exactly one of --dataset_path and --dataset_name is needed, got {given}")
+    named = data.dataset_path or script.dataset_name
+    if data.dataset_path or Path(named).is_file():
+        return _load_local(Path(named))
+    try:
+        return datasets.load_dataset(
+            named, name=script.dataset_config, streaming=script.dataset_streaming
+        )
+    except DatasetNotFoundError as error:
+        raise FileNotFoundError(
+            f"no data set {named!r} on the hub ({error}); a local file goes with --dataset_path"
+        ) from error
+
+
+def _load_local(path: Path) -> Any:
+    if not path.exists():
+        raise FileNotFoundError(f"`--dataset_path` '{path}' does not exist")
+    if path.is_dir():
+        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+            loaded = datasets.load_from_disk(str(path))
+            return loaded if isinstance(loaded, dict) else {"train": loaded}
+        return _checked_load(str(path), [file for file in path.rglob("*") if file.is_file()])
+    if path.suffix not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise UsageError(f"`--dataset_path` must be a folder or end in {known}, got '{path}'")
+    if path.stat().st_size == 0:
+        raise UsageError(f"`--dataset_path` '{path}' is an empty file")
+    return _checked_load(FORMATS[path.suffix], [path], data_files=str(path))
+
+
+def _checked_load(builder: str, files: Iterable[Path], **settings: Any) -> Any:
+    """Load, and where that fails say which line of which JSON file is broken."""
+    try:
+        return datasets.load_dataset(builder, **settings)
+    except (DatasetGenerationError, ValueError) as error:
+        for path in files:
+            _find_broken_line(path)
+        cause = error.__cause__ or error
+        raise UsageError(f"the data in '{settings.get('data_files', builder)}': {cause}") from error
+
+
+def _find_broken_line(path: Path) -> None:
+    if path.suffix not in (".json", ".jsonl"):
+        return
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        if path.suffix == ".json" and next(iter(lines), "").lstrip()[:1] == "[":
+            return  # one array over many lines
+        lines.seek(0)
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                _check_line(path, number, line)
+
+
+def _check_line(path: Path, number: int, line: str) -> None:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UsageError(f"'{path}', line {number} is not JSON ({error}); mend it") from error
+    if not isinstance(row, dict):
+        raise UsageError(
+            f"'{path}', line {number} must be a JSON object, got {type(row).__name__}; mend it"
+        )
+
+
+def split_of(splits: Any, name: str, flag: str) -> Any:
+    """Pick the split called ``name``; raises ``UsageError`` that lists those there are."""
+    if name not in splits:
+        raise UsageError(f"`--{flag}` must be one of {sorted(splits)}, got {name!r}")
+    chosen = splits[name]
+    if isinstance(chosen, datasets.Dataset) and len(chosen) == 0:
+        raise UsageError(f"the split {name!r} must hold at least one row, got an empty one")
+    return chosen
+
+
+def column_names(dataset: Any) -> list[str]:
+    """Columns of a data set, also of one that is streamed."""
+    return list(dataset.column_names or next(iter(dataset)))
+
+
+def check_columns(dataset: Any, forms: Iterable[set[str]], flags: str) -> None:
+    """Raise ``UsageError`` unless the columns hold one of ``forms``; the message lists both."""
+    columns = column_names(dataset)
+    if not any(form <= set(columns) for form in forms):
+        wanted = " or ".join("+".join(sorted(form, reverse=True)) for form in forms)
+        raise UsageError(f"the data must have the columns {wanted}, got {columns}; {flags}")
+
+
+def with_templates(dataset: Any, templates: dict[str, str | None]) -> Any:
+    """Replace all columns by those that ``templates`` (column name -> template) make.
+
+    ``{name}`` stands for a column's text, ``{{`` for a brace; ``\\n``, ``\\t`` and ``\\\\`` as a
+    shell passes them are a line end, a tab and a backslash.
+
+    Raises:
+        UsageError: only some templates are given, or one names an unknown column.
+    """
+    given = {name: text for name, text in templates.items() if text is not None}
+    if not given:
+        return dataset
+    lacking = [f"--{name}_template" for name in templates if name not in given]
+    if lacking:
+        raise UsageError(f"templates go together: {' and '.join(lacking)} is missing")
+    columns = column_names(dataset)
+    compiled = {name: _compile(name, text, columns) for name, text in given.items()}
+    return dataset.map(
+        lambda row, number: {name: _fill(parts, row, number) for name, parts in compiled.items()},
+        with_indices=True,
+        remove_columns=columns,
+    )
+
+
+def _compile(name: str, template: str, columns: list[str]) -> list[tuple[str, str | None]]:
+    """Split a template into (literal text, column name or None)."""
+    template = re.sub(r"\\([nt\\])", lambda escape: _ESCAPES[escape[1]], template)
+    try:
+        pieces = list(Formatter().parse(template))
+    except ValueError as error:
+        raise UsageError(
+            f"`--{name}_template` {template!r}: {error}; write a brace as {{{{ or }}}}"
+        ) from error
+    for _, field, spec, conversion in pieces:
+        if field is not None and (field not in columns or spec or conversion):
+            raise UsageError(
+                f"`--{name}_template` has the field {field!r}, but the columns are {columns}"
+            )
+    return [(literal, field) for literal, field, _, _ in pieces]
+
+
+def _fill(parts: list[tuple[str, str | None]], row: dict[str, Any], number: int) -> str:
+    empty = [field for _, field in parts if field is not None and row[field] is None]
+    if empty:
+        raise UsageError(f"row {number + 1} of the data has no value in column {empty[0]!r}")
+    return "".join(text + ("" if field is None else str(row[field])) for text, field in parts)

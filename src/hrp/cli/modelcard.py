@@ -1,0 +1,124 @@
+"""README.md of a saved adapter: what made it, what it cost, and how to load it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hrp.versions import installed_versions
+
+LOADING = """\
+```python
+base = AutoModel{kind}.from_pretrained({base!r})
+model = PeftModel.from_pretrained(base, {adapter!r})
+```
+"""
+KINDS = {"CAUSAL_LM": "ForCausalLM", "SEQ_2_SEQ_LM": "ForSeq2SeqLM"} | {
+    "SEQ_CLS": "ForSequenceClassification"
+}
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card says.
+
+    Args:
+        command: that wrote the adapter, without ``hrp``.
+        base: id or path of the base model.
+        adapter: id or path of the adapter, for the loading example.
+        lora_config: PEFT's config of the adapter, as a dict.
+        provenance: of the spectrum.
+        start: direction and scale of the start.
+        data: what was trained on.
+    """
+
+    command: str
+    base: str
+    adapter: str
+    lora_config: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    start: Mapping[str, Any]
+    data: str | None = None
+
+
+def card(facts: CardFacts) -> str:
+    """Write the card as Markdown with the metadata that the hub reads."""
+    trained = facts.command != "init"
+    parts = [
+        _metadata(facts),
+        f"# LoRA adapter of {_code(facts.base)}\n",
+        f"{'Trained' if trained else 'Made'} with `hrp {facts.command}`"
+        + (f" on {_code(facts.data)}" if facts.data else "")
+        + ": its LoRA starts from the leading directions of a high-rank preheating (HRP, "
+        "[arXiv 2502.07739](https://arxiv.org/abs/2502.07739)). It is a plain PEFT adapter"
+        + (".\n" if trained else ", not yet fine-tuned: pass `is_trainable=True` to go on.\n"),
+        LOADING.format(
+            kind=KINDS.get(str(facts.lora_config.get("task_type")), ""),
+            base=facts.base,
+            adapter=facts.adapter,
+        ),
+        _table("Settings", _settings(facts)),
+        _table("Preheating cost", _cost(facts.provenance)),
+        _table("Versions", installed_versions()),
+    ]
+    return "\n".join(parts)
+
+
+def start_card(
+    base: str, lora_config: Any, provenance: Mapping[str, Any], options: Mapping[str, Any]
+) -> str:
+    """Card of an adapter that `hrp init` made."""
+    start = {name: options[name] for name in ("direction", "scale", "allocation")}
+    adapter = str(options["output_dir"])
+    return card(CardFacts("init", base, adapter, lora_config.to_dict(), provenance, start))
+
+
+def _metadata(facts: CardFacts) -> str:
+    lines = ["---", "library_name: peft", "tags: [lora, hrp]"]
+    if not Path(facts.base).exists():  # the hub refuses a path here
+        lines.append(f"base_model: {json.dumps(facts.base)}")
+    return "\n".join([*lines, "---", ""])
+
+
+def _settings(facts: CardFacts) -> dict[str, Any]:
+    config = facts.lora_config
+    shown = ("r", "lora_alpha", "use_rslora", "use_dora", "lora_dropout", "target_modules")
+    settings = {name: config.get(name) for name in shown}
+    if config.get("rank_pattern"):
+        ranks = config["rank_pattern"].values()
+        settings["rank_pattern"] = f"{len(ranks)} modules of {min(ranks)} to {max(ranks)}"
+    hrp = dict(facts.provenance.get("config", {}))
+    names = ["preheat_rank", "preheat_steps", "train_factors"]
+    if hrp.get("preheat_steps") == "auto":
+        names += ["max_preheat_steps", "subspace_tolerance", "subspace_window"]
+    preheating = {name: hrp.get(name) for name in names}
+    preheating["preheat_learning_rate"] = hrp.get("learning_rate") or "the trainer's own"
+    preheating["preheat_seed"] = hrp.get("seed")
+    return settings | dict(facts.start) | preheating
+
+
+def _cost(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    cost = {"optimizer steps": provenance.get("steps")} | dict(provenance.get("cost", {}))
+    losses = provenance.get("losses") or []
+    if losses:
+        cost["loss, first and last step"] = f"{losses[0]:.4f}, {losses[-1]:.4f}"
+    if "stopping" in provenance:
+        cost["subspaces settled"] = provenance["stopping"]["settled"]
+    return cost
+
+
+def _table(title: str, rows: Mapping[str, Any]) -> str:
+    lines = [f"## {title}\n", "| | |", "| --- | --- |"]
+    return "\n".join([*lines, *(f"| {name} | {_code(_text(v))} |" for name, v in rows.items()), ""])
+
+
+def _text(value: Any) -> str:
+    return ", ".join(sorted(map(str, value))) if isinstance(value, list | set) else str(value)
+
+
+def _code(text: str) -> str:
+    """Quote text as code, so that a name cannot break out into Markdown or HTML."""
+    return f"`{' '.join(text.replace('`', chr(39)).replace('|', chr(92) + '|').split())}`"

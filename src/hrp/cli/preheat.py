@@ -1,0 +1,62 @@
+"""``hrp preheat``: write a spectrum folder, for `hrp init` or ``hrp sft --spectrum``."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from hrp.artefact import PROVENANCE_FILE
+from hrp.cli.failures import UsageError, reported
+from hrp.cli.outputs import Output
+from hrp.cli.running import Job, preheat_into
+from hrp.cli.sft import build_trainer, parse_sft
+from hrp.cli.trainers import check_enough, sft_preheating
+
+DESCRIPTION = """\
+Preheat only: train a LoRA of high rank for a few steps and write its spectrum to --output_dir,
+which serves every lower rank. Takes the flags of `hrp sft`.
+"""
+EXAMPLE = """\
+  hrp preheat --model_name_or_path Qwen/Qwen3-0.6B --dataset_name trl-lib/Capybara \\
+      --preheat_rank 128 --preheat_steps 50 --preheat_learning_rate 1e-3 --output_dir runs/spectrum
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Run ``hrp preheat``; returns the exit status."""
+    return reported("preheat", lambda: _run(argv))
+
+
+def _run(argv: list[str]) -> int:
+    request = parse_sft("preheat", DESCRIPTION, EXAMPLE, argv)
+    if request.spectrum.spectrum:
+        raise UsageError("`--spectrum` is for `hrp sft`; `hrp preheat` makes one")
+    config = request.hrp.hrp_config(request.training.seed)
+    folder = Path(request.training.output_dir)
+    work = Output(folder.parent / f".{folder.name}.preheating", "preheat", request.settings())
+    if _finished(folder, work.folder, request.output.overwrite):
+        return 0
+    work.check(request.output.overwrite, request.output.resume)
+    request.training.output_dir = str(work.folder)
+    trainer = build_trainer(request)
+    check_enough(trainer, config)
+    if trainer.is_world_process_zero():
+        work.begin(request.output.overwrite)
+    trainer.accelerator.wait_for_everyone()
+    job = Job(trainer, sft_preheating(trainer), config, request.hrp.preheat_save_steps)
+    preheat_into(job, folder, work.folder, request.output.overwrite)
+    trainer.accelerator.print(f"Spectrum saved to {folder}; `hrp inspect {folder}` shows it")
+    return 0
+
+
+def _finished(folder: Path, work: Path, overwrite: bool) -> bool:
+    """Whether the spectrum is there; raises ``UsageError`` if something else is."""
+    if not folder.exists():
+        return False
+    if not (folder / PROVENANCE_FILE).exists():
+        raise UsageError(f"'{folder}' exists and is no spectrum; choose another --output_dir")
+    if overwrite:
+        return False
+    shutil.rmtree(work, ignore_errors=True)  # left by a run that was killed right after saving
+    print(f"'{folder}' is finished: nothing to do; --overwrite preheats again")
+    return True

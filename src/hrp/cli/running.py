@@ -1,0 +1,157 @@
+"""The whole job behind `hrp sft` and `hrp finetune`: preheat, initialise, fine-tune, save."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hrp.allocation import parameter_count
+from hrp.checkpoints import Checkpoints, CompletionMarker, checkpoint_step, last_complete
+from hrp.cli.modelcard import CardFacts, card
+from hrp.cli.outputs import Output
+from hrp.config import HRPConfig
+from hrp.initialization import initialize_lora_hrp_weights
+from hrp.preheating import preheat
+from hrp.spectrum import Spectrum
+
+LOSS_NAME = "preheat/loss"
+_REPORTERS = "transformers.integrations"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train.
+
+    Args:
+        trainer: of the real run, its model a ``PeftModel``.
+        preheating: ``trainer_cls`` and the other keyword arguments that `hrp.preheat` takes.
+        config: of HRP.
+        save_steps: steps between two checkpoints of preheating.
+    """
+
+    trainer: Any
+    preheating: dict[str, Any]
+    config: HRPConfig
+    save_steps: int
+
+
+def run(job: Job, output: Output, given_spectrum: str | None, data: str) -> None:
+    """Carry out ``job`` into ``output``, going on with what an interrupted run left there.
+
+    Raises:
+        ValueError: what `hrp.preheat` and `hrp.initialize_lora_hrp_weights` refuse.
+        PreheatingError: preheating failed.
+        OSError: the output cannot be written; what is there is not half a result.
+    """
+    trainer, config = job.trainer, job.config
+    folder = Path(given_spectrum) if given_spectrum else output.spectrum
+    if not given_spectrum and not folder.exists():
+        preheat_into(job, folder, output.preheating)
+    spectrum = Spectrum.load(folder)
+    initialize_lora_hrp_weights(trainer.model, spectrum, config.direction, config.scale)
+    trainer.accelerator.print(f"LoRA starts from {folder}, direction {config.direction}")
+    finetune(trainer, output.folder)
+    _publish(job, output, spectrum, data)
+    trainer.accelerator.print(f"Adapter saved to {output.folder}")
+
+
+def preheat_into(job: Job, folder: Path, work: Path, overwrite: bool = False) -> None:
+    """Preheat and save the spectrum in ``folder``; checkpoints are in ``work`` meanwhile."""
+    trainer, config = job.trainer, job.config
+    rate = config.learning_rate or trainer.args.learning_rate
+    found = last_complete(work, before=config.step_limit)
+    trainer.accelerator.print(
+        f"Preheating: rank {config.preheat_rank}, {config.preheat_steps} steps, learning rate "
+        f"{rate:g}" + (f", from step {checkpoint_step(found)} on" if found else "")
+    )
+    began = time.perf_counter()
+    settings = dict(job.preheating)
+    settings["trainer_cls"] = _reporting(settings["trainer_cls"], trainer)
+    checkpoints = Checkpoints(work, job.save_steps)
+    spectrum = preheat(trainer.model, config, checkpoints=checkpoints, **settings)
+    spectrum.provenance["cost"] = _cost(trainer, spectrum, time.perf_counter() - began)
+    if trainer.is_world_process_zero():
+        spectrum.save(folder, overwrite=overwrite)
+        shutil.rmtree(work, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+
+
+def finetune(trainer: Any, folder: Path) -> None:
+    """Train, from the last whole checkpoint in ``folder`` if there is one."""
+    trainer.add_callback(CompletionMarker())
+    checkpoint = last_complete(folder)
+    limit = trainer.args.max_steps
+    if checkpoint is not None and 0 < limit <= checkpoint_step(checkpoint):
+        # HF Trainer would do one step more.
+        trainer.model.load_adapter(str(checkpoint), "default", is_trainable=True)
+        return
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _publish(job: Job, output: Output, spectrum: Spectrum, data: str) -> None:
+    trainer = job.trainer
+    if not trainer.is_world_process_zero():
+        trainer.save_model(str(output.folder))  # takes part in gathering; writes nothing
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    lora_config = model.peft_config["default"]
+    facts = CardFacts(
+        command=output.command,
+        base=str(lora_config.base_model_name_or_path),
+        adapter=trainer.args.hub_model_id or str(output.folder),
+        lora_config=lora_config.to_dict(),
+        provenance=spectrum.provenance,
+        start={"direction": job.config.direction, "scale": job.config.scale},
+        data=data,
+    )
+
+    def write(staging: Path) -> None:
+        trainer.save_model(str(staging), _internal_call=True)
+        (staging / "README.md").write_text(card(facts), encoding="utf-8")
+
+    output.publish(write)
+    output.record(finished=True)
+
+
+def _cost(trainer: Any, spectrum: Spectrum, seconds: float) -> dict[str, Any]:
+    """What preheating took; the seconds are those of this process, also if it was resumed."""
+    args, steps = trainer.args, spectrum.provenance["steps"]
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    ranks = {name: module.rank for name, module in spectrum.items()}
+    return {
+        "seconds": round(seconds, 1),
+        "examples": steps * batch,
+        "temporary parameters": parameter_count(spectrum, ranks),
+    }
+
+
+def _reporting(trainer_cls: Any, real: Any) -> Any:
+    """Subclass a trainer so that its loss goes to the real run's reporters, under its own name."""
+
+    class Reporting(trainer_cls):
+        def train(self, *args: Any, **kwargs: Any) -> Any:
+            _report(real, "on_train_begin", 0)  # TensorBoard's learns its folder there
+            return super().train(*args, **kwargs)
+
+        def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+            super().log(logs, *args, **kwargs)
+            if "loss" in logs:
+                _report(real, "on_log", self.state.global_step, logs={LOSS_NAME: logs["loss"]})
+
+    return Reporting
+
+
+def _report(trainer: Any, event: str, step: int, **facts: Any) -> None:
+    """Call the reporters (``report_to``) of ``trainer``, as at ``step`` of its training."""
+    state = copy.copy(trainer.state)
+    state.global_step = step
+    state.is_world_process_zero = trainer.is_world_process_zero()
+    for callback in trainer.callback_handler.callbacks:
+        if type(callback).__module__.startswith(_REPORTERS):
+            getattr(callback, event)(
+                trainer.args, state, trainer.control, model=trainer.model, **facts
+            )

@@ -1,0 +1,182 @@
+"""``hrp sft``: `trl sft` with a preheated start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trl import (
+    DatasetMixtureConfig,
+    ModelConfig,
+    ScriptArguments,
+    SFTConfig,
+    get_peft_config,
+    get_quantization_config,
+)
+
+from hrp.cli.arguments import (
+    DataArguments,
+    HRPArguments,
+    OutputArguments,
+    SpectrumArguments,
+    parse,
+)
+from hrp.cli.datasets import check_columns, load_splits, split_of, with_templates
+from hrp.cli.failures import UsageError, reported
+from hrp.cli.outputs import Output
+from hrp.cli.running import Job, run
+from hrp.cli.trainers import HubCardSFTTrainer, check_enough, sft_preheating
+
+DESCRIPTION = """\
+Supervised fine-tuning as `trl sft` does it, with LoRA started from a high-rank preheating. Takes
+every flag of `trl sft`, from the command line or from --config FILE.yaml (flags override), and
+HRP's own, which come first below.
+"""
+EXAMPLE = """\
+  hrp sft --model_name_or_path Qwen/Qwen3-0.6B --dataset_path train.jsonl \\
+      --prompt_template 'Question: {question}\\nAnswer: ' --completion_template '{answer}' \\
+      --lora_r 16 --preheat_steps 50 --direction B --learning_rate 2e-4 --output_dir runs/adapter
+"""
+# What a resumed run must have in common with the interrupted one; more steps are allowed.
+MODEL_SETTINGS = (
+    "model_name_or_path",
+    "model_revision",
+    "dtype",
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_target_modules",
+    "lora_target_parameters",
+    "lora_modules_to_save",
+    "use_rslora",
+    "use_dora",
+    "load_in_4bit",
+    "load_in_8bit",
+)
+TRAINING_SETTINGS = (
+    "seed",
+    "learning_rate",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "optim",
+    "max_length",
+    "packing",
+    "bf16",
+    "fp16",
+)
+# What TRL's SFTTrainer recognises, each a set of columns that suffice.
+SFT_FORMS = ({"messages"}, {"conversations"}, {"prompt", "completion"}, {"input_ids"})
+
+
+@dataclass
+class SFTRequest:
+    """All that the command was given, by the class that TRL or we define for it."""
+
+    hrp: HRPArguments
+    spectrum: SpectrumArguments
+    data: DataArguments
+    output: OutputArguments
+    script: ScriptArguments
+    training: SFTConfig
+    model: ModelConfig
+    mixture: DatasetMixtureConfig
+
+    def settings(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the interrupted one."""
+        return {
+            **{k: v for k, v in vars(self.hrp).items() if k != "preheat_save_steps"},
+            **{name: getattr(self.model, name) for name in MODEL_SETTINGS},
+            **{name: getattr(self.training, name, None) for name in TRAINING_SETTINGS},
+            **vars(self.data),
+            **vars(self.spectrum),
+            "dataset_name": self.script.dataset_name,
+            "dataset_train_split": self.script.dataset_train_split,
+        }
+
+    def data_name(self) -> str:
+        """How the model card names the data."""
+        return self.data.dataset_path or self.script.dataset_name or "a mixture of data sets"
+
+
+def main(argv: list[str]) -> int:
+    """Run ``hrp sft``; returns the exit status."""
+    return reported("sft", lambda: _run(argv))
+
+
+def _run(argv: list[str]) -> int:
+    request = parse_sft("sft", DESCRIPTION, EXAMPLE, argv)
+    config = request.hrp.hrp_config(request.training.seed)
+    output = Output(Path(request.training.output_dir), "sft", request.settings())
+    if not output.check(request.output.overwrite, request.output.resume):
+        return 0
+    trainer = build_trainer(request)
+    check_enough(trainer, config)
+    if trainer.is_world_process_zero():
+        output.begin(request.output.overwrite)
+    trainer.accelerator.wait_for_everyone()
+    job = Job(trainer, sft_preheating(trainer), config, request.hrp.preheat_save_steps)
+    run(job, output, request.spectrum.spectrum, request.data_name())
+    if request.training.push_to_hub:
+        trainer.push_to_hub(dataset_name=request.script.dataset_name)
+    trainer.end()
+    return 0
+
+
+def parse_sft(command: str, description: str, example: str, argv: list[str]) -> SFTRequest:
+    """Parse the flags of ``hrp sft`` and ``hrp preheat``; raises ``UsageError``."""
+    ours = (HRPArguments, SpectrumArguments, DataArguments, OutputArguments)
+    theirs = (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig)
+    request = SFTRequest(*parse(command, description, example, [*ours, *theirs], argv))
+    check_common(request.training, request.model)
+    return request
+
+
+def check_common(training: Any, model: ModelConfig) -> None:
+    """Raise ``UsageError`` on what no command can do; LoRA is implied, and that is said."""
+    if not model.model_name_or_path:
+        raise UsageError("`--model_name_or_path` is needed: a hub id or a local folder")
+    if training.resume_from_checkpoint is not None:
+        raise UsageError("`--resume_from_checkpoint` does not know preheating; pass --resume")
+    if not model.use_peft:
+        print("--use_peft is implied: HRP starts a LoRA")
+        model.use_peft = True
+
+
+def build_trainer(request: SFTRequest) -> HubCardSFTTrainer:
+    """Make TRL's trainer as `trl sft` does, its model with LoRA; checks the data first."""
+    training, model = request.training, request.model
+    train, test = _data(request)
+    training.model_init_kwargs = {
+        "revision": model.model_revision,
+        "trust_remote_code": training.trust_remote_code,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **(training.model_init_kwargs or {}),
+    }
+    return HubCardSFTTrainer(
+        model=model.model_name_or_path,
+        args=training,
+        train_dataset=train,
+        eval_dataset=test,
+        quantization_config=get_quantization_config(model),
+        peft_config=get_peft_config(model),
+    )
+
+
+def _data(request: SFTRequest) -> tuple[Any, Any]:
+    """Training data and, where evaluation is asked for, test data, with columns that TRL knows."""
+    script, data = request.script, request.data
+    splits = load_splits(script, data, request.mixture)
+    templates = {"prompt": data.prompt_template, "completion": data.completion_template}
+    forms = (*SFT_FORMS, {request.training.dataset_text_field})
+
+    def prepared(name: str, flag: str) -> Any:
+        split = with_templates(split_of(splits, name, flag), templates)
+        check_columns(split, forms, "for others, pass --prompt_template and --completion_template")
+        return split
+
+    train = prepared(script.dataset_train_split, "dataset_train_split")
+    evaluated = request.training.eval_strategy != "no"
+    test = prepared(script.dataset_test_split, "dataset_test_split") if evaluated else None
+    return train, test

@@ -1,0 +1,59 @@
+"""TRL's SFTTrainer, as preheating and fine-tuning need it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sized
+from typing import Any
+
+from trl import SFTTrainer
+
+from hrp.cli.failures import UsageError
+from hrp.config import HRPConfig
+
+logger = logging.getLogger(__name__)
+
+
+class HubCardSFTTrainer(SFTTrainer):
+    """SFTTrainer whose README.md is HRP's (`hrp.cli.modelcard`), also when pushed to the hub."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Leave the card that is there."""
+
+
+def sft_preheating(trainer: SFTTrainer) -> dict[str, Any]:
+    """Keyword arguments of `hrp.preheat` that train on the data ``trainer`` has prepared."""
+    args = copy.copy(trainer.args)
+    args.model_init_kwargs = None  # the model is there
+    args.chat_template_path = None  # likewise its template
+    args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
+    return {
+        "trainer_cls": HubCardSFTTrainer,
+        "args": args,
+        "train_dataset": trainer.train_dataset,
+        "processing_class": trainer.processing_class,
+    }
+
+
+def check_enough(trainer: Any, config: HRPConfig) -> None:
+    """Raise ``UsageError`` if the data give no step; say so if preheating sees them repeatedly."""
+    if not isinstance(trainer.train_dataset, Sized):
+        return  # streamed: its length is not known
+    rows, args = len(trainer.train_dataset), trainer.args
+    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    least = args.train_batch_size * args.world_size if args.dataloader_drop_last else 1
+    if rows < least:
+        raise UsageError(
+            f"the data give {rows} training rows, and one step needs {least}; give more data, "
+            "raise `--max_length`, or lower `--per_device_train_batch_size`"
+        )
+    wanted = config.step_limit * per_step
+    if wanted > rows:
+        logger.warning(
+            "preheating draws %d examples from %d rows, each about %.1f times; lower "
+            "`--preheat_steps` if that is more than fine-tuning does",
+            wanted,
+            rows,
+            wanted / rows,
+        )
