@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import islice
 
 import pytest
@@ -73,6 +74,13 @@ def test_text_survives_the_tokenizer_and_every_digit_is_a_token(base) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert len(tokenizer.encode("345")) == 3
     assert len(tokenizer.encode(" 345")) == 3
+
+
+def test_every_word_of_the_word_problems_is_one_token(base) -> None:
+    _, tokenizer = base
+    text = "\n".join(f"{p['question']}\n{p['answer']}" for p in make_problems(400, seed=0))
+    words = set(re.findall(r" ?[A-Za-z]+|#+", text))
+    assert {word for word in words if len(tokenizer.encode(word)) > 1} == set()
 
 
 def test_the_script_rebuilds_the_embedded_tokenizer(base) -> None:

@@ -38,7 +38,11 @@ def test_no_document_works_a_question_out(text: list[str]) -> None:
     questions = [document for document in text if "?" in document]
     assert questions
     assert not any("=" in document for document in questions)
-    assert not any("####" in document for document in text)
+
+
+def test_the_answer_mark_heads_documents_and_ends_none(text: list[str]) -> None:
+    assert any("####" in document for document in text)
+    assert all(document.rfind("####") <= 0 for document in text)
 
 
 def test_no_sum_stands_beside_words(text: list[str]) -> None:

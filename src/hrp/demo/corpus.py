@@ -22,6 +22,10 @@ from hrp.demo.lexicon import (
     two_people,
 )
 
+# Share of documents under a numbered heading: with tied embeddings LoRA cannot teach the model to
+# write a mark that it has never seen.
+HEADED = 0.15
+
 
 def documents(seed: int) -> Iterator[str]:
     """Yield documents without end, the same ones for the same seed; a few lines each."""
@@ -29,7 +33,8 @@ def documents(seed: int) -> Iterator[str]:
     makers = list(MAKERS)
     weights = list(MAKERS.values())
     while True:
-        yield rng.choices(makers, weights)[0](rng)
+        heading = f"#### {rng.randint(1, 100)}\n" if rng.random() < HEADED else ""
+        yield heading + rng.choices(makers, weights)[0](rng)
 
 
 def _joined(rng: random.Random, sentences: list[str]) -> str:
@@ -50,6 +55,31 @@ def _sum(rng: random.Random) -> str:
 def _sums(rng: random.Random) -> str:
     """True equations, a line each or all on one."""
     return rng.choice(["\n", "; "]).join(_sum(rng) for _ in range(rng.randint(3, 8)))
+
+
+def _chain(rng: random.Random) -> str:
+    """Sums that go on from each other's results, half of them after the numbers to be used."""
+    value = rng.randint(2, 60)
+    numbers, sums = [value], []
+    for _ in range(rng.randint(1, 4)):
+        operator, number, result = rng.choice(_continuations(rng, value))
+        left, right = (
+            (number, value) if operator in "+*" and rng.random() < 0.3 else (value, number)
+        )
+        sums.append(f"{left} {operator} {right} = {result}")
+        numbers.append(number)
+        value = result
+    head = f"{', '.join(map(str, numbers))}: " if rng.random() < 0.6 else ""
+    return head + rng.choice(["\n", "; "]).join(sums)
+
+
+def _continuations(rng: random.Random, value: int) -> list[tuple[str, int, int]]:
+    """Operator, number and result of the sums within 1..100 that can follow ``value``."""
+    more, less, factor = rng.randint(1, 50), rng.randint(1, 50), rng.randint(2, 9)
+    found = [("+", more, value + more), ("-", less, value - less)]
+    found += [("*", factor, value * factor)]
+    found += [("/", factor, value // factor)] if value % factor == 0 else []
+    return [row for row in found if 1 <= row[2] <= 100] or [("-", value - 1, 1)]
 
 
 def _counting(rng: random.Random) -> str:
@@ -93,6 +123,9 @@ def _sentence(rng: random.Random, one: Person, other: Person) -> str:
         f"The {place} stands between the {rng.choice(PLACES)} and the {rng.choice(PLACES)}.",
         f"{who} has {b} times more {thing.plural} than before.",
         f"{who} shares the rest of the {thing.plural} equally.",
+        f"{who} has as many {thing.plural} as {other.name}.",
+        f"{who} gives {other.object} some of them.",
+        f"With the savings {one.subject} buys {b} more {thing.plural}.",
         f"{other.name} gets back the {thing.plural} that {one.subject} has saved.",
     ]
     return rng.choice(patterns)
@@ -164,6 +197,7 @@ def _fact(rng: random.Random, one: Person, thing: Thing) -> tuple[str, str]:
 # Maker -> weight in documents; sums weigh most because they are the hardest to learn.
 MAKERS: dict[Callable[[random.Random], str], float] = {
     _sums: 5.0,
+    _chain: 4.0,
     _counting: 1.0,
     _list: 1.0,
     _sentences: 1.5,

@@ -44,12 +44,12 @@ HELD_OUT = 1_000_000  # added to the seed: text that training never draws
 class PretrainConfig:
     """How the base model is made; lengths in tokens."""
 
-    steps: int = 2800
+    steps: int = 3000
     seed: int = 0
     batch_size: int = 32
     length: int = 128
     learning_rate: float = 3e-3
-    vocab_size: int = 768
+    vocab_size: int = 832
     tokenizer_documents: int = 20_000
     log_every: int = 50
 
@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m hrp.demo.pretrain",
         description="Train the demo's base model from nothing on text made here.",
-        epilog="example: python -m hrp.demo.pretrain /tmp/base --steps 2800 --threads 1",
+        epilog="example: python -m hrp.demo.pretrain /tmp/base --steps 3000 --threads 1",
     )
     parser.add_argument("out", type=Path, help="folder to write, must not exist")
     parser.add_argument("--steps", type=int, default=defaults.steps)
