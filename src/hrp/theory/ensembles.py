@@ -80,7 +80,7 @@ def mean_leading_cosines(dimension: int, fixed: int, drawn: int, leading: int) -
         raise QuadratureError(
             f"the quadrature misses the mean of all squared cosines, {fixed * drawn / dimension:g},"
             f" by {abs(total - fixed * drawn / dimension):.1e} for dimension {dimension}; take "
-            "`hrp.theory.sampling` instead"
+            "random draws instead"
         )
     return ones + float(weights @ (chances @ np.minimum(counts, leading - ones)))
 
@@ -157,7 +157,7 @@ def mean_wishart_decay(dimension: int, rank: int, time: float) -> float:
     if abs(mean_of(y**2) / (dimension * rank) - 1) > _TRUSTED:
         raise QuadratureError(
             f"the quadrature misses the mean trace for dimension {dimension}, rank {rank}; take "
-            "`hrp.theory.sampling` instead"
+            "random draws instead"
         )
     return mean_of(np.exp(-time * y**2))
 

@@ -45,13 +45,20 @@ class Trajectory:
         """Loss at the last time."""
         return np.asarray(self.losses[..., -1])
 
+    def factors(
+        self,
+    ) -> tuple[Float[np.ndarray, "*batch times n rank"], Float[np.ndarray, "*batch times m rank"]]:
+        """A and B at all times; raises ``ValueError`` where they were not kept."""
+        if self.A is None or self.B is None:
+            raise ValueError("the factors were not recorded; run with `keep_factors=True`")
+        return self.A, self.B
+
     def factors_at(
         self, place: int
     ) -> tuple[Float[np.ndarray, "*batch n rank"], Float[np.ndarray, "*batch m rank"]]:
         """A and B at ``times[place]``; raises ``ValueError`` where they were not kept."""
-        if self.A is None or self.B is None:
-            raise ValueError("the factors were not recorded; run with `keep_factors=True`")
-        return self.A[..., place, :, :], self.B[..., place, :, :]
+        A, B = self.factors()
+        return A[..., place, :, :], B[..., place, :, :]
 
     def time_to(self, loss: float) -> Float[np.ndarray, "*batch"]:
         """First time at which the loss is at most ``loss``; infinity where it never is.
@@ -106,11 +113,12 @@ def gradient_flow(
         raise ValueError(f"`tolerance` must be between {low:g} and {high:g}, got {tolerance!r}")
     system = _System(problem, start, train_factors)
     states = _solve(system, when, tolerance)
-    A, B = system.factors(states)
-    losses = np.moveaxis(problem.loss(A, B), 0, -1)
+    # One time at a time: the residuals of all would not fit into the cache, nor always in memory.
+    losses = np.stack([problem.loss(*system.factors(state)) for state in states], axis=-1)
     if not keep_factors:
         return Trajectory(when, losses)
-    return Trajectory(when, losses, *(np.moveaxis(factor, 0, -3) for factor in (A, B)))
+    factors = (np.moveaxis(factor, 0, -3) for factor in system.factors(states))
+    return Trajectory(when, losses, *factors)
 
 
 class _System:

@@ -2,8 +2,9 @@
 
 ``frozen`` names the factor that preheating freezes, at a random start of ``preheat_rank`` columns
 (the library's ``train_factors`` names the other one). The start in its own direction is P4, in the
-other direction P5. All hold for orthonormal frozen columns at any time > 0, and for Gaussian ones
-in the limit of long preheating (docs/theory.md, P7).
+other direction P5. The formulas hold for orthonormal frozen columns at any time > 0, and for
+Gaussian ones in the limit of long preheating (docs/theory.md, P7); that the other direction never
+loses holds for all of them, at any time.
 """
 
 from __future__ import annotations

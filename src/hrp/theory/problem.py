@@ -6,7 +6,6 @@ Shapes as in HRP.md: A is (n, rank), B is (m, rank), M is (m, n), so that ``A = 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -18,12 +17,11 @@ from hrp.theory.checks import checked_choice, checked_count, checked_positive, c
 Direction = Literal["A", "B"]
 
 
-@dataclass(frozen=True, eq=False)
 class MatrixFactorization:
     """The problem min over A, B of L(A, B) = 1/2 ||B A^T - M||_F^2.
 
     Args:
-        M: (m, n) target, anything that numpy makes a matrix of; kept as float64.
+        M: (m, n) target, anything that numpy makes a matrix of; kept as a float64 copy.
 
     Raises:
         ValueError: ``M`` is not a matrix, is empty, or holds NaN or infinity.
@@ -33,18 +31,19 @@ class MatrixFactorization:
     (0.5, 5.0)
     """
 
-    M: Float[np.ndarray, "m n"]
-
-    def __post_init__(self) -> None:
-        """Check the target and fix its dtype."""
-        M = np.array(self.M, dtype=np.float64)
+    def __init__(self, M: Any) -> None:
+        M = np.array(M, dtype=np.float64)
         if M.ndim != 2 or not M.size:
             raise ValueError(f"`M` must be a matrix (m, n) with m, n >= 1, got shape {M.shape}")
         if not np.isfinite(M).all():
             count = int((~np.isfinite(M)).sum())
             raise ValueError(f"`M` must be finite, got {count} NaN or infinite entries")
         M.flags.writeable = False
-        object.__setattr__(self, "M", M)
+        self.M: Float[np.ndarray, "m n"] = M
+
+    def __repr__(self) -> str:
+        """Name the shape instead of printing the matrix."""
+        return f"MatrixFactorization(m={self.m}, n={self.n})"
 
     @property
     def m(self) -> int:

@@ -1,0 +1,254 @@
+"""``hrp theory``: check the theorems, redraw Figure 1, sweep preheat rank and steps."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+if TYPE_CHECKING:
+    from hrp.theory.figure1 import Figure1
+    from hrp.theory.sweep import Sweep, SweepConfig
+
+EXAMPLES = """\
+examples:
+  hrp theory check                              every statement, in seconds; status 1 if one breaks
+  hrp theory figure1 --out figures              the paper's Figure 1, with the numbers beside it
+  hrp theory sweep --spectrum flat --decay 12 --first 1 --shape 32 32 --rank 2 \\
+      --preheat-ranks 2 6 12 24 32 --out figures
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Run one subcommand: 0, 1 where a checked statement is broken, 2 for unusable arguments."""
+    options = _parser().parse_args(argv)
+    command = shlex.join(["hrp", "theory", *argv])
+    try:
+        return int(options.run(options, command))
+    except (ValueError, ArithmeticError, OSError) as error:
+        print(f"hrp theory {options.subcommand}: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hrp theory",
+        description="Theory lab: matrix factorisation under gradient flow (docs/theory.md).",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="subcommand", metavar="COMMAND", required=True)
+    _add_check(commands)
+    _add_figure1(commands)
+    _add_sweep(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:
+    """Add a subcommand with what all three share."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, epilog=f"example: hrp theory {example}"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
+    parser.add_argument("--record", type=Path, help="JSON file for the table and the settings")
+    return parser
+
+
+def _add_check(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "check",
+        "Put every statement to the test: 1e-8 where it is exact, three standard errors where it "
+        "is a mean (at other seeds about one run in twenty breaks one by chance).",
+        "check --draws 5000 --seed 1",
+    )
+    parser.add_argument("--draws", type=int, default=2000, help="of each mean (default: 2000)")
+    parser.set_defaults(run=_check)
+
+
+def _add_figure1(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "figure1",
+        "Redraw the paper's Figure 1, with direction B beside it; print final losses and times.",
+        "figure1 --draws 400 --out figures",
+    )
+    parser.add_argument("--draws", type=int, default=200, help="of each start (default: 200)")
+    parser.add_argument("--preheat-rank", type=int, default=6, help="R (default: 6)")
+    parser.add_argument(
+        "--preheat-time", type=float, default=1.0, help="flow time of preheating (default: 1)"
+    )
+    parser.add_argument("--out", type=Path, help="folder for theory-figure1.png")
+    parser.set_defaults(run=_figure1)
+
+
+def _add_sweep(commands: Any) -> None:
+    from hrp.theory.descent import Method
+    from hrp.theory.starts import RandomKind
+    from hrp.theory.sweep import SpectrumKind, SweepConfig
+
+    known = SweepConfig()
+    parser = _command(
+        commands,
+        "sweep",
+        "Final loss against preheat rank and preheating steps, for a chosen spectrum.",
+        "sweep --spectrum power-law --decay 1 --method adam --out figures",
+    )
+    parser.add_argument(
+        "--spectrum", choices=get_args(SpectrumKind), default="geometric", help="of the target"
+    )
+    parser.add_argument(
+        "--decay", type=float, help="ratio, exponent, or k of 'flat' (default: 0.8, 1 or 12)"
+    )
+    parser.add_argument("--first", type=float, default=3.0, help="largest singular value")
+    parser.add_argument(
+        "--shape", type=int, nargs=2, default=(24, 32), metavar=("M", "N"), help="of the target"
+    )
+    parser.add_argument("--rank", type=int, default=known.rank, help="r (default: %(default)s)")
+    parser.add_argument(
+        "--preheat-ranks",
+        type=int,
+        nargs="+",
+        default=known.preheat_ranks,
+        metavar="R",
+        help="ascending",
+    )
+    parser.add_argument(
+        "--preheat-steps",
+        type=int,
+        nargs="+",
+        default=known.preheat_steps,
+        metavar="K",
+        help="ascending",
+    )
+    parser.add_argument("--method", choices=get_args(Method), default="gd", help="preheats")
+    parser.add_argument("--step-size", type=float, default=0.02, help="(default: 0.02)")
+    parser.add_argument("--noise", type=float, default=0.0, help="on gradients, for sgd and adam")
+    parser.add_argument(
+        "--train-factors", choices=("both", "B"), default="both", help="in preheating"
+    )
+    parser.add_argument("--kind", choices=get_args(RandomKind), default="orthogonal")
+    parser.add_argument("--draws", type=int, default=known.draws, help="(default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder for the plot")
+    parser.add_argument("--name", default="theory-sweep", help="of the plot (default: %(default)s)")
+    parser.set_defaults(run=_sweep)
+
+
+def _check(options: argparse.Namespace, command: str) -> int:
+    from hrp.theory.check import CheckConfig, check_all
+    from hrp.theory.rows import table
+
+    config = CheckConfig(draws=options.draws, seed=options.seed)
+    began = time.perf_counter()
+    rows = check_all(config)
+    broken = [row for row in rows if not row.holds]
+    print(table(rows))
+    seconds = time.perf_counter() - began
+    print(f"\n{len(rows) - len(broken)} of {len(rows)} hold ({seconds:.1f} s)")
+    _record(options, command, asdict(config), table=[row.to_dict() for row in rows])
+    return 1 if broken else 0
+
+
+def _figure1(options: argparse.Namespace, command: str) -> int:
+    from hrp.theory.figure1 import Figure1Config, figure1
+
+    config = Figure1Config(
+        draws=options.draws,
+        seed=options.seed,
+        preheat_rank=options.preheat_rank,
+        preheat_time=options.preheat_time,
+    )
+    result = figure1(config)
+    print(_figure1_table(result))
+    _record(options, command, asdict(config), optimum=result.optimum, table=result.rows())
+    if options.out:
+        from hrp.theory.plots import draw_figure1, save_figure
+
+        save_figure(draw_figure1(result), options.out / "theory-figure1.png")
+        print(f"wrote {options.out / 'theory-figure1.png'}")
+    return 0
+
+
+def _figure1_table(result: Figure1) -> str:
+    head = (
+        f"{'LoRA':<11} {'start':<11} {'final loss':>10} {'+- SE':>8} {'predicted':>9} "
+        f"{'reached':>8} {'time':>6} {'+- SE':>6} {'+ preheating':>13}"
+    )
+    lines = [f"L* = {result.optimum:g}; time: until L <= 1.01 L*", "", head]
+    for row in result.rows():
+        times = (row["time"], row["time_standard_error"], row["time_with_preheating"])
+        spent, error, charged = ("-" if one is None else f"{one:.3f}" for one in times)
+        lines.append(
+            f"{row['panel']:<11} {row['start']:<11} {row['final_loss']:>10.4f} "
+            f"{row['standard_error']:>8.4f} {row['predicted']:>9.4f} {row['reached']:>8.0%} "
+            f"{spent:>6} {error:>6} {charged:>13}"
+        )
+    return "\n".join(lines)
+
+
+def _sweep(options: argparse.Namespace, command: str) -> int:
+    from hrp.theory.sweep import sweep
+
+    config = _sweep_config(options)
+    result = sweep(config)
+    print(_sweep_table(result))
+    _record(options, command, asdict(config), limits=result.limits(), table=result.rows)
+    if options.out:
+        from hrp.theory.plots import draw_sweep, save_figure
+
+        path = options.out / f"{options.name}.png"
+        save_figure(draw_sweep(result), path)
+        print(f"wrote {path}")
+    return 0
+
+
+def _sweep_config(options: argparse.Namespace) -> SweepConfig:
+    from hrp.theory.descent import Descent
+    from hrp.theory.sweep import SweepConfig, TargetConfig
+
+    decays = {"geometric": 0.8, "power-law": 1.0, "flat": 12.0}
+    decay = decays[options.spectrum] if options.decay is None else options.decay
+    m, n = options.shape
+    return SweepConfig(
+        target=TargetConfig(options.spectrum, m, n, decay, options.first),
+        rank=options.rank,
+        preheat_ranks=tuple(options.preheat_ranks),
+        preheat_steps=tuple(options.preheat_steps),
+        optimizer=Descent(options.method, options.step_size, noise=options.noise),
+        train_factors=options.train_factors,
+        kind=options.kind,
+        draws=options.draws,
+        seed=options.seed,
+    )
+
+
+def _sweep_table(result: Sweep) -> str:
+    limits, steps = result.limits(), result.config.preheat_steps
+    lines = [
+        f"optimum {limits['optimum']:.4f}, random {limits['random']:.4f}, effective rank k_r "
+        f"{limits['effective_rank']:.2f}; mean final loss by R (rows) and K (columns)"
+    ]
+    for direction in ("A", "B"):
+        lines += ["", f"direction {direction}, R \\ K" + _cells(f"{step}" for step in steps)]
+        for rank in result.config.preheat_ranks:
+            rows = result.losses(direction, preheat_rank=rank)
+            lines.append(f"{rank:>18}" + _cells(f"{row['mean']:.4f}" for row in rows))
+    return "\n".join(lines)
+
+
+def _cells(texts: Any) -> str:
+    return "".join(f" {text:>9}" for text in texts)
+
+
+def _record(
+    options: argparse.Namespace, command: str, settings: dict[str, Any], **measured: Any
+) -> None:
+    from hrp.theory.record import write_record
+
+    if options.record:
+        write_record(options.record, command, settings, **measured)
+        print(f"wrote {options.record}")

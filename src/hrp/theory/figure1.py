@@ -1,0 +1,152 @@
+"""Figure 1 of the paper: loss curves of matrix factorisation from four kinds of start, and one.
+
+Target diag(I_12, O_20), rank 2, preheat rank 6; left classic LoRA, right asymmetric LoRA. To the
+caption's four starts (Gaussian, orthogonal, HRP, target's own directions) comes HRP "B" (P5).
+The paper's times, scales and counts of draws are unknown to us: they are settings here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from hrp.theory.checks import checked_count, checked_positive
+from hrp.theory.flow import TrainFactors, Trajectory, gradient_flow
+from hrp.theory.predict import random_limit
+from hrp.theory.predict_preheated import flat_same_direction_mean
+from hrp.theory.preheating import preheat_flow
+from hrp.theory.problem import MatrixFactorization, flat_target
+from hrp.theory.sampling import estimate
+from hrp.theory.starts import Start, random_start, wise_start
+
+Panel = Literal["classic", "asymmetric"]
+PANELS: tuple[Panel, ...] = ("classic", "asymmetric")
+ARMS = ("gaussian", "orthogonal", "HRP A", "HRP B", "target")
+
+EXCESS = 0.01
+# By then every run has arrived: the slowest Gaussian draws of the asymmetric panel need it.
+_LIMIT_TIME = 80.0
+
+
+@dataclass(frozen=True)
+class Figure1Config:
+    """Settings; the defaults are the caption's, where it has them.
+
+    Args:
+        draws: of every random start and of every preheating.
+        seed: of all draws.
+        preheat_rank: R.
+        preheat_time: flow time of preheating, from a random orthonormal A. The right panel does
+            not depend on it (docs/theory.md, P7).
+        end_time: end of the plotted curves; the final losses are taken much later.
+        k, size, rank: of the target diag(I_k, O) of shape (size, size), and r.
+    """
+
+    draws: int = 200
+    seed: int = 0
+    preheat_rank: int = 6
+    preheat_time: float = 1.0
+    end_time: float = 6.0
+    k: int = 12
+    size: int = 32
+    rank: int = 2
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if checked_count("draws", self.draws) < 2:
+            raise ValueError(f"`draws` must be at least 2, for a spread, got {self.draws}")
+        if self.seed < 0:
+            raise ValueError(f"`seed` must be at least 0, got {self.seed}")
+        checked_positive("preheat_time", self.preheat_time)
+        if not 0 < self.end_time < _LIMIT_TIME:
+            raise ValueError(f"`end_time` must be in (0, {_LIMIT_TIME:g}), got {self.end_time!r}")
+        self.problem.check_preheat_rank(self.preheat_rank, self.rank, self.size)
+
+    @property
+    def problem(self) -> MatrixFactorization:
+        """The target."""
+        return flat_target(self.k, self.size, self.size)
+
+
+@dataclass(frozen=True, eq=False)
+class Figure1:
+    """What the figure shows: losses (draws, times) by panel and arm, and the settings.
+
+    The last of ``times`` is far to the right of the figure, for the final losses.
+    """
+
+    config: Figure1Config
+    times: Float[np.ndarray, " times"]
+    losses: dict[tuple[Panel, str], Float[np.ndarray, "_ times"]]
+
+    @property
+    def optimum(self) -> float:
+        """L*, the best loss at the rank."""
+        return self.config.problem.optimum(self.config.rank)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The table: per panel and arm the final loss and the time to 1 % excess loss."""
+        return [self._row(panel, arm) for panel in PANELS for arm in ARMS]
+
+    def _row(self, panel: Panel, arm: str) -> dict[str, Any]:
+        losses = self.losses[panel, arm]
+        final = estimate(losses[:, -1])
+        times = Trajectory(self.times, losses).time_to((1 + EXCESS) * self.optimum)
+        time = estimate(times)
+        charged = self.config.preheat_time if arm.startswith("HRP") else 0.0
+        return {
+            "panel": panel,
+            "start": arm,
+            "final_loss": final.mean,
+            "standard_error": final.standard_error,
+            "predicted": predicted_final(self.config, panel, arm),
+            "reached": float(np.isfinite(times).mean()),
+            "time": time.mean if np.isfinite(time.mean) else None,
+            "time_standard_error": time.standard_error if np.isfinite(time.mean) else None,
+            "time_with_preheating": time.mean + charged if np.isfinite(time.mean) else None,
+        }
+
+
+def predicted_final(config: Figure1Config, panel: Panel, arm: str) -> float:
+    """Expected final loss: T1, P6 or L* (P2, P5; the classic flow reaches L* from every start)."""
+    problem = config.problem
+    if panel == "asymmetric" and arm in ("gaussian", "orthogonal"):
+        return random_limit(problem, config.rank)
+    if panel == "asymmetric" and arm == "HRP A":
+        return flat_same_direction_mean(config.k, config.size, config.preheat_rank, config.rank)
+    return problem.optimum(config.rank)
+
+
+def figure1(config: Figure1Config) -> Figure1:
+    """Run both panels, ``draws`` times each arm; the target's own start has no randomness."""
+    rng = np.random.default_rng(config.seed)
+    times = np.append(np.linspace(0, config.end_time, 161), _LIMIT_TIME)
+    losses = {}
+    for panel in PANELS:
+        for arm, start in _starts(config, panel, rng).items():
+            trained = "both" if panel == "classic" else _trained_against(start)
+            run = gradient_flow(config.problem, start, times, trained)
+            losses[panel, arm] = np.broadcast_to(run.losses, (config.draws, times.size))
+    return Figure1(config, times, losses)
+
+
+def _trained_against(start: Start) -> TrainFactors:
+    """Asymmetric LoRA: the carrier is frozen, the other factor trained."""
+    return "B" if start.direction == "A" else "A"
+
+
+def _starts(config: Figure1Config, panel: Panel, rng: np.random.Generator) -> dict[str, Start]:
+    problem = config.problem
+    first = random_start(problem, config.preheat_rank, rng, config.draws, "orthogonal")
+    trained: TrainFactors = "both" if panel == "classic" else "B"
+    found = preheat_flow(problem, first, config.preheat_time, trained)
+    return {
+        "gaussian": random_start(problem, config.rank, rng, config.draws, "gaussian"),
+        "orthogonal": random_start(problem, config.rank, rng, config.draws, "orthogonal"),
+        "HRP A": found.start(problem, config.rank, "A"),
+        "HRP B": found.start(problem, config.rank, "B"),
+        "target": wise_start(problem, config.rank),
+    }

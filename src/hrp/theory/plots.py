@@ -1,0 +1,166 @@
+"""Figures of the lab. The only file of `hrp.theory` that imports matplotlib."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from hrp.theory.figure1 import ARMS, EXCESS, PANELS, Figure1
+from hrp.theory.sweep import SIDES, Sweep
+
+# Okabe and Ito's colours, told apart by colour-blind readers; dashes tell the lines apart in grey.
+_LOOKS: dict[str, dict[str, Any]] = {
+    "gaussian": {"color": "#999999", "linestyle": "-"},
+    "orthogonal": {"color": "#e69f00", "linestyle": "--"},
+    "HRP A": {"color": "#0072b2", "linestyle": "-"},
+    "HRP B": {"color": "#d55e00", "linestyle": "-"},
+    "target": {"color": "#000000", "linestyle": ":"},
+}
+_NAMES = {
+    "gaussian": "Gaussian",
+    "orthogonal": "orthogonal",
+    "HRP A": "HRP, direction A",
+    "HRP B": "HRP, direction B (ours)",
+    "target": "target's own directions",
+}
+_TITLES = {"classic": "classic LoRA", "asymmetric": "asymmetric LoRA"}
+_LOWEST = 1e-4
+_DASHES = ("-", "--", ":", "-.")
+_STYLE = {
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e5e5e5",
+    "legend.frameon": False,
+    "lines.linewidth": 1.5,
+}
+
+
+@contextmanager
+def _drawn(height: float) -> Iterator[Figure]:
+    """A figure of text width in our style, without touching the caller's."""
+    with mpl.rc_context(_STYLE):
+        yield Figure(figsize=(6.6, height), layout="constrained")
+
+
+def draw_figure1(result: Figure1) -> Figure:
+    """Excess loss L(t) - L* of both panels: mean, and 10th to 90th percentile of the draws."""
+    with _drawn(height=3.3) as figure:
+        left, right = figure.subplots(1, 2, sharey=True)
+        for axes, panel in zip((left, right), PANELS, strict=True):
+            for arm in ARMS:
+                _curve(axes, result, panel, arm)
+            axes.axhline(EXCESS * result.optimum, color="#009e73", linewidth=0.9)
+            axes.set_title(_TITLES[panel], fontsize=9)
+            axes.set_xlabel("fine-tuning time $t$ (gradient flow)")
+            axes.set_yscale("log")
+            axes.set_ylim(_LOWEST, 2)
+            axes.set_xlim(0, result.config.end_time)
+        left.set_ylabel(f"excess loss $L(t) - L^*$,  $L^* = {result.optimum:g}$")
+        left.text(
+            0.98 * result.config.end_time,
+            1.15 * EXCESS * result.optimum,
+            "1 % of $L^*$",
+            color="#009e73",
+            ha="right",
+        )
+        handles, labels = left.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        return figure
+
+
+def _curve(axes: Any, result: Figure1, panel: Any, arm: str) -> None:
+    """One arm; the last recorded time is far to the right of the figure."""
+    times = result.times[:-1]
+    excess = np.maximum(result.losses[panel, arm][:, :-1] - result.optimum, 1e-16)
+    low, high = np.percentile(excess, [10, 90], axis=0)
+    axes.plot(times, excess.mean(0), label=_NAMES[arm], zorder=3, **_LOOKS[arm])
+    axes.fill_between(times, low, high, color=_LOOKS[arm]["color"], alpha=0.18, linewidth=0)
+
+
+def draw_sweep(result: Sweep) -> Figure:
+    """Final loss against preheat rank R at a few K (left), and against K at a few R (right)."""
+    with _drawn(height=3.9) as figure:
+        left, right = figure.subplots(1, 2, sharey=True)
+        _against_rank(left, result)
+        _against_steps(right, result)
+        limits = result.limits()
+        for axes in (left, right):
+            axes.axhline(limits["random"], color="#999999", linewidth=0.9, linestyle="--")
+            axes.axhline(limits["optimum"], color="#000000", linewidth=0.9, linestyle=":")
+            axes.legend(
+                fontsize=7,
+                loc="upper center",
+                bbox_to_anchor=(0.5, -0.2),
+                ncols=2,
+                handlelength=3.2,
+            )
+        left.set_ylabel(f"final loss, asymmetric LoRA, $r = {result.config.rank}$")
+        end = result.config.preheat_ranks[-1]
+        left.text(end, limits["random"], "random start (T1)", ha="right", va="bottom")
+        left.annotate(
+            "optimum",
+            (0, limits["optimum"]),
+            (4, -9),
+            textcoords="offset points",
+            xycoords=("axes fraction", "data"),
+        )
+        left.margins(y=0.1)
+        return figure
+
+
+def _spread(values: tuple[int, ...], most: int) -> list[int]:
+    """At most ``most`` of the values, first and last among them: more lines run together."""
+    places = np.linspace(0, len(values) - 1, most).round().astype(int)
+    return [values[place] for place in np.unique(places)]
+
+
+def _against_rank(axes: Any, result: Sweep) -> None:
+    ranks = result.config.preheat_ranks
+    for direction in SIDES:
+        for place, steps in enumerate(_spread(result.config.preheat_steps, 3)):
+            rows = result.losses(direction, preheat_steps=steps)
+            axes.errorbar(
+                ranks,
+                [row["mean"] for row in rows],
+                [row["standard_error"] for row in rows],
+                color=_LOOKS[f"HRP {direction}"]["color"],
+                linestyle=_DASHES[place],
+                marker="o",
+                markersize=2.2,
+                label=f"direction {direction}, $K = {steps}$",
+            )
+    chord = result.limits()["chord"]
+    axes.plot(ranks, chord, color="#009e73", linewidth=1, label="bound on A at small $K$ (P8)")
+    axes.set_xlabel("preheat rank $R$")
+
+
+def _against_steps(axes: Any, result: Sweep) -> None:
+    for direction in SIDES:
+        for place, rank in enumerate(_spread(result.config.preheat_ranks, 4)):
+            rows = result.losses(direction, preheat_rank=rank)
+            axes.plot(
+                result.config.preheat_steps,
+                [row["mean"] for row in rows],
+                color=_LOOKS[f"HRP {direction}"]["color"],
+                linestyle=_DASHES[place],
+                label=f"direction {direction}, $R = {rank}$",
+            )
+    axes.set_xscale("log")
+    axes.set_xlabel("preheating steps $K$")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG at 200 dots an inch, whole or not at all; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    figure.savefig(temporary, dpi=200, format="png", metadata={"Software": None})
+    temporary.replace(path)

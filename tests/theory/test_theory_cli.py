@@ -1,0 +1,191 @@
+"""``hrp theory``: exit statuses, tables, records, figures; and what the lab imports."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hrp.theory as theory
+from hrp.cli import main as hrp_main
+from hrp.cli.theory import main
+from hrp.theory import Preheated, check, predict
+from hrp.theory import predict_preheated as preheated
+from hrp.theory.check import CheckConfig, check_all
+from hrp.theory.record import write_record
+from hrp.theory.rows import exact, sampled
+
+
+def test_check_holds_exits_with_0_and_records_its_table(tmp_path, capsys):
+    path = tmp_path / "new" / "check.json"
+    assert hrp_main(["theory", "check", "--record", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "BROKEN" not in printed
+    for statement in ("T1", "P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P9", "P10"):
+        assert f"\n{statement} " in printed
+    record = json.loads(path.read_text())
+    assert record["command"] == f"hrp theory check --record {path}"
+    assert record["settings"] == {"draws": 2000, "seed": 0}
+    assert all(row["holds"] for row in record["table"])
+    assert len(record["table"]) == printed.count(" holds\n")
+    assert {"numpy", "scipy", "torch", "hrp-lora", "python"} == set(record["versions"])
+
+
+def test_a_broken_prediction_exits_with_1_and_says_which(monkeypatch, capsys):
+    right = predict.wise_asymmetric_loss
+    monkeypatch.setattr(predict, "wise_asymmetric_loss", lambda *args: right(*args) * (1 + 1e-7))
+    assert main(["check", "--draws", "50"]) == 1
+    broken = [line for line in capsys.readouterr().out.splitlines() if line.endswith("BROKEN")]
+    assert len(broken) == 2
+    assert all(line.startswith("P2 ") for line in broken)
+
+
+def broken_statements(statement, draws=400) -> set[str]:
+    rows = statement(draws, np.random.default_rng(0))
+    return {row.statement for row in rows if not row.holds}
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "factor", "statement", "breaks"),
+    [
+        (predict, "random_limit", 1.02, check.random_limits, "T1"),
+        (predict, "random_path", 1.02, check.random_limits, "P9"),
+        (predict, "asymmetric_factor", 1.001, check.asymmetric_paths, "P1"),
+        (predict, "asymmetric_loss", 1.001, check.asymmetric_paths, "P1"),
+        (predict, "wise_asymmetric_loss", 1.001, check.wise_asymmetric, "P2"),
+        (predict, "wise_classic_loss", 1.001, check.wise_classic, "P3"),
+        (predict, "wise_classic_rates", 1.001, check.wise_classic, "P3"),
+        (preheated, "same_direction_loss", 1.001, check.preheated, "P4"),
+        (preheated, "other_direction_loss", 1.001, check.preheated, "P5"),
+        (preheated, "flat_same_direction_mean", 1.02, check.flat_mean, "P6"),
+        (preheated, "same_direction_ceiling", 0.9, check.effective_rank_bounds, "P8"),
+        (preheated, "same_direction_floor", 1.2, check.effective_rank_bounds, "P8"),
+        (preheated, "range_finder_bound", 0.3, check.range_finder, "P5"),
+    ],
+)
+def test_a_prediction_that_is_a_little_off_is_broken(
+    monkeypatch, module, name, factor, statement, breaks
+):
+    assert not broken_statements(statement)
+    right = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *args, **kwargs: factor * right(*args, **kwargs))
+    assert breaks in broken_statements(statement)
+
+
+def test_a_direction_that_is_lost_breaks_p5_p7_and_p10(monkeypatch):
+    def trailing(self, rank, direction):
+        return self.U[..., -rank:] if direction == "B" else self.Vh[..., -rank:, :].swapaxes(-1, -2)
+
+    monkeypatch.setattr(Preheated, "directions", trailing)
+    assert {"P4", "P5", "P10"} <= broken_statements(check.preheated)
+
+
+def test_a_seed_reproduces_every_row(monkeypatch):
+    monkeypatch.setattr(check, "STATEMENTS", (check.flat_mean, check.any_time))
+    one, same, other = (check_all(CheckConfig(draws=50, seed=seed)) for seed in (3, 3, 4))
+    assert one == same
+    assert one != other
+
+
+def test_rows_judge_by_their_relation_and_nan_never_holds():
+    two, three = np.array([2.0, 2.0]), np.array([2.0, 3.0])
+    assert not exact("X", "equal", [(two, three)]).holds
+    assert exact("X", "equal", [(two, two + 1e-9)]).holds
+    assert exact("X", "at least", [(two, three)], ">=").holds
+    assert not exact("X", "at most", [(two, three)], "<=").holds
+    assert exact("X", "at most", [(two, three)], "<=").measured == 3
+    assert not exact("X", "nan", [(two, np.array([2.0, np.nan]))]).holds
+    assert sampled("X", "mean", 2.5, three).holds
+    assert not sampled("X", "mean", 4.1, three).holds
+    assert sampled("X", "mean", 2.5, three).tolerance == pytest.approx(1.5)
+
+
+def test_figure1_prints_its_table_and_writes_picture_and_record(tmp_path, capsys):
+    path = tmp_path / "figure1.json"
+    arguments = ["figure1", "--draws", "4", "--out", str(tmp_path), "--record", str(path)]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "time: until L <= 1.01 L*" in printed
+    assert sum(line.startswith(("classic", "asymmetric")) for line in printed.splitlines()) == 10
+    assert (tmp_path / "theory-figure1.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads(path.read_text())
+    assert record["optimum"] == 5
+    assert len(record["table"]) == 10
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "figure1.json",
+        "theory-figure1.png",
+    ]
+
+
+def test_sweep_prints_its_table_and_writes_picture_and_record(tmp_path, capsys):
+    path = tmp_path / "sweep.json"
+    arguments = "sweep --spectrum flat --decay 3 --first 1 --shape 8 8 --rank 2 --draws 5"
+    arguments += f" --preheat-ranks 2 8 --preheat-steps 1 5 --out {tmp_path} --record {path}"
+    assert main(arguments.split()) == 0
+    printed = capsys.readouterr().out
+    assert "optimum 0.5000, random 1.1250, effective rank k_r 3.00" in printed
+    assert (tmp_path / "theory-sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert len(json.loads(path.read_text())["table"]) == 2 * 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "--draws", "1"], "hrp theory check: `draws` must be at least 2"),
+        (["figure1", "--preheat-rank", "1"], "hrp theory figure1: `preheat_rank` must be at least"),
+        (["sweep", "--rank", "5"], "hrp theory sweep: `preheat_rank` must be at least `rank` = 5"),
+        (["sweep", "--draws", "3", "--step-size", "9"], "lower `step_size`"),
+        (["sweep", "--spectrum", "flat", "--decay", "99"], "`k` must be between 1 and"),
+    ],
+)
+def test_unusable_arguments_exit_with_2_and_one_line(capsys, arguments, message):
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert not printed.out
+
+
+@pytest.mark.parametrize("command", [[], ["check"], ["figure1"], ["sweep"]])
+def test_help_ends_in_an_example(capsys, command):
+    with pytest.raises(SystemExit, match="0"):
+        main([*command, "--help"])
+    assert "example" in capsys.readouterr().out
+
+
+def test_a_record_that_json_cannot_hold_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "record.json"
+    with pytest.raises(ValueError, match="JSON"):
+        write_record(path, "hrp", {}, table=[float("nan")])
+    assert not list(tmp_path.iterdir())
+
+
+ALLOWED = {"numpy", "scipy", "torch", "jaxtyping", "hrp.spectrum", "hrp.theory"}
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(theory.__file__).parent.glob("*.py")), ids=lambda path: path.stem
+)
+def test_the_lab_imports_numpy_scipy_torch_and_the_spectrum_only(path):
+    allowed = ALLOWED | ({"matplotlib"} if path.stem == "plots" else set())
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.module] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for name in names:
+            top = name.split(".")[0]
+            known = top in sys.stdlib_module_names or top in allowed
+            assert known or ".".join(name.split(".")[:2]) in allowed, name
+
+
+def test_the_lab_loads_without_peft_transformers_or_matplotlib():
+    code = (
+        "import sys, hrp.theory, hrp.theory.check, hrp.theory.figure1, hrp.theory.sweep;"
+        "print(*{'peft', 'transformers', 'matplotlib', 'hrp.layers'} & set(sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""
