@@ -1,0 +1,312 @@
+"""Arms: every initialiser and variant, a small registered function each.
+
+An arm makes a `Start` from a `Setup`. PEFT's own implementation is used wherever PEFT has one. An
+arm that cannot run raises `NotApplicable`; none falls back to another start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import AdaLoraConfig, PeftModel, get_peft_model
+from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
+from transformers import TrainerCallback, set_seed
+
+from hrp.bench import starts
+from hrp.bench.costs import Costs
+from hrp.bench.shared import Shared
+from hrp.bench.workbench import NotApplicable, Setup, Start
+from hrp.config import Direction
+from hrp.initialization import initialize_lora_hrp_weights
+from hrp.layers import lora_modules
+
+SECTIONS: dict[str, dict[str, Any]] = {
+    "hrp": {
+        "preheat_rank": 128,
+        "preheat_steps": 50,
+        "learning_rate": 1e-3,
+        "train_factors": "both",
+        "scale": 1.0,
+    },
+    "auto": {"direction": "AB", "max_share": 0.4, "subspace_tolerance": None,
+             "subspace_window": None},
+    "gradient": {"batches": 32},
+    "covariance": {"rows": 256},
+    "eva": {"rho": 2.0, "tau": 0.99, "max_batches": 256},
+    "oracle": {"learning_rate": 5e-4, "steps": None},
+    "loraplus": {"ratio": 16.0},
+    "adalora": {"init_rank": None, "initial_share": 0.1, "final_share": 0.3, "interval": 10},
+}  # fmt: skip
+"""Settings of kinds of arms, with defaults; an arm's records hold those that it uses.
+
+- hrp: see `hrp.HRPConfig`; ``learning_rate`` is preheating's.
+- auto: for "hrp-auto": direction, the most preheating as a share of all steps, and HRPConfig's.
+- gradient: batches whose gradients are averaged (gradient-svd, lora_ga).
+- covariance: rows whose activations make CorDA's covariances.
+- eva: PEFT's ``EvaConfig``; ``max_batches`` ends what would not converge.
+- oracle: rate and steps (default: all) of the full fine-tuning that gives the direction.
+- loraplus: learning rate of ``lora_B`` over that of ``lora_A``.
+- adalora: initial rank (default: 1.5 r), shares of the steps before and after the budgeting,
+  steps between two allocations.
+"""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An initialiser or variant.
+
+    Args:
+        about: one line.
+        start: makes the start of a run.
+        sections: of `SECTIONS`, those that it depends on.
+        charged: whether its start takes steps or passes that are charged.
+        shares: kind of what it shares with other runs ("preheat", "gradient", "oracle"), or None.
+    """
+
+    about: str
+    start: Callable[[Setup], Start]
+    sections: tuple[str, ...] = ()
+    charged: bool = False
+    shares: Callable[[Setup], Shared] | None = None
+
+
+ARMS: dict[str, Arm] = {}
+
+
+def register(
+    name: str, about: str, **fields: Any
+) -> Callable[[Callable[[Setup], Start]], Callable[[Setup], Start]]:
+    """Enter a function under ``name``; raises ``ValueError`` where the name is taken."""
+
+    def enter(start: Callable[[Setup], Start]) -> Callable[[Setup], Start]:
+        if name in ARMS:
+            raise ValueError(f"an arm {name!r} is registered already")
+        ARMS[name] = Arm(about, start, **fields)
+        return start
+
+    return enter
+
+
+# --- plain starts, and variants -------------------------------------------------------------
+
+
+@register("lora", "PEFT's default: Kaiming lora_A, lora_B = 0")
+def lora(setup: Setup) -> Start:
+    """The control."""
+    return Start(setup.adapter())
+
+
+@register("rslora", "scaling alpha / sqrt(r)")
+def rslora(setup: Setup) -> Start:
+    """Kalajdzievski 2023."""
+    return Start(setup.adapter(use_rslora=True))
+
+
+@register("dora", "weight-decomposed LoRA")
+def dora(setup: Setup) -> Start:
+    """Liu et al. 2024."""
+    return Start(setup.adapter(use_dora=True))
+
+
+def _peft_start(name: str) -> Callable[[Setup], Start]:
+    return lambda setup: Start(setup.linear_adapter(init_lora_weights=name))
+
+
+for _name, _about in {
+    "gaussian": "Gaussian lora_A, lora_B = 0",
+    "pissa": "leading singular triples of the weight (PiSSA)",
+    "olora": "QR of the weight (OLoRA)",
+    "mica": "trailing left singular vectors of the weight, lora_B frozen (MiCA)",
+}.items():
+    register(_name, _about)(_peft_start(_name))
+
+
+@register("orthogonal", "orthogonal lora_A and lora_B, product 0")
+def orthogonal(setup: Setup) -> Start:
+    """PEFT's, for even ranks."""
+    if setup.rank % 2:
+        raise NotApplicable(f"PEFT's orthogonal start needs an even rank, got {setup.rank}")
+    return Start(setup.linear_adapter(init_lora_weights="orthogonal"))
+
+
+@register("lora+", "a higher learning rate for lora_B", sections=("loraplus",))
+def lora_plus(setup: Setup) -> Start:
+    """Hayou et al. 2024."""
+    model = setup.adapter()
+    optimizer = create_loraplus_optimizer(
+        model,
+        torch.optim.AdamW,
+        lr=setup.spec.learning_rate,
+        loraplus_lr_ratio=setup.section("loraplus")["ratio"],
+    )
+    return Start(model, optimizer=optimizer)
+
+
+@register("lora-fa", "lora_A frozen at random, gradient of lora_B corrected")
+def lora_fa(setup: Setup) -> Start:
+    """Zhang et al. 2023."""
+    model, config = setup.adapter(), setup.lora_config()
+    optimizer = create_lorafa_optimizer(
+        model, r=config.r, lora_alpha=config.lora_alpha, lr=setup.spec.learning_rate
+    )
+    return Start(model, optimizer=optimizer)
+
+
+class _Allocation(TrainerCallback):
+    """Lets AdaLoRA allocate its ranks, while the gradients are still there."""
+
+    def __init__(self, model: PeftModel) -> None:
+        self._model = model
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """After the optimizer's step, before the gradients are cleared."""
+        self._model.base_model.update_and_allocate(state.global_step)
+
+
+@register("adalora", "ranks allocated by importance", sections=("adalora",))
+def adalora(setup: Setup) -> Start:
+    """Zhang et al. 2023."""
+    steps, settings = setup.steps_after(0), setup.section("adalora")
+    rank = settings.get("init_rank") or round(1.5 * setup.rank)
+    plain = setup.lora_config()
+    base = setup.base()
+    set_seed(setup.spec.seed)
+    config = AdaLoraConfig(
+        init_r=rank,
+        target_r=setup.rank,
+        tinit=round(settings["initial_share"] * steps),
+        tfinal=round(settings["final_share"] * steps),
+        deltaT=settings["interval"],
+        total_step=steps,
+        lora_alpha=plain.lora_alpha,
+        lora_dropout=plain.lora_dropout,
+        target_modules=sorted(setup.targets),
+        modules_to_save=plain.modules_to_save,
+        task_type=setup.task.task_type,
+    )
+    model = get_peft_model(base, config)
+    extra = setup.adapter_parameters(rank) - setup.adapter_parameters()
+    return Start(model, Costs(extra_parameters=extra), callbacks=(_Allocation(model),))
+
+
+@register("full", "full fine-tuning, in float32")
+def full(setup: Setup) -> Start:
+    """Every parameter of the base; bfloat16 weights would lose most updates to rounding."""
+    model = setup.base(torch.float32).requires_grad_(True)
+    extra = sum(p.numel() for p in model.parameters()) - setup.adapter_parameters()
+    return Start(model, Costs(extra_parameters=max(extra, 0)), full=True)
+
+
+# --- starts from the data ------------------------------------------------------------------
+
+
+@register("eva", "leading directions of the activations", sections=("eva",), charged=True)
+def eva(setup: Setup) -> Start:
+    """Paischer et al. 2024."""
+    return starts.eva(setup)
+
+
+@register("corda", "weight times covariance of the activations", sections=("covariance",),
+          charged=True)  # fmt: skip
+def corda(setup: Setup) -> Start:
+    """Yang et al. 2024, instruction-previewed mode."""
+    return starts.corda(setup)
+
+
+@register("lora_ga", "singular vectors of the gradient, the base changed", sections=("gradient",),
+          charged=True)  # fmt: skip
+def lora_ga(setup: Setup) -> Start:
+    """Wang et al. 2024."""
+    return starts.lora_ga(setup)
+
+
+def _directed(
+    setup: Setup, shared: Shared, direction: Direction, scale: float = 1.0, freeze: bool = False
+) -> Start:
+    """A LoRA started from a shared spectrum; with ``freeze``, the direction's factor stays."""
+    model = setup.adapter()
+    initialize_lora_hrp_weights(model, shared.spectrum, direction, scale)
+    if freeze:
+        _freeze(model, "lora_A" if direction == "A" else "lora_B")
+    return Start(model, shared.costs, shared.losses)
+
+
+def _freeze(model: PeftModel, factor: str) -> None:
+    for name, parameter in model.named_parameters():
+        if f".{factor}." in name:
+            parameter.requires_grad_(False)
+
+
+def _gradient(direction: Direction) -> Callable[[Setup], Start]:
+    return lambda setup: _directed(setup, starts.gradient(setup), direction)
+
+
+for _direction, _name in (("A", "gradient-svd"), ("B", "gradient-svd-b")):
+    register(
+        _name, f"singular vectors of the mean gradient, direction {_direction} (as in LoRA-One)",
+        sections=("gradient",), charged=True, shares=starts.gradient,
+    )(_gradient(_direction))  # type: ignore[arg-type]  # literals, lost in the loop  # fmt: skip
+
+
+# --- HRP -----------------------------------------------------------------------------------
+
+
+def _hrp(direction: Direction, freeze: bool = False) -> Callable[[Setup], Start]:
+    def start(setup: Setup) -> Start:
+        scale = 1.0 if direction == "AB" else setup.section("hrp")["scale"]
+        return _directed(setup, starts.preheated(setup), direction, scale, freeze)
+
+    return start
+
+
+_HRP: Mapping[str, Any] = {"sections": ("hrp",), "charged": True, "shares": starts.preheated}
+register("hrp-a", "preheated right singular vectors in lora_A", **_HRP)(_hrp("A"))
+register("hrp-b", "preheated left singular vectors in lora_B", **_HRP)(_hrp("B"))
+register("hrp-ab", "the preheated update, truncated", **_HRP)(_hrp("AB"))
+register("asymmetric-hrp-a", "as hrp-a, lora_A frozen", **_HRP)(_hrp("A", freeze=True))
+register("asymmetric-hrp-b", "as hrp-b, lora_B frozen", **_HRP)(_hrp("B", freeze=True))
+
+
+@register("hrp-auto", "preheats until the subspaces settle",
+          sections=("hrp", "auto"), charged=True, shares=starts.preheated_until_settled)  # fmt: skip
+def hrp_auto(setup: Setup) -> Start:
+    """Charged for the steps that it took."""
+    return _directed(
+        setup, starts.preheated_until_settled(setup), setup.section("auto")["direction"]
+    )
+
+
+# --- asymmetric LoRA from random starts, and the headroom -----------------------------------
+
+
+@register("asymmetric-a", "lora_A frozen at PEFT's random start")
+def asymmetric_a(setup: Setup) -> Start:
+    """Theorem 1's setting."""
+    model = setup.adapter()
+    _freeze(model, "lora_A")
+    return Start(model)
+
+
+@register("asymmetric-b", "lora_B frozen at a random start, lora_A = 0")
+def asymmetric_b(setup: Setup) -> Start:
+    """The mirror image: uniform lora_B, columns of expected squared norm 1/3."""
+    model = setup.adapter()
+    generator = torch.Generator().manual_seed(setup.spec.seed)
+    for module in lora_modules(model, "default").values():
+        lora_A, lora_B = module.views()
+        uniform = 2 * torch.rand(lora_B.shape, generator=generator) - 1
+        module.write(torch.zeros_like(lora_A), uniform / lora_B.shape[0] ** 0.5)
+    _freeze(model, "lora_B")
+    return Start(model)
+
+
+def _oracle(direction: Direction) -> Callable[[Setup], Start]:
+    return lambda setup: _directed(setup, starts.full_change(setup), direction)
+
+
+_ORACLE: Mapping[str, Any] = {"sections": ("oracle",), "shares": starts.full_change}
+register("oracle-a", "right singular vectors of full fine-tuning's change", **_ORACLE)(_oracle("A"))
+register("oracle-b", "left singular vectors of full fine-tuning's change", **_ORACLE)(_oracle("B"))

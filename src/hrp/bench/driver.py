@@ -1,0 +1,184 @@
+"""Runs an experiment through an engine: only what is missing, in order, within a time limit."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hrp.bench.engines import Engine, Result
+from hrp.bench.protocol import Experiment, plan
+from hrp.bench.record import (
+    Record,
+    RunSpec,
+    load_records,
+    missing,
+    write_record,
+)
+from hrp.bench.run import now, stamped
+from hrp.bench.schedule import Job, Schedule
+from hrp.bench.workbench import Places
+
+_MARGIN = 1.1  # a run is not begun unless this many times a usual run's duration is left
+
+
+@dataclass
+class Summary:
+    """What one call did.
+
+    Args:
+        ran: records written, by status.
+        left: runs of the plan that have no record yet.
+        steps: optimizer steps in the records written, those of preheating only where it was done.
+        wall_s: seconds.
+        stopped: whether the time limit ended it.
+    """
+
+    ran: dict[str, int] = field(default_factory=dict)
+    left: int = 0
+    steps: int = 0
+    wall_s: float = 0.0
+    stopped: bool = False
+
+    @property
+    def runs(self) -> int:
+        """Records written."""
+        return sum(self.ran.values())
+
+    def __str__(self) -> str:
+        """One line for the end."""
+        kinds = ", ".join(f"{count} {status}" for status, count in sorted(self.ran.items()))
+        hour = 3600 * self.runs / self.wall_s if self.wall_s else 0.0
+        rate = self.steps / self.wall_s if self.wall_s else 0.0
+        return (
+            f"{self.runs} runs ({kinds or 'nothing to do'}) in {self.wall_s:.0f} s: {hour:.0f} "
+            f"runs an hour, {rate:.1f} steps/s; {self.left} runs left"
+        )
+
+
+def existing(folder: Path) -> dict[str, Record]:
+    """Records in a folder by run id; none where there is no folder or no record."""
+    if not folder.is_dir() or not any(folder.rglob("*.json")):
+        return {}
+    return {record.run_id: record for record in load_records(folder)}
+
+
+def to_do(
+    experiment: Experiment, records: Mapping[str, Record], folder: Path, retry_failed: bool = False
+) -> list[RunSpec]:
+    """Runs of the plan without a record; with ``retry_failed`` also those that failed."""
+    return missing(plan(experiment, records), folder, retry_failed)
+
+
+class Driver:
+    """Gives out jobs, writes records, replaces what is lost.
+
+    Args:
+        experiment: what to run.
+        places: where.
+        say: prints one line a run.
+        limit_s: seconds after which nothing more is done.
+        retry_failed: whether runs whose record is a failure are done again.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        places: Places,
+        say: Callable[[str], None] = print,
+        limit_s: float | None = None,
+        retry_failed: bool = False,
+    ) -> None:
+        self._experiment, self._places, self._say = experiment, places, say
+        self._limit_s = limit_s
+        self._records = existing(places.records)
+        first = to_do(experiment, self._records, places.records, retry_failed)
+        self._schedule = Schedule(first, self._widened)
+        self._began = time.monotonic()
+        self._begun: dict[Job, float] = {}
+        self._durations: list[float] = []
+        self.summary = Summary()
+
+    def _widened(self) -> list[RunSpec]:
+        return to_do(self._experiment, self._records, self._places.records)
+
+    def run(self, engine: Engine) -> Summary:
+        """Do all that is missing, or all that the time limit allows."""
+        try:
+            while self._give_out(engine) or self._begun:
+                for result in engine.wait(self._left_s()):
+                    self._take_in(result)
+                if self._out_of_time():
+                    self.summary.stopped = bool(self._begun) or self._schedule.runs_left > 0
+                    break
+        finally:
+            engine.close()
+        self.summary.left = len(self._widened())
+        self.summary.wall_s = time.monotonic() - self._began
+        return self.summary
+
+    def _give_out(self, engine: Engine) -> bool:
+        given = False
+        while len(self._begun) < engine.slots and self._is_worth_beginning():
+            job = self._schedule.take()
+            if job is None:
+                break
+            self._begun[job] = time.monotonic()
+            engine.submit(job)
+            given = True
+        return given
+
+    def _left_s(self) -> float | None:
+        if self._limit_s is None:
+            return None
+        return max(0.0, self._limit_s - (time.monotonic() - self._began))
+
+    def _out_of_time(self) -> bool:
+        return self._left_s() == 0.0
+
+    def _is_worth_beginning(self) -> bool:
+        left = self._left_s()
+        usual = statistics.median(self._durations) if self._durations else 0.0
+        return left is None or left > _MARGIN * usual
+
+    def _take_in(self, result: Result) -> None:
+        job = result.job
+        seconds = time.monotonic() - self._begun.pop(job)
+        if result.lost:
+            self._lose(job, result.lost)
+            return
+        self._schedule.done(job)
+        if result.record is not None:
+            self._durations.append(seconds)
+            self._keep(result.record, seconds)
+
+    def _lose(self, job: Job, reason: str) -> None:
+        if self._schedule.lost(job):
+            self._say(f"a worker died ({reason}); {_name(job.spec)} will be done again")
+        elif job.makes is None:
+            text = f"its worker process died twice ({reason})"
+            record = stamped(Record(job.spec, "failed", text), self._places, now(), "")
+            self._keep(record, 0.0)
+
+    def _keep(self, record: Record, seconds: float) -> None:
+        write_record(record, self._places.records)
+        self._records[record.run_id] = record
+        self.summary.ran[record.status] = self.summary.ran.get(record.status, 0) + 1
+        self.summary.steps += record.costs.finetune_steps
+        metric = str(record.run.config["metric"])
+        outcome = (
+            f"{metric} {record.metrics[metric]:.4f}"
+            if record.status == "ok"
+            else f"{record.status}: {record.reason}"
+        )
+        begun = sum(job.makes is None for job in self._begun)
+        total = self.summary.runs + begun + self._schedule.runs_left
+        self._say(
+            f"[{self.summary.runs}/{total}] {_name(record.run)}: {outcome}  ({seconds:.0f} s)"
+        )
+
+
+def _name(run: RunSpec) -> str:
+    return f"{run.task} {run.arm} lr {run.learning_rate:g} seed {run.seed}"

@@ -1,0 +1,246 @@
+"""Engines: in this process, in several processes on one device, or on a Ray cluster.
+
+All of them do the same jobs and give back the same records; the driver alone writes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol
+
+from hrp.bench.record import Record
+from hrp.bench.schedule import Job
+from hrp.bench.workbench import Places
+
+WORKER_MODULE = "hrp.bench.run"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a job: a record, None for a job that makes what is shared, or a lost worker."""
+
+    job: Job
+    record: Record | None = None
+    lost: str = ""
+
+
+class Engine(Protocol):
+    """Does jobs, ``slots`` of them at a time."""
+
+    slots: int
+
+    def submit(self, job: Job) -> None:
+        """Begin a job; only while fewer than ``slots`` are under way."""
+
+    def wait(self, timeout_s: float | None) -> list[Result]:
+        """Results of jobs that ended, at least one unless ``timeout_s`` passes first."""
+
+    def close(self) -> None:
+        """End at once; jobs under way are lost."""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep libraries' progress bars, logs and warnings off the screen while a job runs."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@lru_cache(maxsize=1)
+def _bench(places: Places) -> Any:
+    """This process's bench, with its models and data."""
+    from hrp.bench.workbench import Bench
+
+    return Bench(places)
+
+
+def work(places: Places, job: Job) -> Record | None:
+    """Do one job in this process."""
+    from hrp.bench.run import execute, share
+
+    with quiet():
+        bench = _bench(places)
+        if job.makes is None:
+            return execute(bench, job.spec)
+        with contextlib.suppress(Exception):  # the run itself will meet and record it
+            share(bench, job.spec)
+        return None
+
+
+class Sequential:
+    """One job after the other, in this process."""
+
+    slots = 1
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
+        self._job: Job | None = None
+
+    def submit(self, job: Job) -> None:
+        """Keep the job until it is waited for."""
+        self._job = job
+
+    def wait(self, timeout_s: float | None) -> list[Result]:
+        """Do the job; it cannot be cut short."""
+        job, self._job = self._job, None
+        return [Result(job, work(self._places, job))] if job else []
+
+    def close(self) -> None:
+        """Drop this process's models and data."""
+        _bench.cache_clear()
+
+
+class Workers:
+    """Several processes that share one device; one that dies is replaced.
+
+    Args:
+        places: see there.
+        count: processes.
+    """
+
+    def __init__(self, places: Places, count: int) -> None:
+        self.slots = count
+        self._places = places
+        self._context = _context()
+        self._idle: list[_Worker] = []
+        self._busy: dict[_Worker, Job] = {}
+
+    def submit(self, job: Job) -> None:
+        """Give the job to an idle process, or to a new one."""
+        worker = self._idle.pop() if self._idle else self._new()
+        self._busy[worker] = job
+        with contextlib.suppress(BrokenPipeError):  # it died while idle; `wait` will see
+            worker.connection.send(job)
+
+    def _new(self) -> _Worker:
+        mine, its = self._context.Pipe()
+        threads = max(1, (os.cpu_count() or 1) // self.slots)
+        process = self._context.Process(target=_serve, args=(its, self._places, threads))
+        process.start()
+        its.close()
+        return _Worker(process, mine)
+
+    def wait(self, timeout_s: float | None) -> list[Result]:
+        """Collect what has come back, and who has died."""
+        ready = wait([worker.connection for worker in self._busy], timeout_s)
+        results = []
+        for worker in [one for one in self._busy if one.connection in ready]:
+            job = self._busy.pop(worker)
+            try:
+                results.append(Result(job, worker.connection.recv()))
+                self._idle.append(worker)
+            except (EOFError, ConnectionResetError):
+                worker.process.join()
+                results.append(Result(job, lost=f"exit code {worker.process.exitcode}"))
+        return results
+
+    def close(self) -> None:
+        """Let idle processes end; kill the others."""
+        for worker in self._busy:
+            worker.process.kill()
+        for worker in [*self._idle, *self._busy]:
+            worker.connection.close()
+            worker.process.join()
+        self._idle, self._busy = [], {}
+
+
+@dataclass(frozen=True, eq=False)
+class _Worker:
+    process: Any
+    connection: Connection
+
+
+def _context() -> Any:
+    """Processes forked from a clean server that has paid for the imports; spawned elsewhere."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    # So that an import in the server may ask for a GPU without starting CUDA before the fork.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([WORKER_MODULE])
+    return context
+
+
+def _serve(connection: Connection, places: Places, threads: int) -> None:
+    """Do jobs until the other end closes; end with the parent process, however it ends."""
+    import torch
+
+    torch.set_num_threads(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        while True:
+            connection.send(work(places, connection.recv()))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+class Ray:
+    """Ray tasks on a cluster, or on a local one started for the purpose (extra ``ray``).
+
+    Args:
+        places: see there; paths must mean the same on every node.
+        count: jobs at a time.
+        address: of a running cluster; None starts a local one.
+    """
+
+    def __init__(self, places: Places, count: int, address: str | None = None) -> None:
+        try:
+            import ray
+        except ModuleNotFoundError as error:
+            raise ValueError("`--engine ray` needs Ray: pip install 'hrp-lora[ray]'") from error
+        self.slots = count
+        self._ray = ray
+        local = {} if address else {"num_cpus": count, "include_dashboard": False}
+        ray.init(address=address, log_to_driver=False, logging_level="error", **local)
+        self._places = ray.put(places)
+        gpus = ray.cluster_resources().get("GPU", 0) / count
+        remote = ray.remote(num_cpus=1, num_gpus=min(1.0, gpus), max_retries=0)
+        self._work = remote(work)
+        self._busy: dict[Any, Job] = {}
+
+    def submit(self, job: Job) -> None:
+        """Hand the job to the cluster."""
+        self._busy[self._work.remote(self._places, job)] = job
+
+    def wait(self, timeout_s: float | None) -> list[Result]:
+        """Collect what has come back, and who has died."""
+        ready, _ = self._ray.wait(list(self._busy), num_returns=1, timeout=timeout_s)
+        return [self._result(reference) for reference in ready]
+
+    def _result(self, reference: Any) -> Result:
+        job = self._busy.pop(reference)
+        try:
+            return Result(job, self._ray.get(reference))
+        except self._ray.exceptions.RayError as error:
+            return Result(job, lost=f"{type(error).__name__}")
+
+    def close(self) -> None:
+        """Leave the cluster, or end the local one."""
+        for reference in self._busy:
+            self._ray.cancel(reference, force=True)
+        self._ray.shutdown()

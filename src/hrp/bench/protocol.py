@@ -1,0 +1,244 @@
+"""What is run: an experiment's YAML file becomes an ordered list of runs, and grids widen.
+
+Order: all tasks, arms and seeds at each arm's first learning rate, then at the second, so that an
+interrupted experiment leaves whole comparisons. Put the best-known rates first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from hrp.bench.arms import ARMS, SECTIONS
+from hrp.bench.record import Record, RunSpec
+from hrp.bench.sweeps import minimised, select, widened
+from hrp.bench.tasks import TASKS, check_task
+from hrp.config import check_choice, check_integer, check_positive
+
+Budget = Literal["equal_total", "equal_finetuning"]
+_ARM_KEYS = ("name", "learning_rates", "lora", *SECTIONS)
+_TASK_KEYS = ("name", "options", "steps", "batch_size")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment; the fields are the keys of its YAML file.
+
+    Args:
+        experiment: its name, in every record.
+        tasks: of `hrp.bench.tasks.TASKS`, each a name or a mapping with ``name``, ``options`` and
+            its own ``steps`` or ``batch_size``.
+        model: the base model's name in the records; hub name or path unless one is given apart.
+        arms: of `hrp.bench.arms.ARMS`, each a name or a mapping with ``name`` and its own
+            ``learning_rates``, ``lora`` or sections; a list in a section makes one arm a value.
+        steps: budget of optimizer steps of each run, see ``budgets``.
+        learning_rates: grid of the arms that have none of their own, most promising first.
+        seeds: at least three for a verdict.
+        batch_size: examples a step.
+        dtype: of the frozen base, "float32" or "bfloat16"; adapters are float32.
+        lora: settings of PEFT's ``LoraConfig``, shared by all arms.
+        training: settings of HF's ``TrainingArguments``, for preheating and fine-tuning alike.
+        budgets: "equal_total" takes what an arm's start is charged out of its fine-tuning;
+            "equal_finetuning" does not; both may be asked for.
+        widen: how often an arm's grid is widened when its best rate sits on the edge.
+        metric: to judge by instead of the task's own.
+        sections: settings of kinds of arms, see `hrp.bench.arms.SECTIONS`.
+    """
+
+    experiment: str
+    tasks: tuple[Mapping[str, Any], ...]
+    model: str
+    arms: tuple[Mapping[str, Any], ...]
+    steps: int
+    learning_rates: tuple[float, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    batch_size: int = 32
+    dtype: str = "bfloat16"
+    lora: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    budgets: tuple[Budget, ...] = ("equal_total",)
+    widen: int = 2
+    metric: str | None = None
+    sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check every name, so that a slip costs no training."""
+        for task in self.tasks:
+            check_task(task["name"])
+            _check_keys("tasks", task, _TASK_KEYS)
+        for arm in self.arms:
+            check_choice("arms", arm["name"], tuple(ARMS))
+            _check_keys("arms", arm, _ARM_KEYS)
+        for budget in self.budgets:
+            check_choice("budgets", budget, get_args(Budget))
+        for rate in self.learning_rates:
+            check_positive("learning_rates", rate)
+        check_integer("steps", self.steps, minimum=1)
+        check_integer("widen", self.widen, minimum=0)
+        check_choice("dtype", self.dtype, ("float32", "bfloat16"))
+        for name, filled in (("tasks", self.tasks), ("arms", self.arms), ("seeds", self.seeds)):
+            if not filled:
+                raise ValueError(f"`{name}` must not be empty, got {filled!r}")
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Read an experiment; raises ``ValueError`` or ``FileNotFoundError`` saying what is wrong."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"'{path}' is not YAML ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"'{path}' must hold a mapping, got {type(found).__name__}")
+    try:
+        return experiment_from(found)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"'{path}': {error}") from error
+
+
+def experiment_from(found: Mapping[str, Any]) -> Experiment:
+    """An experiment from the YAML file's mapping; the sections stand beside the other keys."""
+    known = {one.name for one in dataclasses.fields(Experiment)} - {"sections"}
+    _check_keys("the experiment", found, (*known, *SECTIONS))
+    if missing := sorted({"experiment", "tasks", "model", "arms", "steps", "learning_rates"}
+                         - set(found)):  # fmt: skip
+        raise ValueError(f"the experiment lacks {missing}")
+    fields = {name: found[name] for name in known & set(found)}
+    for name in ("tasks", "arms"):
+        fields[name] = tuple(map(_named, fields[name]))
+    for name in ("learning_rates", "seeds", "budgets"):
+        if name in fields:
+            fields[name] = tuple(fields[name])
+    fields["learning_rates"] = tuple(map(float, fields["learning_rates"]))
+    return Experiment(**fields, sections={name: found[name] for name in SECTIONS if name in found})
+
+
+def _named(entry: Any) -> dict[str, Any]:
+    if isinstance(entry, str):
+        return {"name": entry}
+    if not isinstance(entry, dict) or "name" not in entry:
+        raise ValueError(f"an entry must be a name or a mapping with `name`, got {entry!r}")
+    return entry
+
+
+def _check_keys(where: str, found: Mapping[str, Any], known: Sequence[str]) -> None:
+    if unknown := sorted(set(found) - set(known)):
+        raise ValueError(f"unknown key(s) {unknown} in {where}; known are {sorted(known)}")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One arm in one configuration on one task: the runs that differ in rate and seed only."""
+
+    task: str
+    arm: str
+    config: Mapping[str, Any]
+    grid: tuple[float, ...]
+
+    def runs(self, experiment: Experiment, rate: float) -> list[RunSpec]:
+        """One run a seed."""
+        return [
+            RunSpec(experiment.experiment, self.arm, self.task, seed, rate, self.config)
+            for seed in experiment.seeds
+        ]
+
+
+def plan(experiment: Experiment, records: Mapping[str, Record]) -> list[RunSpec]:
+    """All runs in order, done or not: the grids, then what ``records`` (by run id) widen them to.
+
+    A grid is widened only when all runs on it have a record, so the same records give the same
+    plan whatever was interrupted in between.
+    """
+    found = lines(experiment)
+    longest = max(len(line.grid) for line in found)
+    runs = [
+        run
+        for place in range(longest)
+        for line in found
+        if place < len(line.grid)
+        for run in line.runs(experiment, line.grid[place])
+    ]
+    for line in found:
+        runs += _widening(experiment, line, records)
+    return runs
+
+
+def _widening(
+    experiment: Experiment, line: Line, records: Mapping[str, Record]
+) -> Iterator[RunSpec]:
+    grid = line.grid
+    for _ in range(experiment.widen):
+        done = [records.get(run.run_id) for rate in grid for run in line.runs(experiment, rate)]
+        best = None if None in done else _best_rate([one for one in done if one])
+        wider = grid if best is None else widened(grid, best)
+        if set(wider) == set(grid):
+            return
+        for rate in sorted(set(wider) - set(grid)):
+            yield from line.runs(experiment, rate)
+        grid = wider
+
+
+def _best_rate(done: Sequence[Record]) -> float | None:
+    """The rate with the best mean over seeds; None where no run has a result."""
+    metric = str(done[0].run.config["metric"])
+    scores: dict[float, dict[int, float]] = {}
+    for record in done:
+        if record.status == "ok":
+            by_seed = scores.setdefault(record.run.learning_rate, {})
+            by_seed[record.run.seed] = record.metrics[metric]
+    if not scores:
+        return None
+    return select({"arm": scores}, minimised(metric))["arm"].learning_rate
+
+
+def lines(experiment: Experiment) -> list[Line]:
+    """Every task, budget, arm and configuration, in the order of the YAML file."""
+    return [
+        Line(task["name"], arm["name"], config, _grid(experiment, arm))
+        for task in experiment.tasks
+        for budget in experiment.budgets
+        for arm in experiment.arms
+        if budget == experiment.budgets[0] or ARMS[arm["name"]].charged
+        for config in _configs(experiment, task, arm, budget)
+    ]
+
+
+def _grid(experiment: Experiment, arm: Mapping[str, Any]) -> tuple[float, ...]:
+    rates = tuple(float(rate) for rate in arm.get("learning_rates", experiment.learning_rates))
+    return tuple(dict.fromkeys(rates))
+
+
+def _configs(
+    experiment: Experiment, task: Mapping[str, Any], arm: Mapping[str, Any], budget: Budget
+) -> Iterator[dict[str, Any]]:
+    """``RunSpec.config`` of an arm: what its runs depend on, and nothing else."""
+    kind = ARMS[arm["name"]]
+    common = {
+        "model": experiment.model,
+        "dtype": experiment.dtype,
+        "steps": task.get("steps", experiment.steps),
+        "batch_size": task.get("batch_size", experiment.batch_size),
+        "budget": budget if kind.charged else experiment.budgets[0],
+        "metric": experiment.metric or TASKS[task["name"]][1],
+        "task": dict(task.get("options", {})),
+        "lora": {**experiment.lora, **arm.get("lora", {})},
+        "training": dict(experiment.training),
+    }
+    for sections in itertools.product(*(_section(experiment, arm, name) for name in kind.sections)):
+        yield common | dict(zip(kind.sections, sections, strict=True))
+
+
+def _section(experiment: Experiment, arm: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
+    """The section's defaults, the experiment's settings and the arm's; lists of the arm spread."""
+    given = experiment.sections.get(name, {}), arm.get(name, {})
+    for settings in given:
+        _check_keys(name, settings, tuple(SECTIONS[name]))
+    merged = {**SECTIONS[name], **given[0], **given[1]}
+    spread = [value if isinstance(value, list) else [value] for value in merged.values()]
+    for values in itertools.product(*spread):
+        yield {key: value for key, value in zip(merged, values, strict=True) if value is not None}

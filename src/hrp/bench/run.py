@@ -1,0 +1,150 @@
+"""One run: its arm's start, fine-tuning, evaluation, and the record of what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import math
+import time
+import traceback
+from datetime import UTC, datetime
+
+import torch
+from torch import nn
+
+from hrp.bench import costs
+from hrp.bench.arms import ARMS
+from hrp.bench.costs import Costs
+from hrp.bench.record import Record, RunSpec
+from hrp.bench.starts import peak_memory
+from hrp.bench.training import Trained
+from hrp.bench.workbench import Bench, NotApplicable, Places, Setup, Start
+from hrp.versions import installed_versions
+
+
+class PoisonedDeviceError(RuntimeError):
+    """The GPU context of this process is unusable; only a new process helps."""
+
+
+def execute(bench: Bench, spec: RunSpec) -> Record:
+    """Run ``spec``; a failure becomes a record too.
+
+    Raises:
+        PoisonedDeviceError: the process must be replaced and the run done again.
+    """
+    started = now()
+    try:
+        return _done(bench, spec, started)
+    except NotApplicable as reason:
+        record = Record(spec, "not-applicable", str(reason))
+    except Exception as error:
+        if _is_sticky(error):
+            raise PoisonedDeviceError(str(error)) from error
+        record = Record(spec, "failed", describe(error))
+    finally:
+        release_memory()
+    return stamped(record, bench.places, started, device_name())
+
+
+def share(bench: Bench, spec: RunSpec) -> None:
+    """Make what the run's arm shares with others, unless it is there."""
+    make = ARMS[spec.arm].shares
+    if make is not None:
+        make(Setup(bench, spec))
+    release_memory()
+
+
+def release_memory() -> None:
+    """Drop what the last run left, so that many processes fit on one device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _is_sticky(error: Exception) -> bool:
+    """Whether a CUDA error leaves the process's context unusable; lack of memory does not."""
+    return "CUDA error" in str(error) and not isinstance(error, torch.cuda.OutOfMemoryError)
+
+
+def describe(error: BaseException) -> str:
+    """Type, message and the innermost place in the source, on one line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
+    return " ".join(f"{type(error).__name__}: {error}{place}".split())[:1000]
+
+
+def now() -> str:
+    """UTC time, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def device_name() -> str:
+    """Name of the GPU, or "cpu"."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def stamped(record: Record, places: Places, started: str, device: str) -> Record:
+    """Add where, when and from which sources a record comes."""
+    commit, dirty = places.git
+    return dataclasses.replace(
+        record,
+        git_commit=commit,
+        git_dirty=dirty,
+        versions=installed_versions(),
+        device=device,
+        command=places.command,
+        started=started,
+        ended=now(),
+    )
+
+
+def _done(bench: Bench, spec: RunSpec, started: str) -> Record:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    setup = Setup(bench, spec)
+    began = time.perf_counter()
+    start = ARMS[spec.arm].start(setup)
+    start_s = time.perf_counter() - began - setup.sharing_s
+    steps = setup.steps_after(start.costs.charged_steps)
+    trained = setup.train(start, steps, spec.learning_rate)
+    used = _costs(setup, start, trained, start_s)
+    metrics = bench.task(spec).evaluate(start.model)
+    lost = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if lost:
+        raise FloatingPointError(f"the metrics {lost} are not finite after fine-tuning")
+    record = Record(
+        spec,
+        "ok",
+        metrics=metrics,
+        losses=trained.losses,
+        preheat_losses=start.preheat_losses,
+        costs=used,
+    )
+    return stamped(record, bench.places, started, device_name())
+
+
+def _costs(setup: Setup, start: Start, trained: Trained, start_s: float) -> Costs:
+    """Costs of the start and of fine-tuning together."""
+    shared = bool(setup.sharing_s)
+    return dataclasses.replace(
+        start.costs,
+        finetune_steps=trained.steps,
+        tokens=start.costs.tokens + trained.tokens,
+        flops=start.costs.flops + _finetune_flops(setup, start, trained),
+        wall_s=start_s + trained.wall_s + (start.costs.wall_s if shared else 0.0),
+        peak_memory_bytes=max(start.costs.peak_memory_bytes, peak_memory()),
+    )
+
+
+def _finetune_flops(setup: Setup, start: Start, trained: Trained) -> float:
+    """By the formulas of `hrp.bench.costs`; DoRA's norms and AdaLoRA's penalty are left out."""
+    if start.full:
+        return costs.full_finetuning_flops(setup.size, trained.tokens)
+    held, updated = _adapter_entries(start.model)
+    return costs.lora_flops(setup.size, trained.tokens, held, updated)
+
+
+def _adapter_entries(model: nn.Module) -> tuple[int, int]:
+    """Parameters of the adapter, and those of them that are trained."""
+    adapters = [p for name, p in model.named_parameters() if ".lora_" in name]
+    return sum(p.numel() for p in adapters), sum(p.numel() for p in adapters if p.requires_grad)

@@ -1,0 +1,58 @@
+"""Spectra that several runs start from, made once a task and seed and kept in a cache folder.
+
+Each comes with what it cost, so that every run that starts from it can be charged in full.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hrp.artefact import write_folder
+from hrp.bench.costs import Costs
+from hrp.bench.record import RunSpec
+from hrp.spectrum import Spectrum
+
+# What a run's data, model and adapter depend on, apart from its own settings.
+_GROUND = ("model", "dtype", "batch_size", "task", "lora", "training")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A spectrum and what it cost; the losses are those of preheating, if any."""
+
+    spectrum: Spectrum
+    costs: Costs
+    losses: tuple[float, ...] = ()
+
+
+def shared_key(kind: str, spec: RunSpec, settings: Mapping[str, Any]) -> str:
+    """Name of what is shared: the same for all runs that may start from it."""
+    ground = {name: spec.config[name] for name in _GROUND}
+    identity = json.dumps([spec.task, spec.seed, ground, dict(settings)], sort_keys=True)
+    return f"{kind}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+
+
+def get_shared(folder: Path, make: Callable[[], Shared]) -> Shared:
+    """Read ``folder``, or make its content and write it whole or not at all."""
+    if not folder.exists():
+        made = make()
+        try:
+            write_folder(folder, lambda staging: _write(made, staging))
+        except OSError:
+            if not folder.exists():  # else another worker was faster
+                raise
+    costs = json.loads((folder / "costs.json").read_text(encoding="utf-8"))
+    losses = tuple(costs.pop("losses"))
+    return Shared(Spectrum.load(folder / "spectrum"), Costs(**costs), losses)
+
+
+def _write(made: Shared, folder: Path) -> None:
+    made.spectrum.save(folder / "spectrum")
+    costs = dataclasses.asdict(made.costs) | {"losses": made.losses}
+    (folder / "costs.json").write_text(json.dumps(costs) + "\n", encoding="utf-8")

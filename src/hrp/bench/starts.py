@@ -1,0 +1,266 @@
+"""Starts that look at the data: preheating, gradients, covariances, and full fine-tuning's change.
+
+What is charged: preheating its own steps; passes for gradients, covariances or activations the
+fine-tuning steps that cost as many FLOPs; an oracle nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft import EvaConfig, LoraGAConfig, initialize_lora_eva_weights
+from peft.tuners.lora.config import CordaConfig
+from peft.tuners.lora.eva import prepare_layer_inputs_fn_language_modeling
+from peft.tuners.lora.loraga import preprocess_loraga
+from torch import Tensor, nn
+from transformers import Trainer
+
+from hrp.bench import costs
+from hrp.bench.costs import Costs, equivalent_steps
+from hrp.bench.shared import Shared
+from hrp.bench.tasks.answers import IGNORED, half_precision
+from hrp.bench.training import trainer_arguments
+from hrp.bench.workbench import NotApplicable, Setup, Start
+from hrp.config import HRPConfig
+from hrp.preheating import preheat
+from hrp.spectrum import ModuleSpectrum, Spectrum
+
+PREHEAT_SEED = 1000  # added to a run's seed: other batches than fine-tuning's first ones
+_KEPT_RANKS = 4  # times the adapter's rank, of each spectrum that is kept
+
+
+def preheated(setup: Setup) -> Shared:
+    """Spectrum of HRP's preheating by the experiment's section ``hrp``."""
+    settings = setup.section("hrp")
+    settings.pop("scale")
+    return setup.shared("preheat", settings, lambda: _preheat(setup, settings))
+
+
+def preheated_until_settled(setup: Setup) -> Shared:
+    """The same with ``preheat_steps="auto"``, at most ``max_share`` of all steps."""
+    settings, auto = setup.section("hrp"), setup.section("auto")
+    settings.pop("scale")
+    limit = max(1, round(auto.pop("max_share") * setup.spec.config["steps"]))
+    auto.pop("direction")
+    settings |= {"preheat_steps": "auto", "max_preheat_steps": limit, **auto}
+    return setup.shared("preheat", settings, lambda: _preheat(setup, settings))
+
+
+def _preheat(setup: Setup, settings: dict[str, Any]) -> Shared:
+    config = HRPConfig(seed=PREHEAT_SEED + setup.spec.seed, **settings)
+    model = setup.adapter()
+    plan = setup.plan(config.step_limit, config.learning_rate or setup.spec.learning_rate)
+    began = time.perf_counter()
+    with trainer_arguments(plan) as (kwargs, collator):
+        spectrum = preheat(model, config, trainer_cls=Trainer, **kwargs)
+        accumulated = kwargs["args"].gradient_accumulation_steps
+    steps = int(spectrum.provenance["steps"])
+    tokens = collator.tokens(steps * accumulated)
+    held = setup.adapter_parameters(config.preheat_rank)
+    trained = held if config.train_factors == "both" else held // 2
+    flops = costs.lora_flops(setup.size, tokens, held, trained) + sum(
+        costs.factored_svd_flops(*shape, min(config.preheat_rank, *shape))
+        for shape in setup.targets.values()
+    )
+    used = Costs(
+        preheat_steps=steps,
+        charged_steps=steps,
+        tokens=tokens,
+        flops=flops,
+        wall_s=time.perf_counter() - began,
+        peak_memory_bytes=peak_memory(),
+        extra_parameters=held,
+    )
+    return Shared(_cropped(setup, spectrum), used, tuple(spectrum.provenance["losses"]))
+
+
+def peak_memory() -> int:
+    """Largest memory allocated on the device since it was last reset, in bytes; 0 on the CPU."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+
+
+def _cropped(setup: Setup, spectrum: Spectrum) -> Spectrum:
+    """The leading triples, all that a start needs and some for inspection."""
+    largest = max(module.rank for module in spectrum.values())
+    return spectrum.crop(min(_KEPT_RANKS * setup.rank, largest))
+
+
+def gradient(setup: Setup) -> Shared:
+    """Spectrum of the mean gradient of the loss with respect to the adapted weights."""
+    settings = setup.section("gradient")
+    return setup.shared("gradient", settings, lambda: _mean_gradient(setup, settings["batches"]))
+
+
+def _mean_gradient(setup: Setup, batches: int) -> Shared:
+    began = time.perf_counter()
+    model = setup.base(torch.float32).requires_grad_(False).train()
+    weights = {name: model.get_submodule(name).weight for name in setup.targets}
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    tokens = _accumulate_gradients(setup, model, batches)
+    spectrum = _dense_spectrum(setup, {n: one.grad / batches for n, one in weights.items()})
+    flops = costs.gradient_flops(setup.size, tokens, setup.target_parameters) + _svd_flops(setup)
+    return Shared(spectrum, _gradients_held(setup, _passes(setup, tokens, flops, began)))
+
+
+def _gradients_held(setup: Setup, used: Costs) -> Costs:
+    """Gradients of the adapted weights make those trainable for a while."""
+    return dataclasses.replace(used, extra_parameters=setup.target_parameters)
+
+
+def _accumulate_gradients(setup: Setup, model: nn.Module, batches: int) -> int:
+    """Add up the gradients of ``batches`` batches; returns their tokens."""
+    tokens = 0
+    for batch in setup.batches(batches):
+        with half_precision(setup.bench.device):
+            loss = model(**batch).loss
+        loss.backward()
+        tokens += int(batch["attention_mask"].sum())
+    return tokens
+
+
+def _svd_flops(setup: Setup) -> float:
+    return sum(costs.svd_flops(*shape) for shape in setup.targets.values())
+
+
+def _passes(setup: Setup, tokens: int, flops: float, began: float) -> Costs:
+    """Costs of passes over data: charged the steps that cost as many FLOPs."""
+    return Costs(
+        charged_steps=equivalent_steps(flops, setup.step_flops),
+        tokens=tokens,
+        flops=flops,
+        wall_s=time.perf_counter() - began,
+        peak_memory_bytes=peak_memory(),
+    )
+
+
+def _dense_spectrum(setup: Setup, changes: Mapping[str, Float[Tensor, "d_out d_in"]]) -> Spectrum:
+    """Leading singular triples of dense matrices, by module."""
+    kept = _KEPT_RANKS * setup.rank
+    spectra = {}
+    for name, change in changes.items():
+        U, S, Vh = torch.linalg.svd(change.float(), full_matrices=False)
+        leading = [part.contiguous().cpu() for part in (U[:, :kept], S[:kept], Vh[:kept])]
+        spectra[name] = ModuleSpectrum(leading[0], leading[1], leading[2], scaling=1.0)
+    return Spectrum(spectra)
+
+
+def full_change(setup: Setup) -> Shared:
+    """Spectrum of what full fine-tuning changes in the adapted weights; charged nothing."""
+    settings = setup.section("oracle")
+    settings.setdefault("steps", setup.spec.config["steps"])
+    return setup.shared("oracle", settings, lambda: _full_change(setup, settings))
+
+
+def _full_change(setup: Setup, settings: dict[str, Any]) -> Shared:
+    model = setup.base(torch.float32).requires_grad_(True)
+    before = {name: model.get_submodule(name).weight.detach().clone() for name in setup.targets}
+    setup.train(Start(model, full=True), settings["steps"], settings["learning_rate"])
+    after = {name: model.get_submodule(name).weight.detach() for name in setup.targets}
+    return Shared(_dense_spectrum(setup, {n: after[n] - before[n] for n in after}), Costs())
+
+
+def lora_ga(setup: Setup) -> Start:
+    """PEFT's LoRA-GA on a float32 base: bfloat16 would round the sum of gradients."""
+    began, batches = time.perf_counter(), setup.section("gradient")["batches"]
+    base = setup.base(torch.float32)
+    config = setup.lora_config(
+        target_modules=sorted(setup.targets), init_lora_weights="lora_ga",
+        lora_ga_config=LoraGAConfig(),
+    )  # fmt: skip
+    tokens = []
+    preprocess_loraga(
+        base, config, lambda: tokens.append(_accumulate_gradients(setup, base, batches))
+    )
+    for name in setup.targets:
+        if not hasattr(base.get_submodule(name), "_peft_loraga_grad"):
+            raise NotApplicable(f"module {name!r} gets no gradient, which PEFT's LoRA-GA needs")
+    model = setup.linear_adapter(
+        base, init_lora_weights="lora_ga", lora_ga_config=config.lora_ga_config
+    )
+    flops = costs.gradient_flops(setup.size, tokens[0], setup.target_parameters)
+    used = _passes(setup, tokens[0], flops + _svd_flops(setup), began)
+    return Start(model, _gradients_held(setup, used))
+
+
+def corda(setup: Setup) -> Start:
+    """PEFT's CorDA; one row at a time, as its hook expects."""
+    try:
+        from peft.tuners.lora.corda import preprocess_corda
+    except ModuleNotFoundError as error:  # PEFT does not depend on attrs, but its CorDA needs it
+        raise NotApplicable(
+            f"PEFT's CorDA cannot be imported: {error}; pip install attrs"
+        ) from error
+    began, rows = time.perf_counter(), setup.section("covariance")["rows"]
+    base = setup.base()
+    config = setup.lora_config(
+        target_modules=sorted(setup.targets), init_lora_weights="corda",
+        corda_config=CordaConfig(corda_method="ipm"),
+    )  # fmt: skip
+    tokens = 0
+
+    def run_model() -> None:
+        nonlocal tokens
+        for batch in setup.batches(rows, batch_size=1):
+            with half_precision(setup.bench.device):
+                base(**batch)
+            tokens += int(batch["attention_mask"].sum())
+
+    preprocess_corda(base, config, run_model=run_model)
+    model = setup.linear_adapter(base, init_lora_weights="corda", corda_config=config.corda_config)
+    widths = [d_in for _, d_in in setup.targets.values()]
+    flops = costs.covariance_flops(setup.size, tokens, widths) + _svd_flops(setup)
+    return Start(model, _passes(setup, tokens, flops, began))
+
+
+class _Limited:
+    """Batches for EVA, which would cycle without end where it cannot converge."""
+
+    def __init__(self, setup: Setup, limit: int) -> None:
+        self._setup, self._limit = setup, limit
+        self._given: list[dict[str, Any]] = []
+
+    def __len__(self) -> int:
+        return self._limit
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the batches used."""
+        return sum(int(batch["attention_mask"].sum()) for batch in self._given)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self._setup.batches(self._limit):
+            self._given.append(batch)
+            yield batch
+        raise NotApplicable(f"EVA has not converged after {self._limit} batches")
+
+
+def _layer_inputs(inputs: Any, positions: Any, layer: str) -> Tensor:
+    """PEFT's choice of tokens, or all rows of a layer that sees one vector an example."""
+    tensor = inputs if isinstance(inputs, Tensor) else inputs[0]
+    if tensor.dim() == 2:
+        return tensor
+    chosen: Tensor = prepare_layer_inputs_fn_language_modeling(inputs, positions, layer)
+    return chosen
+
+
+def eva(setup: Setup) -> Start:
+    """PEFT's EVA; ranks are redistributed within the same budget, as is its default."""
+    began, settings = time.perf_counter(), setup.section("eva")
+    config = EvaConfig(
+        rho=settings["rho"], tau=settings["tau"], label_mask_value=IGNORED,
+        use_label_mask=setup.task.task_type == "CAUSAL_LM",
+    )  # fmt: skip
+    model = setup.linear_adapter(init_lora_weights="eva", eva_config=config)
+    loader = _Limited(setup, settings["max_batches"])
+    with half_precision(setup.bench.device):
+        initialize_lora_eva_weights(
+            model, loader, prepare_layer_inputs_fn=_layer_inputs, show_progress_bar=False
+        )
+    flops = costs.forward_flops(setup.size, loader.tokens)
+    return Start(model, _passes(setup, loader.tokens, flops, began))

@@ -1,0 +1,96 @@
+"""Tasks, a file each: `load` makes data, model, collator and metrics from a `TaskRequest`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel
+
+Example = dict[str, Any]
+
+TASKS: dict[str, tuple[str, str]] = {
+    "gsm8k": ("gsm8k", "eval_loss"),
+    "metamath-gsm8k": ("metamath_gsm8k", "exact_match"),
+    "wordproblems": ("wordproblems", "eval_loss"),
+    "glue-cola": ("glue", "matthews_correlation"),
+    "glue-sst2": ("glue", "accuracy"),
+    "glue-mrpc": ("glue", "f1"),
+    "glue-qnli": ("glue", "accuracy"),
+    "glue-mnli": ("glue", "accuracy"),
+}
+"""Task name -> (module of this package, metric to judge by)."""
+
+
+@dataclass(frozen=True)
+class TaskRequest:
+    """What a task is asked for.
+
+    Args:
+        name: one of `TASKS`.
+        model: local path or hub name of the base model.
+        dataset: local folder or hub name; None means the task's own hub name.
+        options: the task's own settings; each task says which it has.
+    """
+
+    name: str
+    model: str
+    dataset: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def settings(self, **defaults: Any) -> dict[str, Any]:
+        """``defaults`` overridden by ``options``; ``ValueError`` on an option that is not there."""
+        if unknown := sorted(set(self.options) - set(defaults)):
+            raise ValueError(
+                f"`task` {self.name!r} has no option {unknown}; its options are {sorted(defaults)}"
+            )
+        return defaults | dict(self.options)
+
+    @property
+    def folder(self) -> Path | None:
+        """``dataset`` as a folder, or None where it is not one (a hub name)."""
+        folder = Path(self.dataset) if self.dataset else None
+        return folder if folder and folder.is_dir() else None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task that is ready to train on and to be judged by.
+
+    Args:
+        task_type: PEFT's ``TaskType``: "CAUSAL_LM", "SEQ_2_SEQ_LM" or "SEQ_CLS".
+        train: tokenised examples, dicts of lists.
+        collator: examples to a padded batch.
+        load_model: a fresh base model of the given dtype on the CPU.
+        evaluate: metrics of a model, by name; among them the one that `TASKS` names.
+        seeded_head: whether ``load_model`` draws a new head from the global generator.
+        tokenizer: of the base model.
+    """
+
+    task_type: str
+    train: Sequence[Example]
+    collator: Callable[[list[Example]], Any]
+    load_model: Callable[[torch.dtype], PreTrainedModel]
+    evaluate: Callable[[nn.Module], dict[str, float]]
+    seeded_head: bool = False
+    tokenizer: Any = None
+
+
+def load_task(request: TaskRequest) -> Task:
+    """Load a task by name; raises ``ValueError`` on a name or option that it has not."""
+    check_task(request.name)
+    module = importlib.import_module(f"hrp.bench.tasks.{TASKS[request.name][0]}")
+    task: Task = module.load(request)
+    return task
+
+
+def check_task(name: str) -> None:
+    """Raise ``ValueError`` unless ``name`` is a task."""
+    if name not in TASKS:
+        raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {name!r}")

@@ -1,0 +1,146 @@
+"""Questions with worked answers for causal language models: encoding, answer loss, exact match."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
+
+from hrp.bench.tasks import Example, Task
+
+IGNORED = -100  # the label that torch's cross entropy leaves out
+_NUMBER = r"(-?[\d][\d,]*(?:\.\d+)?)"
+_ANSWER = re.compile(rf"(?:####|[Tt]he answer is:?)\s*\$?{_NUMBER}")
+
+Pair = tuple[str, str]  # prompt, completion
+
+
+def load_tokenizer(model: str) -> Any:
+    """Tokenizer of ``model``, padded with its end-of-sequence token where it has no other."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON Lines file; raises ``FileNotFoundError`` naming it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"'{path}' is missing; give its folder as `--dataset_path`")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def encode(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> list[Example]:
+    """``prompt + completion + eos`` as token ids, cut to ``max_length``; the prompt is ignored.
+
+    Rows whose prompt alone fills ``max_length`` are left out: they have nothing to learn from.
+    """
+    prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
+    answers = tokenizer([answer for _, answer in pairs], add_special_tokens=False)["input_ids"]
+    rows = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        target = [*answer, tokenizer.eos_token_id]
+        labels = ([IGNORED] * len(prompt) + target)[:max_length]
+        if len(prompt) < max_length:
+            rows.append({"input_ids": (prompt + target)[:max_length], "labels": labels})
+    return rows
+
+
+def answer_task(
+    model: str, tokenizer: Any, train: list[Example], evaluate: Callable[[nn.Module], Any]
+) -> Task:
+    """A causal task judged by the loss on the answers' tokens."""
+    return Task(
+        task_type="CAUSAL_LM",
+        train=train,
+        collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
+        load_model=lambda dtype: AutoModelForCausalLM.from_pretrained(model, dtype=dtype),
+        evaluate=evaluate,
+        tokenizer=tokenizer,
+    )
+
+
+def half_precision(device: torch.device) -> torch.autocast:
+    """bfloat16 autocast on a GPU, as in training; nothing on the CPU."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def by_length(rows: Sequence[Example], batch_size: int) -> Iterator[list[Example]]:
+    """Batches of examples of like length, to pad little."""
+    ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
+    for start in range(0, len(ordered), batch_size):
+        yield [dict(row) for row in ordered[start : start + batch_size]]
+
+
+@torch.no_grad()
+def answer_metrics(
+    model: nn.Module, rows: Sequence[Example], collator: Any, batch_size: int = 64
+) -> dict[str, float]:
+    """``eval_loss``, nats a token over all answer tokens, and ``token_accuracy``.
+
+    Logits are kept for one batch only, in float32 for the answers' positions only.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    right = torch.zeros((), dtype=torch.long, device=device)
+    tokens = 0
+    for batch_rows in by_length(rows, batch_size):
+        batch = collator(batch_rows).to(device)
+        with half_precision(device):
+            output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        targets = batch["labels"][:, 1:]
+        wanted = targets != IGNORED
+        logits, targets = output.logits[:, :-1][wanted].float(), targets[wanted]
+        total += torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+        right += (logits.argmax(-1) == targets).sum()
+        tokens += targets.numel()
+    return {"eval_loss": total.item() / tokens, "token_accuracy": right.item() / tokens}
+
+
+def final_number(text: str) -> str | None:
+    """The number after ``####`` or "The answer is", without thousands' commas; None without one.
+
+    >>> final_number("3 + 4 = 7\\n#### 1,007"), final_number("The answer is: 7.0"), final_number("")
+    ('1007', '7', None)
+    """
+    found = _ANSWER.search(text)
+    if not found:
+        return None
+    number = found.group(1).replace(",", "")
+    return number.rstrip("0").rstrip(".") if "." in number else number
+
+
+@torch.no_grad()
+def exact_match(
+    model: Any, tokenizer: Any, pairs: Sequence[Pair], max_new_tokens: int, batch_size: int = 64
+) -> dict[str, float]:
+    """Share of prompts whose greedy continuation ends in the reference's final number."""
+    model.eval()
+    device = next(model.parameters()).device
+    right = 0
+    ordered = sorted(pairs, key=lambda pair: len(pair[0]))
+    for start in range(0, len(ordered), batch_size):
+        prompts, answers = zip(*ordered[start : start + batch_size], strict=True)
+        batch = tokenizer(
+            list(prompts), padding=True, padding_side="left", return_tensors="pt",
+            return_token_type_ids=False,
+        ).to(device)  # fmt: skip
+        with half_precision(device):
+            output = model.generate(
+                **batch, max_new_tokens=max_new_tokens, do_sample=False,
+                pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+            )  # fmt: skip
+        texts = tokenizer.batch_decode(
+            output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        for text, answer in zip(texts, answers, strict=True):
+            right += final_number(text) is not None and final_number(text) == final_number(answer)
+    return {"exact_match": right / len(pairs)}

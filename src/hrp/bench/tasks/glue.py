@@ -1,0 +1,226 @@
+"""GLUE (Wang et al. 2018): CoLA, SST-2, MRPC, QNLI, MNLI, judged by GLUE's own metrics.
+
+Encoders classify; encoder-decoders (T5) write the label's word. Options: ``train_rows``,
+``test_rows`` (None: all), ``max_length`` tokens, ``eval_batch_size``. A local dataset is a folder
+that holds one folder a task, each with ``train.jsonl`` and ``validation.jsonl`` in GLUE's columns,
+or CoLA's and SST-2's tab-separated files (``in_domain_train.tsv`` and so on; ``test.tsv`` of SST-2
+is taken for GLUE's validation set).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    DataCollatorForSeq2Seq,
+    DataCollatorWithPadding,
+)
+
+from hrp.bench.tasks import Example, Task, TaskRequest
+from hrp.bench.tasks.answers import by_length, half_precision, load_tokenizer, read_json_lines
+
+HUB_NAME = "nyu-mll/glue"
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Columns, the words of the labels (T5's), and the split to be judged by."""
+
+    columns: tuple[str, ...]
+    words: tuple[str, ...]
+    validation: str = "validation"
+
+
+SUBSETS = {
+    "cola": Subset(("sentence",), ("unacceptable", "acceptable")),
+    "sst2": Subset(("sentence",), ("negative", "positive")),
+    "mrpc": Subset(("sentence1", "sentence2"), ("not_equivalent", "equivalent")),
+    "qnli": Subset(("question", "sentence"), ("entailment", "not_entailment")),
+    "mnli": Subset(
+        ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"),
+        validation="validation_matched",
+    ),
+}  # fmt: skip
+_LOCAL_TSV = {
+    ("cola", "train"): ("in_domain_train.tsv",),
+    ("cola", "validation"): ("in_domain_dev.tsv", "out_of_domain_dev.tsv"),
+    ("sst2", "train"): ("train.tsv",),
+    ("sst2", "validation"): ("test.tsv",),
+}
+
+
+def load(request: TaskRequest) -> Task:
+    """Load the task; see the module for its options."""
+    options = request.settings(train_rows=None, test_rows=None, max_length=128, eval_batch_size=128)
+    name = request.name.removeprefix("glue-")
+    train = rows(request, name, "train")[: options["train_rows"]]
+    test = rows(request, name, SUBSETS[name].validation)[: options["test_rows"]]
+    tokenizer = load_tokenizer(request.model)
+    make = _seq2seq if AutoConfig.from_pretrained(request.model).is_encoder_decoder else _classifier
+    return make(request.model, name, tokenizer, (train, test), options)
+
+
+def rows(request: TaskRequest, name: str, split: str) -> list[dict[str, Any]]:
+    """Rows of a split with GLUE's columns and ``label``."""
+    if not request.folder:
+        from datasets import load_dataset
+
+        found = load_dataset(request.dataset or HUB_NAME, name, split=split).to_list()
+    elif files := _LOCAL_TSV.get((name, split)):
+        folder = request.folder / name
+        if (folder / f"{split}.jsonl").is_file():
+            return read_json_lines(folder / f"{split}.jsonl")
+        found = [row for file in files for row in _tab_separated(folder / file)]
+    else:
+        found = read_json_lines(request.folder / name / f"{split}.jsonl")
+    return found
+
+
+def _tab_separated(path: Path) -> Iterator[dict[str, Any]]:
+    """CoLA's own format (source, label, mark, sentence) or SST-2's (sentence, label; header)."""
+    if not path.is_file():
+        raise FileNotFoundError(f"'{path}' is missing; give GLUE's folder as `--dataset_path`")
+    for line in path.read_text(encoding="utf-8").splitlines():
+        fields = line.split("\t")
+        if fields == ["sentence", "label"]:
+            continue
+        sentence, label = fields if len(fields) == 2 else (fields[3], fields[1])
+        yield {"sentence": sentence, "label": int(label)}
+
+
+Splits = tuple[list[dict[str, Any]], list[dict[str, Any]]]
+
+
+def _classifier(
+    model: str, name: str, tokenizer: Any, splits: Splits, options: dict[str, Any]
+) -> Task:
+    subset = SUBSETS[name]
+    collator = DataCollatorWithPadding(tokenizer)
+
+    def encode(found: list[dict[str, Any]]) -> list[Example]:
+        texts = [[row[column] for row in found] for column in subset.columns]
+        encoded = tokenizer(*texts, truncation=True, max_length=options["max_length"])
+        return [
+            {key: encoded[key][place] for key in encoded} | {"labels": row["label"]}
+            for place, row in enumerate(found)
+        ]
+
+    train, test = map(encode, splits)
+
+    def evaluate(trained: nn.Module) -> dict[str, float]:
+        labels, logits = _class_logits(trained, test, collator, options["eval_batch_size"])
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels)).item()
+        return {"eval_loss": loss} | glue_metrics(name, labels, logits.argmax(-1).tolist())
+
+    return Task(
+        task_type="SEQ_CLS",
+        train=train,
+        collator=collator,
+        load_model=lambda dtype: AutoModelForSequenceClassification.from_pretrained(
+            model, num_labels=len(subset.words), dtype=dtype
+        ),
+        evaluate=evaluate,
+        seeded_head=True,
+        tokenizer=tokenizer,
+    )
+
+
+@torch.no_grad()
+def _class_logits(
+    model: nn.Module, test: Sequence[Example], collator: Any, batch_size: int
+) -> tuple[list[int], torch.Tensor]:
+    """Labels and logits (float32, on the CPU) of all rows, in one order."""
+    model.eval()
+    device = next(model.parameters()).device
+    labels: list[int] = []
+    logits = []
+    for batch_rows in by_length(test, batch_size):
+        batch = collator(batch_rows).to(device)
+        labels += batch.pop("labels").tolist()
+        with half_precision(device):
+            logits.append(model(**batch).logits.float().cpu())
+    return labels, torch.cat(logits)
+
+
+def _seq2seq(
+    model: str, name: str, tokenizer: Any, splits: Splits, options: dict[str, Any]
+) -> Task:
+    subset = SUBSETS[name]
+    collator = DataCollatorForSeq2Seq(tokenizer)
+    targets = tokenizer(list(subset.words))["input_ids"]
+
+    def encode(found: list[dict[str, Any]]) -> list[Example]:
+        texts = [
+            " ".join([name, *(f"{column}: {row[column]}" for column in subset.columns)])
+            for row in found
+        ]
+        encoded = tokenizer(texts, truncation=True, max_length=options["max_length"])["input_ids"]
+        return [
+            {"input_ids": ids, "labels": targets[row["label"]]}
+            for ids, row in zip(encoded, found, strict=True)
+        ]
+
+    train, test = map(encode, splits)
+    numbered = [example | {"row": place} for place, example in enumerate(test)]
+
+    def evaluate(trained: nn.Module) -> dict[str, float]:
+        labels, predicted = [], []
+        for place, text in _written(trained, numbered, tokenizer, options["eval_batch_size"]):
+            label = splits[1][place]["label"]
+            labels.append(label)
+            predicted.append(_class_of(text, label, subset.words))
+        return glue_metrics(name, labels, predicted)
+
+    return Task(
+        task_type="SEQ_2_SEQ_LM",
+        train=train,
+        collator=collator,
+        load_model=lambda dtype: AutoModelForSeq2SeqLM.from_pretrained(model, dtype=dtype),
+        evaluate=evaluate,
+        tokenizer=tokenizer,
+    )
+
+
+def _class_of(text: str, label: int, words: tuple[str, ...]) -> int:
+    """Class of a written word; a word that is no label counts as a wrong class."""
+    word = text.strip()
+    return words.index(word) if word in words else (label + 1) % len(words)
+
+
+@torch.no_grad()
+def _written(
+    model: Any, test: Sequence[Example], tokenizer: Any, batch_size: int
+) -> Iterator[tuple[int, str]]:
+    model.eval()
+    device = next(model.parameters()).device
+    for batch_rows in by_length(test, batch_size):
+        inputs = [{"input_ids": row["input_ids"]} for row in batch_rows]
+        batch = tokenizer.pad(inputs, return_tensors="pt").to(device)
+        with half_precision(device):
+            output = model.generate(**batch, max_new_tokens=8, do_sample=False)
+        texts = tokenizer.batch_decode(output, skip_special_tokens=True)
+        yield from zip((row["row"] for row in batch_rows), texts, strict=True)
+
+
+def glue_metrics(name: str, labels: Sequence[int], predicted: Sequence[int]) -> dict[str, float]:
+    """GLUE's metrics of a task: Matthews correlation, accuracy, or accuracy and F1.
+
+    >>> glue_metrics("cola", [0, 1, 1, 0], [0, 1, 1, 0])
+    {'matthews_correlation': 1.0, 'accuracy': 1.0}
+    """
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    metrics = {}
+    if name == "cola":
+        metrics["matthews_correlation"] = float(matthews_corrcoef(labels, predicted))
+    if name == "mrpc":
+        metrics["f1"] = float(f1_score(labels, predicted))
+    return metrics | {"accuracy": float(accuracy_score(labels, predicted))}

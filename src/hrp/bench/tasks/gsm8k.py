@@ -1,0 +1,75 @@
+"""GSM8K (Cobbe et al. 2021): grade-school word problems, judged by the loss on worked answers.
+
+Options: ``train_rows`` and ``test_rows`` (None: all), ``max_length`` tokens, ``eval_batch_size``,
+``generate_rows`` (test rows for exact match by greedy generation; 0: none), ``max_new_tokens``.
+A local dataset is a folder with ``train.jsonl`` and ``test.jsonl``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import nn
+
+from hrp.bench.tasks import Task, TaskRequest
+from hrp.bench.tasks.answers import (
+    Pair,
+    answer_metrics,
+    answer_task,
+    encode,
+    exact_match,
+    load_tokenizer,
+    read_json_lines,
+)
+
+HUB_NAME = "openai/gsm8k"
+PROMPT = "Question: {question}\nAnswer: "
+
+
+def load(request: TaskRequest) -> Task:
+    """Load the task; see the module for its options."""
+    options = request.settings(
+        train_rows=None, test_rows=None, max_length=512, eval_batch_size=64, generate_rows=0,
+        max_new_tokens=256,
+    )  # fmt: skip
+    tokenizer = load_tokenizer(request.model)
+    train = pairs(request, "train")[: options["train_rows"]]
+    test = pairs(request, "test")[: options["test_rows"]]
+    return judged_by_answers(request, tokenizer, train, test, options)
+
+
+def judged_by_answers(
+    request: TaskRequest,
+    tokenizer: Any,
+    train: list[Pair],
+    test: list[Pair],
+    options: dict[str, Any],
+) -> Task:
+    """A task judged by answer loss and, where ``generate_rows`` asks for it, exact match."""
+    test_rows = encode(tokenizer, test, options["max_length"])
+    generated = test[: options["generate_rows"]]
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        metrics = answer_metrics(model, test_rows, task.collator, options["eval_batch_size"])
+        if generated:
+            metrics |= exact_match(model, tokenizer, generated, options["max_new_tokens"])
+        return metrics
+
+    train_rows = encode(tokenizer, train, options["max_length"])
+    task = answer_task(request.model, tokenizer, train_rows, evaluate)
+    return task
+
+
+def pairs(request: TaskRequest, split: str, hub_name: str = HUB_NAME) -> list[Pair]:
+    """Prompts and answers of a split, without the ``<<...>>`` notes for calculators."""
+    if folder := request.folder:
+        rows = read_json_lines(folder / f"{split}.jsonl")
+    else:
+        from datasets import load_dataset
+
+        rows = load_dataset(request.dataset or hub_name, "main", split=split).to_list()
+    return [
+        (PROMPT.format(question=row["question"]), re.sub(r"<<.*?>>", "", row["answer"]))
+        for row in rows
+    ]

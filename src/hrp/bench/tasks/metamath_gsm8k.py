@@ -1,0 +1,51 @@
+"""MetaMathQA (Yu et al. 2023) to train on, GSM8K's test set to be judged by, as in the HRP paper.
+
+Which rows of MetaMathQA the paper used is not known to us; ``train_rows`` takes the first so many
+after a shuffle with a fixed seed. Options: those of `hrp.bench.tasks.gsm8k`. Hub names only, or a
+folder with ``metamath.jsonl`` (``query``, ``response``) and GSM8K's ``test.jsonl``.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from hrp.bench.tasks import Task, TaskRequest
+from hrp.bench.tasks.answers import Pair, load_tokenizer, read_json_lines
+from hrp.bench.tasks.gsm8k import HUB_NAME, PROMPT, judged_by_answers, pairs
+
+TRAIN_HUB_NAME = "meta-math/MetaMathQA"
+_SHUFFLE_SEED = 0
+
+
+def load(request: TaskRequest) -> Task:
+    """Load the task; see the module for its options."""
+    options = request.settings(
+        train_rows=100_000, test_rows=None, max_length=512, eval_batch_size=16, generate_rows=1319,
+        max_new_tokens=512,
+    )  # fmt: skip
+    tokenizer = load_tokenizer(request.model)
+    found = _metamath(request)
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(_SHUFFLE_SEED))
+    train = [found[place] for place in order.tolist()[: options["train_rows"]]]
+    test = pairs(TaskRequest("gsm8k", request.model, _gsm8k_source(request)), "test")
+    return judged_by_answers(
+        request,
+        tokenizer,
+        train,
+        test[: options["test_rows"]],
+        options,
+    )
+
+
+def _gsm8k_source(request: TaskRequest) -> str:
+    return request.dataset if request.dataset and request.folder else HUB_NAME
+
+
+def _metamath(request: TaskRequest) -> list[Pair]:
+    if folder := request.folder:
+        rows = read_json_lines(folder / "metamath.jsonl")
+    else:
+        from datasets import load_dataset
+
+        rows = load_dataset(request.dataset or TRAIN_HUB_NAME, split="train").to_list()
+    return [(PROMPT.format(question=row["query"]), row["response"]) for row in rows]

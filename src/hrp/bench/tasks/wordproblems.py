@@ -1,0 +1,36 @@
+"""The demo's word problems on its embedded base model: always available, offline, on any machine.
+
+Options: ``train_rows``, ``test_rows``, ``eval_batch_size``. The model is the embedded one.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from hrp.bench.tasks import Task, TaskRequest
+from hrp.bench.tasks.answers import answer_metrics
+from hrp.demo.base_model import BASE, load_base
+from hrp.demo.data import answer_collator, answer_dataset
+from hrp.demo.wordproblems import make_problems
+
+
+def load(request: TaskRequest) -> Task:
+    """Load the task; see the module for its options."""
+    options = request.settings(train_rows=2000, test_rows=200, eval_batch_size=64)
+    _, tokenizer = load_base()
+    train = make_problems(options["train_rows"], seed=0, split="train")
+    test = answer_dataset(tokenizer, make_problems(options["test_rows"], seed=0, split="test"))
+    collator = answer_collator(tokenizer)
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        return answer_metrics(model, test, collator, options["eval_batch_size"])
+
+    return Task(
+        task_type="CAUSAL_LM",
+        train=answer_dataset(tokenizer, train),
+        collator=collator,
+        load_model=lambda dtype: AutoModelForCausalLM.from_pretrained(BASE, dtype=dtype),
+        evaluate=evaluate,
+        tokenizer=tokenizer,
+    )

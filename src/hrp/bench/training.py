@@ -1,0 +1,136 @@
+"""Fine-tuning through the HF Trainer, quietly, with what it cost."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from hrp.bench.tasks import Example, Task
+
+DEFAULTS: dict[str, Any] = {"lr_scheduler_type": "cosine", "weight_decay": 0.0, "logging_steps": 10}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a trainer is told: data, length, rate, seed, batch and further arguments."""
+
+    task: Task
+    steps: int
+    learning_rate: float
+    seed: int
+    batch_size: int
+    training: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Losses by step, optimizer steps, tokens without padding, and seconds of training."""
+
+    losses: tuple[tuple[int, float], ...]
+    steps: int
+    tokens: int
+    wall_s: float
+
+
+class CountingCollator:
+    """Collates, and counts the tokens of each batch, padding left out."""
+
+    def __init__(self, collator: Callable[[list[Example]], Any]) -> None:
+        self._collator = collator
+        self._tokens: list[int] = []
+
+    def __call__(self, rows: list[Example]) -> Any:
+        """Collate ``rows``."""
+        self._tokens.append(sum(len(row["input_ids"]) for row in rows))
+        return self._collator(rows)
+
+    def tokens(self, batches: int) -> int:
+        """Tokens of the first ``batches`` batches; loaders fetch a batch more than is used."""
+        return sum(self._tokens[:batches])
+
+
+class FiniteLoss(TrainerCallback):
+    """Ends a run whose loss is NaN or infinite instead of training on."""
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any
+    ) -> None:
+        """Raise ``FloatingPointError`` naming the step."""
+        loss = (logs or {}).get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the training loss is {loss} at step {state.global_step}")
+
+
+@contextmanager
+def trainer_arguments(plan: Plan) -> Any:
+    """Keyword arguments of a ``Trainer``, and the collator that counts."""
+    collator = CountingCollator(plan.task.collator)
+    with tempfile.TemporaryDirectory(prefix="hrp-bench-") as scratch:
+        args = TrainingArguments(
+            **DEFAULTS
+            | {
+                "output_dir": scratch,
+                "max_steps": plan.steps,
+                "per_device_train_batch_size": plan.batch_size,
+                "learning_rate": plan.learning_rate,
+                "seed": plan.seed,
+                "bf16": torch.cuda.is_available(),
+                "use_cpu": not torch.cuda.is_available(),
+                "logging_nan_inf_filter": False,  # it would wait for the GPU at every step
+                "remove_unused_columns": False,
+                "save_strategy": "no",
+                "report_to": "none",
+                "disable_tqdm": True,
+                "log_level": "error",
+            }
+            | dict(plan.training)
+        )
+        yield {"args": args, "train_dataset": plan.task.train, "data_collator": collator}, collator
+
+
+def fine_tune(
+    model: nn.Module,
+    plan: Plan,
+    optimizer: torch.optim.Optimizer | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Trained:
+    """Train ``model`` in place.
+
+    Raises:
+        FloatingPointError: the loss became NaN or infinite.
+    """
+    with trainer_arguments(plan) as (kwargs, collator):
+        trainer = Trainer(
+            model=model,
+            optimizers=(optimizer, None),
+            callbacks=[FiniteLoss(), *callbacks],
+            **kwargs,
+        )
+        trainer.remove_callback(PrinterCallback)
+        began = time.perf_counter()
+        try:
+            trainer.train()
+            synchronise()
+        finally:
+            trainer.accelerator.free_memory()
+        state = trainer.state
+        accumulated = kwargs["args"].gradient_accumulation_steps
+    losses = [(row["step"], float(row["loss"])) for row in state.log_history if "loss" in row]
+    tokens = collator.tokens(state.global_step * accumulated)
+    return Trained(tuple(losses), state.global_step, tokens, time.perf_counter() - began)
+
+
+def synchronise() -> None:
+    """Wait until the GPU is done, so that wall times mean something."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,266 @@
+"""What a worker holds (`Bench`: tasks and base models, loaded once) and what an arm is given."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, set_seed
+
+from hrp.bench import costs
+from hrp.bench.costs import Costs, ModelSize
+from hrp.bench.record import RunSpec
+from hrp.bench.shared import Shared, get_shared, shared_key
+from hrp.bench.tasks import Task, TaskRequest, load_task
+from hrp.bench.training import Plan, Trained, fine_tune
+
+_BASES_KEPT = 4
+
+
+class NotApplicable(Exception):  # noqa: N818 - an answer, not an error
+    """The arm cannot run on this task or budget; the message says why."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things lie on this machine; no part of what a run is.
+
+    Args:
+        records: folder of the records.
+        cache: folder of what runs share (preheated spectra and the like).
+        model: local path of the base model; None means its name in the experiment.
+        dataset: local folder or hub name of the data; None means the task's own hub name.
+        git: commit of the source tree and whether it was changed.
+        command: command line, for the records.
+    """
+
+    records: Path
+    cache: Path
+    model: str | None = None
+    dataset: str | None = None
+    git: tuple[str | None, bool | None] = (None, None)
+    command: str = ""
+
+
+@dataclass
+class Start:
+    """A model that is ready to be fine-tuned, and what it took.
+
+    Args:
+        model: with exactly the parameters to train requiring gradient.
+        costs: of the start; wall time only for what was made once and shared.
+        preheat_losses: loss per preheating step.
+        optimizer: the arm's own, if any.
+        callbacks: for the trainer.
+        full: whether the base itself is trained.
+    """
+
+    model: nn.Module
+    costs: Costs = field(default_factory=Costs)
+    preheat_losses: tuple[float, ...] = ()
+    optimizer: torch.optim.Optimizer | None = None
+    callbacks: tuple[Any, ...] = ()
+    full: bool = False
+
+
+class Bench:
+    """Tasks, base models and module shapes of one process, each loaded once."""
+
+    def __init__(self, places: Places) -> None:
+        self.places = places
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._tasks: dict[str, Task] = {}
+        self._bases: dict[tuple[Any, ...], PreTrainedModel] = {}
+
+    def task(self, spec: RunSpec) -> Task:
+        """The task of a run, its data tokenised."""
+        key = json.dumps([spec.task, spec.config["task"], spec.config["model"]], sort_keys=True)
+        if key not in self._tasks:
+            model = self.places.model or spec.config["model"]
+            request = TaskRequest(spec.task, model, self.places.dataset, spec.config["task"])
+            self._tasks[key] = load_task(request)
+            gc.collect()
+            gc.freeze()  # tokenised data by the million lists would slow every collection down
+        return self._tasks[key]
+
+    def base(self, spec: RunSpec, dtype: torch.dtype) -> PreTrainedModel:
+        """A copy of the base model of a run on the device; a new head depends on the seed only."""
+        return copy.deepcopy(self._pristine(spec, dtype)).to(self.device)
+
+    def skeleton(self, spec: RunSpec) -> PreTrainedModel:
+        """The base model's modules without weights (on the meta device), to look at shapes."""
+        base = self._pristine(spec, getattr(torch, spec.config["dtype"]))
+        with torch.device("meta"):
+            return type(base)(copy.deepcopy(base.config))
+
+    def _pristine(self, spec: RunSpec, dtype: torch.dtype) -> PreTrainedModel:
+        task = self.task(spec)
+        seed = spec.seed if task.seeded_head else None
+        key = (spec.task, spec.config["model"], dtype, seed)
+        if key not in self._bases:
+            while len(self._bases) >= _BASES_KEPT:
+                del self._bases[next(iter(self._bases))]
+            set_seed(spec.seed)
+            self._bases[key] = task.load_model(dtype)
+        return self._bases[key]
+
+
+class Setup:
+    """One run as an arm sees it: fresh models, data, sizes, and the budget.
+
+    Args:
+        bench: of this process.
+        spec: the run.
+    """
+
+    def __init__(self, bench: Bench, spec: RunSpec) -> None:
+        self.bench, self.spec = bench, spec
+        self.task = bench.task(spec)
+        self.sharing_s = 0.0
+        """Seconds spent on making or reading what runs share."""
+
+    def section(self, name: str) -> dict[str, Any]:
+        """Settings of a section of the experiment."""
+        return dict(self.spec.config[name])
+
+    @cached_property
+    def rank(self) -> int:
+        """PEFT's ``r``."""
+        return self.lora_config().r
+
+    def base(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        """A fresh base model, in the experiment's dtype unless told otherwise."""
+        return self.bench.base(self.spec, dtype or getattr(torch, self.spec.config["dtype"]))
+
+    def lora_config(self, **overrides: Any) -> LoraConfig:
+        """The experiment's ``LoraConfig``, with an arm's own settings."""
+        return LoraConfig(
+            **{**copy.deepcopy(self.spec.config["lora"]), "task_type": self.task.task_type}
+            | overrides
+        )
+
+    def adapter(self, base: nn.Module | None = None, **overrides: Any) -> PeftModel:
+        """A fresh base (unless given) with a LoRA, drawn by the run's seed."""
+        base = base or self.base()
+        set_seed(self.spec.seed)
+        return get_peft_model(base, self.lora_config(**overrides))
+
+    @cached_property
+    def targets(self) -> dict[str, tuple[int, int]]:
+        """(d_out, d_in) of each module that the plain LoRA sits on, by its name in the base."""
+        adapter = get_peft_model(self.bench.skeleton(self.spec), self.lora_config())
+        shapes: dict[str, tuple[int, int]] = {}
+        for name in adapter.base_model.targeted_module_names:
+            module = adapter.base_model.model.get_submodule(name).get_base_layer()
+            if not isinstance(module, nn.Linear):
+                raise NotApplicable(
+                    f"module {name!r} is of kind {type(module).__name__}; this arm starts linear "
+                    "modules only"
+                )
+            shapes[name] = module.out_features, module.in_features
+        return shapes
+
+    def linear_adapter(self, base: nn.Module | None = None, **overrides: Any) -> PeftModel:
+        """Like `adapter`, with every target spelt out and checked to be linear.
+
+        PEFT's special starts fall back to its default on other layers in silence.
+        """
+        return self.adapter(base, target_modules=sorted(self.targets), **overrides)
+
+    @cached_property
+    def size(self) -> ModelSize:
+        """What the FLOP formulas need to know of the base.
+
+        An encoder-decoder counts half: each token goes through one of its two stacks.
+        """
+        model = self.bench.skeleton(self.spec)
+        config = model.config
+        entries = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+        return ModelSize(
+            entries // (2 if config.is_encoder_decoder else 1),
+            num_layers=int(getattr(config, "num_hidden_layers", 0)),
+            hidden_size=int(getattr(config, "hidden_size", 0)),
+            sequence_length=round(self.tokens_per_row),
+        )
+
+    @cached_property
+    def tokens_per_row(self) -> float:
+        """Mean length of a training example."""
+        rows = self.task.train
+        return sum(len(row["input_ids"]) for row in rows) / len(rows)
+
+    def adapter_parameters(self, rank: int | None = None) -> int:
+        """Entries of a LoRA of ``rank`` (default: the experiment's) on the targets."""
+        return costs.lora_parameters(rank or self.rank, self.targets.values())
+
+    @property
+    def target_parameters(self) -> int:
+        """Entries of the adapted weight matrices."""
+        return sum(d_out * d_in for d_out, d_in in self.targets.values())
+
+    @property
+    def step_flops(self) -> float:
+        """Of one fine-tuning step of the plain LoRA on a mean batch."""
+        tokens = round(self.tokens_per_row * self.spec.config["batch_size"])
+        return costs.lora_flops(self.size, tokens, self.adapter_parameters())
+
+    def steps_after(self, charged: float) -> int:
+        """Fine-tuning steps that are left; raises `NotApplicable` where none is."""
+        config = self.spec.config
+        left = int(config["steps"] - (charged if config["budget"] == "equal_total" else 0))
+        if left < 1:
+            raise NotApplicable(
+                f"its start is charged {charged:g} steps of {config['steps']} in all; none is left"
+            )
+        return left
+
+    def batches(self, count: int, batch_size: int | None = None) -> Iterator[dict[str, Any]]:
+        """``count`` training batches on the device, in an order drawn by the seed."""
+        loader: DataLoader[Any] = DataLoader(
+            self.task.train,  # type: ignore[arg-type]  # a list of dicts is a Dataset by duck
+            batch_size=batch_size or self.spec.config["batch_size"],
+            shuffle=True,
+            collate_fn=self.task.collator,
+            generator=torch.Generator().manual_seed(self.spec.seed),
+        )
+        given = 0
+        while given < count:
+            for batch in loader:
+                yield {name: value.to(self.bench.device) for name, value in batch.items()}
+                given += 1
+                if given == count:
+                    return
+
+    def train(self, start: Start, steps: int, learning_rate: float) -> Trained:
+        """Fine-tune a start in place through the HF Trainer."""
+        return fine_tune(start.model, self.plan(steps, learning_rate), start.optimizer,
+                         start.callbacks)  # fmt: skip
+
+    def plan(self, steps: int, learning_rate: float) -> Plan:
+        """What the trainer is told."""
+        config = self.spec.config
+        return Plan(
+            self.task, steps, learning_rate, self.spec.seed, config["batch_size"],
+            config["training"],
+        )  # fmt: skip
+
+    def shared(self, kind: str, settings: dict[str, Any], make: Callable[[], Shared]) -> Shared:
+        """What runs of one task, seed and settings share, made once; see `hrp.bench.shared`."""
+        began = time.perf_counter()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        folder = self.bench.places.cache / shared_key(kind, self.spec, settings)
+        found = get_shared(folder, make)
+        self.sharing_s += time.perf_counter() - began
+        return found

@@ -1,0 +1,201 @@
+"""``hrp bench``: run experiments, list what is in them, write their results as a page."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+EPILOG = """examples:
+  hrp bench list
+  hrp bench run experiments/standin-wordproblems.yaml
+  hrp bench run experiments/standin-gsm8k-450.yaml --model_name_or_path DIR/base-lm-30m \\
+      --dataset_path DIR/gsm8k --workers 14 --time_limit 540
+  hrp bench report experiments/results/standin-gsm8k-450 --out docs/results.md
+
+A rerun does only what is missing. In a tree without .git, HRP_GIT_COMMIT names the commit for the
+records.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hrp bench",
+        description="Compare initialisers: learning-rate sweeps, seeds, costs charged.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="run|list|report")
+    _add_run(commands)
+    _add_list(commands)
+    _add_report(commands)
+    return parser
+
+
+def _add_run(commands: Any) -> None:
+    parser = commands.add_parser("run", help="run what is missing of an experiment")
+    parser.add_argument("config", type=Path, help="the experiment's YAML file")
+    _add_records(parser)
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR",
+        help="for what runs share (default: .shared beside the config)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model_name_or_path",
+        metavar="NAME",
+        help="base model (default: the experiment's `model`)",
+    )
+    parser.add_argument(
+        "--dataset_path", metavar="DIR", help="local data or hub name (default: the task's own)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N",
+        help="processes that share this machine's device; 1 runs in this one (default: 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--engine", choices=("local", "ray"), default="local",
+        help="local processes, or Ray tasks, N at a time (default: local)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ray_address", metavar="ADDRESS", help="a running cluster (default: start a local one)"
+    )
+    parser.add_argument(
+        "--time_limit", type=float, metavar="SECONDS", help="stop then; a rerun goes on"
+    )
+    parser.add_argument(
+        "--retry_failed", action="store_true", help="do runs again whose record is a failure"
+    )
+
+
+def _add_list(commands: Any) -> None:
+    parser = commands.add_parser("list", help="arms and tasks, or an experiment's runs")
+    parser.add_argument("config", type=Path, nargs="?", help="the experiment's YAML file")
+    _add_records(parser)
+
+
+def _add_records(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--records", type=Path, metavar="DIR",
+        help="folder of the records (default: results/NAME beside the config)",
+    )  # fmt: skip
+
+
+def _add_report(commands: Any) -> None:
+    parser = commands.add_parser("report", help="write records' tables and figures as Markdown")
+    parser.add_argument("records", type=Path, nargs="+", help="folders of records")
+    parser.add_argument("--out", type=Path, required=True, help="the page; figures go beside it")
+    parser.add_argument("--title", default="Results", help="of the page (default: Results)")
+    parser.add_argument("--metric", help="to judge by (default: each task's own)")
+    parser.add_argument("--control", default="lora", help="arm to compare with (default: lora)")
+
+
+def main(argv: list[str]) -> int:
+    """Run ``hrp bench``; returns 0, or 2 where the arguments cannot be used."""
+    options = _parser().parse_args(argv)
+    command = {"run": _run, "list": _list, "report": _report}[options.command]
+    try:
+        return command(options, argv)
+    except (OSError, ValueError) as error:
+        print(f"hrp bench {options.command}: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
+    from hrp.bench.driver import Driver
+    from hrp.bench.protocol import load_experiment
+    from hrp.bench.workbench import Places
+
+    _check_run(options)
+    experiment = load_experiment(options.config)
+    records = _records_folder(options, experiment.experiment)
+    places = Places(
+        records=records,
+        cache=options.cache or options.config.parent / ".shared",
+        model=options.model_name_or_path,
+        dataset=options.dataset_path,
+        git=_git(),
+        command=shlex.join(["hrp", "bench", *argv]),
+    )
+    driver = Driver(
+        experiment, places, lambda line: print(line, flush=True), options.time_limit,
+        options.retry_failed,
+    )  # fmt: skip
+    summary = driver.run(_engine(options, places))
+    print(f"{summary}\nrecords: {records}", flush=True)
+    return 0
+
+
+def _check_run(options: argparse.Namespace) -> None:
+    if options.workers < 1:
+        raise ValueError(f"`--workers` must be at least 1, got {options.workers}")
+    if options.time_limit is not None and not options.time_limit > 0:
+        raise ValueError(f"`--time_limit` must be > 0, got {options.time_limit:g}")
+
+
+def _engine(options: argparse.Namespace, places: Any) -> Any:
+    from hrp.bench.engines import Ray, Sequential, Workers
+
+    if options.engine == "ray":
+        return Ray(places, options.workers, options.ray_address)
+    return Sequential(places) if options.workers == 1 else Workers(places, options.workers)
+
+
+def _records_folder(options: argparse.Namespace, experiment: str) -> Path:
+    folder: Path = options.records or options.config.parent / "results" / experiment
+    return folder
+
+
+def _git() -> tuple[str | None, bool | None]:
+    import hrp
+    from hrp.bench.record import git_state
+
+    commit, dirty = git_state(Path(hrp.__file__).parent)
+    return (commit, dirty) if commit else (os.environ.get("HRP_GIT_COMMIT"), None)
+
+
+def _list(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from hrp.bench.arms import ARMS
+    from hrp.bench.tasks import TASKS
+
+    if options.config:
+        return _list_experiment(options)
+    width = max(map(len, [*ARMS, *TASKS]))
+    print("arms (* charged for their start):")
+    for name, arm in ARMS.items():
+        print(f"  {name:<{width}} {'*' if arm.charged else ' '} {arm.about}")
+    print("\ntasks, and the metric that each is judged by:")
+    for name, (_module, metric) in TASKS.items():
+        print(f"  {name:<{width}}   {metric}")
+    return 0
+
+
+def _list_experiment(options: argparse.Namespace) -> int:
+    from hrp.bench.driver import existing
+    from hrp.bench.protocol import lines, load_experiment, plan
+
+    experiment = load_experiment(options.config)
+    records = existing(_records_folder(options, experiment.experiment))
+    runs = plan(experiment, records)
+    found: dict[str, int] = {}
+    for run in runs:
+        status = records[run.run_id].status if run.run_id in records else "missing"
+        found[status] = found.get(status, 0) + 1
+    for line in lines(experiment):
+        rates = " ".join(f"{rate:g}" for rate in line.grid)
+        print(f"{line.task}  {line.arm}  {line.config['budget']}  learning rates {rates}")
+    print(f"{len(runs)} runs: " + ", ".join(f"{n} {status}" for status, n in found.items()))
+    return 0
+
+
+def _report(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from hrp.bench.record import load_records
+    from hrp.report.markdown import write_page
+
+    records = [record for folder in options.records for record in load_records(folder)]
+    figures = write_page(records, options.out, options.title, options.metric, options.control)
+    print(f"wrote {options.out} ({len(records)} records, {figures} figures)")
+    return 0
