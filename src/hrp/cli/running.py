@@ -76,7 +76,9 @@ def preheat_into(job: Job, folder: Path, work: Path, overwrite: bool = False) ->
     spectrum.provenance["cost"] = _cost(trainer, spectrum, time.perf_counter() - began)
     if trainer.is_world_process_zero():
         spectrum.save(folder, overwrite=overwrite)
-        shutil.rmtree(work, ignore_errors=True)
+        # With the work in progress goes what a run that was killed while saving has left.
+        for left in (work, *folder.parent.glob(f".{folder.name}.????????")):
+            shutil.rmtree(left, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
 
 

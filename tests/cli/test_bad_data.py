@@ -1,0 +1,285 @@
+"""Every mistake in the flags or the data gets one line that says what to do, and no output."""
+
+from __future__ import annotations
+
+import errno
+import json
+from types import SimpleNamespace
+
+import datasets
+import pytest
+from commands import BASE, LORA, QUICK, call, questions, training
+from trl import ScriptArguments
+
+from hrp.cli.arguments import DataArguments
+from hrp.cli.datasets import check_columns, load_splits, split_of, with_templates
+from hrp.cli.failures import UsageError
+
+ROWS = [{"question": "1+1?", "answer": "2"}, {"question": "2+2?", "answer": "4"}]
+
+
+@pytest.fixture
+def data(tmp_path):
+    return questions(tmp_path, count=8)
+
+
+def refused(capsys, command: str, *flags) -> str:
+    """The message of a command that must fail as a user error, without a traceback."""
+    assert call(command, *flags) == 2
+    captured = capsys.readouterr().err
+    assert "Traceback" not in captured
+    lines = [line for line in captured.splitlines() if line.startswith(f"hrp {command}: ")]
+    assert len(lines) == 1
+    return captured[captured.index(lines[0]) :]
+
+
+def load(path, **flags):
+    return load_splits(ScriptArguments(), DataArguments(dataset_path=str(path), **flags))
+
+
+def templated(prompt: str, completion: str | None = "{answer}"):
+    rows = datasets.Dataset.from_list(ROWS)
+    return with_templates(rows, {"prompt": prompt, "completion": completion})
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--preheat_rnk", "4"], "unknown flag '--preheat_rnk'; did you mean --preheat_rank?"),
+        (["--qqqqqq"], "unknown flag '--qqqqqq'; hrp sft --help lists the flags"),
+        (["stray"], "unexpected argument 'stray'"),
+        (["--preheat_rank", "many"], "argument --preheat_rank"),
+        (["--preheat_steps", "0"], "`preheat_steps` must be an integer >= 1, got 0"),
+        (["--preheat_steps", "some"], "got 'some'; or give 'auto'"),
+        (["--direction", "C"], "`direction` must be one of 'A', 'B', 'AB', got 'C'"),
+        (["--preheat_save_steps", "0"], "`preheat_save_steps` must be an integer >= 1"),
+        (["--resume_from_checkpoint", "x"], "pass --resume"),
+        (["--dataset_name", "x"], "exactly one of --dataset_path and --dataset_name is needed"),
+        (["--completion_template", "{reply}"], "the columns are ['question', 'answer']"),
+        (["--dataset_train_split", "dev"], "`--dataset_train_split` must be one of ['train']"),
+        (["--eval_strategy", "steps"], "`--dataset_test_split` must be one of ['train']"),
+        (["--config", "missing.yaml"], "missing.yaml"),
+        (["--load_in_4bit", "--load_in_8bit"], "8 bit and 4 bit precision at the same time"),
+    ],
+)
+def test_bad_flags_are_refused_before_anything_is_written(tmp_path, data, capsys, flags, message):
+    output = tmp_path / "adapter"
+    assert message in refused(capsys, "sft", *training(data, output, *flags))
+    assert not output.exists()
+
+
+def test_a_missing_model_flag_is_named(tmp_path, data, capsys):
+    message = refused(capsys, "sft", "--dataset_path", data, "--use_cpu", "--bf16", "false")
+    assert "`--model_name_or_path` is needed" in message
+
+
+def test_an_unknown_key_in_a_config_file_is_refused(tmp_path, data, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text("preheat_ranks: 4\n")
+    message = refused(capsys, "sft", *training(data, tmp_path / "o", "--config", config))
+    assert "unknown flag '--preheat_ranks'; did you mean --preheat_rank?" in message
+
+
+def test_a_config_file_that_is_not_yaml_is_refused(tmp_path, data, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text("a: [1\n")
+    message = refused(capsys, "sft", *training(data, tmp_path / "o", f"--config={config}"))
+    assert "config.yaml" in message
+
+
+def test_columns_that_trl_does_not_know_are_listed(tmp_path, data, capsys):
+    flags = ["--model_name_or_path", BASE, "--dataset_path", data, *LORA, *QUICK]
+    message = refused(capsys, "sft", *flags, "--output_dir", tmp_path / "adapter")
+    assert "must have the columns messages or conversations or prompt+completion" in message
+    assert "got ['question', 'answer']; for others, pass --prompt_template" in message
+
+
+def test_a_preheat_rank_below_the_adapters_is_refused_and_can_be_run_again(tmp_path, data, capsys):
+    output = tmp_path / "adapter"
+    message = refused(capsys, "sft", *training(data, output, "--preheat_rank", "2"))
+    assert "`preheat_rank` must be at least the adapter's rank 4, got 2" in message
+    assert call("sft", *training(data, output)) == 0
+
+
+def test_the_spectrum_of_another_model_is_refused(tmp_path, data, capsys):
+    import torch
+
+    from hrp.spectrum import ModuleSpectrum, Spectrum
+
+    foreign = ModuleSpectrum(torch.eye(8, 4), torch.ones(4), torch.eye(4, 8), 1.0)
+    Spectrum({"transformer.h.0.attn": foreign}).save(tmp_path / "foreign")
+    flags = training(data, tmp_path / "adapter", "--spectrum", tmp_path / "foreign")
+    assert "`spectrum` lacks 28 of the adapter's 28 modules" in refused(capsys, "sft", *flags)
+    assert not (tmp_path / "adapter" / "adapter_config.json").exists()
+
+
+def test_an_output_under_a_file_is_refused(tmp_path, data, capsys):
+    (tmp_path / "file").write_text("")
+    assert "file" in refused(capsys, "sft", *training(data, tmp_path / "file" / "adapter"))
+
+
+def test_another_programs_output_is_left_alone(tmp_path, data, capsys):
+    output = tmp_path / "adapter"
+    output.mkdir()
+    (output / "adapter_config.json").write_text("{}")
+    assert "holds the work of another program" in refused(capsys, "sft", *training(data, output))
+    assert (output / "adapter_config.json").read_text() == "{}"
+
+
+def test_preheat_never_replaces_a_folder_that_is_no_spectrum(tmp_path, data, capsys):
+    (tmp_path / "home").mkdir()
+    flags = training(data, tmp_path / "home", "--overwrite")
+    assert "exists and is no spectrum" in refused(capsys, "preheat", *flags)
+
+
+def test_a_full_disk_while_saving_the_spectrum_is_said_and_leaves_no_half(
+    tmp_path, data, capsys, monkeypatch
+):
+    from hrp import artefact
+
+    def full(*_args, **_settings):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(artefact, "save_file", full)
+    output = tmp_path / "adapter"
+    assert "No space left on device" in refused(capsys, "sft", *training(data, output))
+    assert not (output / "spectrum").exists()
+    monkeypatch.undo()
+    assert call("sft", *training(data, output, "--resume")) == 0
+
+
+def test_a_full_disk_while_saving_the_adapter_leaves_none(tmp_path, data, capsys, monkeypatch):
+    from hrp.cli import running
+
+    def full(_facts):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(running, "card", full)
+    output = tmp_path / "adapter"
+    assert "No space left on device" in refused(capsys, "sft", *training(data, output))
+    assert not (output / "adapter_config.json").exists()
+    assert json.loads((output / "hrp.json").read_text())["finished"] is False
+
+
+def test_a_batch_that_the_data_cannot_fill_is_refused(tmp_path, data, capsys):
+    drop = ("--dataloader_drop_last", "true", "--per_device_train_batch_size", "16")
+    message = refused(capsys, "sft", *training(data, tmp_path / "adapter", *drop))
+    assert "the data give 8 training rows, and one step needs 16" in message
+
+
+def test_prompts_that_leave_no_room_for_an_answer_are_refused(tmp_path, data, capsys):
+    message = refused(capsys, "sft", *training(data, tmp_path / "adapter", "--max_length", "2"))
+    assert "the data give 0 training rows, and one step needs 1; give more data" in message
+
+
+def test_data_seen_more_than_once_in_preheating_are_said(caplog):
+    from hrp.cli.trainers import check_enough
+    from hrp.config import HRPConfig
+
+    args = SimpleNamespace(
+        train_batch_size=4, gradient_accumulation_steps=2, world_size=1, dataloader_drop_last=False
+    )
+    with caplog.at_level("WARNING"):
+        check_enough(SimpleNamespace(train_dataset=ROWS, args=args), HRPConfig(preheat_steps=5))
+    assert "preheating draws 40 examples from 2 rows, each about 20.0 times" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", "", "is an empty file"),
+        ("a.jsonl", '{"a": 1}\n{"a": }\n', "line 2 is not JSON"),
+        ("a.jsonl", '{"a": 1}\n\n[1]\n', "line 3 must be a JSON object, got list"),
+        ("a.json", '{"a": 1}\n{"a": 2\n', "line 2 is not JSON"),
+        ("a.txt", "x", "must be a folder or end in .json, .jsonl, .csv, .parquet"),
+        ("a.parquet", "not parquet", "a.parquet"),
+    ],
+)
+def test_a_bad_file_is_refused(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(UsageError) as refusal:
+        load(path)
+    assert message in str(refusal.value)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load(tmp_path / "none.jsonl")
+
+
+def test_no_data_at_all_is_refused():
+    with pytest.raises(UsageError, match=r"exactly one of .*, got neither"):
+        load_splits(ScriptArguments(), DataArguments())
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet", "folder", "disk"])
+def test_every_local_form_gives_the_same_rows(tmp_path, suffix):
+    rows = datasets.Dataset.from_list(ROWS)
+    path = tmp_path / f"data.{suffix}"
+    if suffix == "jsonl":
+        rows.to_json(path)
+    elif suffix == "json":
+        path.write_text(json.dumps(ROWS, indent=1))
+    elif suffix == "csv":
+        path.write_text("question,answer\n1+1?,2\n2+2?,4\n")
+    elif suffix == "parquet":
+        rows.to_parquet(path)
+    elif suffix == "disk":
+        rows.save_to_disk(path)
+    else:
+        path.mkdir()
+        rows.to_json(path / "train.jsonl")
+    found = split_of(load(path), "train", "dataset_train_split")
+    assert [{name: str(value) for name, value in row.items()} for row in found] == ROWS
+
+
+def test_a_local_file_may_also_be_given_as_dataset_name(data):
+    splits = load_splits(ScriptArguments(dataset_name=str(data)), DataArguments())
+    assert len(splits["train"]) == 8
+
+
+def test_templates_make_prompt_and_completion():
+    made = templated(r"Q: {question}\n{{A}}\\n:\t")
+    assert made.column_names == ["prompt", "completion"]
+    assert made[0] == {"prompt": "Q: 1+1?\n{A}\\n:\t", "completion": "2"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("{reply}", "`--prompt_template` has the field 'reply', but the columns are"),
+        ("{question.upper}", "has the field 'question.upper'"),
+        ("{0}", "has the field '0'"),
+        ("{question!r}", "has the field 'question'"),
+        ("{question", "write a brace as {{ or }}"),
+    ],
+)
+def test_a_bad_template_is_refused(prompt, message):
+    with pytest.raises(UsageError) as refusal:
+        templated(prompt)
+    assert message in str(refusal.value)
+
+
+def test_one_template_without_the_other_is_refused():
+    with pytest.raises(UsageError, match="templates go together: --completion_template is missing"):
+        templated("{question}", None)
+
+
+def test_a_row_without_a_value_is_named():
+    rows = datasets.Dataset.from_list([*ROWS, {"question": None, "answer": "6"}])
+    with pytest.raises(UsageError, match="row 3 of the data has no value in column 'question'"):
+        with_templates(rows, {"prompt": "{question}", "completion": "{answer}"})
+
+
+def test_an_empty_split_is_refused():
+    empty = {"train": datasets.Dataset.from_list(ROWS).select([])}
+    with pytest.raises(UsageError, match="must hold at least one row, got an empty one"):
+        split_of(empty, "train", "dataset_train_split")
+
+
+def test_columns_of_a_streamed_data_set_are_checked_too():
+    streamed = datasets.Dataset.from_list(ROWS).to_iterable_dataset()
+    check_columns(streamed, [{"question"}], "")
+    with pytest.raises(UsageError, match="must have the columns text, got"):
+        check_columns(streamed, [{"text"}], "")

@@ -1,0 +1,206 @@
+"""`hrp init` writes a plain PEFT adapter from a spectrum, without loading a base weight."""
+
+from __future__ import annotations
+
+import json
+import resource
+import runpy
+import warnings
+
+import pytest
+import torch
+from commands import call
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+
+import hrp
+from conftest import collate, tiny_llama, token_rows
+from hrp.allocation import parameter_count, uniform_ranks
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    tiny_llama().save_pretrained(folder)
+    return folder
+
+
+def load(base):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(base)
+
+
+@pytest.fixture(scope="module")
+def spectrum(base, tmp_path_factory):
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(load(base), config)
+    preheating = hrp.HRPConfig(preheat_rank=16, preheat_steps=3, learning_rate=1e-2)
+    found = hrp.preheat(model, preheating, dataloader=[collate(token_rows(8))])
+    folder = tmp_path_factory.mktemp("spectrum") / "spectrum"
+    found.save(folder)
+    return folder
+
+
+def run(spectrum, output, *more) -> int:
+    lora = ("--lora_r", "4", "--lora_alpha", "8")
+    return call("init", "--spectrum", spectrum, "--output_dir", output, *lora, *more)
+
+
+@pytest.mark.parametrize("direction", ["A", "B", "AB"])
+def test_the_adapter_is_the_one_that_the_library_makes(base, spectrum, tmp_path, direction):
+    assert run(spectrum, tmp_path / "start", "--direction", direction) == 0
+    loaded = PeftModel.from_pretrained(load(base), tmp_path / "start", is_trainable=True)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    made = get_peft_model(load(base), config)
+    hrp.initialize_lora_hrp_weights(made, hrp.Spectrum.load(spectrum), direction)
+    assert loaded.state_dict().keys() == made.state_dict().keys()
+    for name, tensor in made.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+    assert any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_the_config_is_plain_and_names_the_base(base, spectrum, tmp_path):
+    assert run(spectrum, tmp_path / "start") == 0
+    config = json.loads((tmp_path / "start" / "adapter_config.json").read_text())
+    assert config["init_lora_weights"] is True
+    assert config["base_model_name_or_path"] == str(base)
+    assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (4, 8, {})
+    kinds = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert set(config["target_modules"]) == kinds
+
+
+def test_the_start_is_a_no_op(base, spectrum, tmp_path, batch):
+    assert run(spectrum, tmp_path / "start", "--direction", "B") == 0
+    plain = load(base)(**batch).logits
+    model = PeftModel.from_pretrained(load(base), tmp_path / "start")
+    assert torch.equal(model(**batch).logits, plain)
+
+
+def test_no_base_weight_is_read(base, spectrum, tmp_path):
+    bare = tmp_path / "config-only"
+    bare.mkdir()
+    (bare / "config.json").write_text((base / "config.json").read_text())
+    assert run(spectrum, tmp_path / "start", "--model_name_or_path", bare) == 0
+
+
+def test_ranks_by_energy_load_in_peft_with_the_same_scaling(base, spectrum, tmp_path, capsys):
+    assert run(spectrum, tmp_path / "start", "--allocation", "energy", "--direction", "AB") == 0
+    assert "of the preheated energy" in capsys.readouterr().out
+    model = PeftModel.from_pretrained(load(base), tmp_path / "start")
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    assert {layer.scaling["default"] for layer in layers} == {2.0}
+    assert len({layer.r["default"] for layer in layers}) > 1
+    found = hrp.Spectrum.load(spectrum)
+    trained = sum(p.numel() for n, p in model.named_parameters() if "lora_" in n)
+    assert trained <= parameter_count(found, uniform_ranks(found, 4))
+
+
+def test_a_rank_budget_is_not_exceeded(base, spectrum, tmp_path):
+    energy = ("--allocation", "energy", "--rank_budget", "2500")
+    assert run(spectrum, tmp_path / "start", *energy) == 0
+    model = PeftModel.from_pretrained(load(base), tmp_path / "start")
+    sizes = [p.numel() for name, p in model.named_parameters() if "lora_" in name]
+    assert 2400 < sum(sizes) <= 2500
+
+
+def test_other_target_modules_take_their_part_of_the_spectrum(base, spectrum, tmp_path):
+    assert run(spectrum, tmp_path / "start", "--lora_target_modules", "q_proj", "v_proj") == 0
+    model = PeftModel.from_pretrained(load(base), tmp_path / "start")
+    assert len([n for n, _ in model.named_parameters() if n.endswith("lora_A.default.weight")]) == 4
+
+
+def test_the_card_tells_settings_cost_versions_and_how_to_load(base, spectrum, tmp_path):
+    assert run(spectrum, tmp_path / "start", "--direction", "B") == 0
+    text = (tmp_path / "start" / "README.md").read_text()
+    for part in ("library_name: peft", "| direction | `B` |", "| preheat_rank | `16` |"):
+        assert part in text
+    assert "| optimizer steps | `3` |" in text
+    assert f"| torch | `{torch.__version__}` |" in text
+    code = text.split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) == 2
+    from transformers import AutoModelForCausalLM
+
+    names = {"AutoModelForCausalLM": AutoModelForCausalLM, "PeftModel": PeftModel}
+    (tmp_path / "loading.py").write_text(code)
+    result = runpy.run_path(str(tmp_path / "loading.py"), init_globals=names)
+    assert isinstance(result["model"], PeftModel)
+
+
+def test_a_name_cannot_break_out_of_the_card():
+    from hrp.cli.modelcard import CardFacts, card
+
+    text = card(CardFacts("sft", "x`<script>|\n# y", "a", {}, {}, {}))
+    assert "\n# y" not in text
+    assert "# LoRA adapter of `x'<script>\\| # y`" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lora_r", "0"], "`lora_r` must be an integer >= 1, got 0"),
+        (["--lora_r", "40"], "must be at most min(d_in, d_out) = 32, got 40"),
+        (["--direction", "AB", "--scale", "2"], "`scale` must be 1 with `direction` 'AB'"),
+        (["--rank_budget", "99"], "`--rank_budget` goes with `--allocation energy`"),
+        (
+            ["--allocation", "energy", "--rank_budget", "99"],
+            "`rank_budget` must be at least 928 parameters",
+        ),
+        (["--lora_target_modules", "embed_tokens"], "`spectrum` lacks 1 of the adapter's"),
+    ],
+)
+def test_bad_flags_are_refused_and_write_nothing(spectrum, tmp_path, capsys, flags, message):
+    assert run(spectrum, tmp_path / "start", *flags) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_spectrum_of_another_model_is_refused(spectrum, tmp_path, capsys):
+    other = tmp_path / "other"
+    tiny_llama(hidden_size=16).config.save_pretrained(other)
+    assert run(spectrum, tmp_path / "start", "--model_name_or_path", other) == 2
+    assert "`spectrum` has other shapes (d_out, d_in)" in capsys.readouterr().err
+    assert not (tmp_path / "start").exists()
+
+
+def test_a_folder_that_is_no_spectrum_is_refused(tmp_path, capsys):
+    assert run(tmp_path, tmp_path / "start") == 2
+    assert "is no spectrum folder" in capsys.readouterr().err
+
+
+def test_an_adapter_is_replaced_only_when_told(spectrum, tmp_path, capsys):
+    assert run(spectrum, tmp_path / "start") == 0
+    before = (tmp_path / "start" / "adapter_model.safetensors").read_bytes()
+    assert run(spectrum, tmp_path / "start", "--direction", "B") == 2
+    assert "holds an adapter; pass --overwrite" in capsys.readouterr().err
+    assert (tmp_path / "start" / "adapter_model.safetensors").read_bytes() == before
+    assert run(spectrum, tmp_path / "start", "--direction", "B", "--overwrite") == 0
+    assert (tmp_path / "start" / "adapter_model.safetensors").read_bytes() != before
+
+
+def test_a_folder_with_other_files_is_never_replaced(spectrum, tmp_path, capsys):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+    assert run(spectrum, tmp_path / "home", "--overwrite") == 2
+    assert "exists and is no adapter" in capsys.readouterr().err
+    assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
+
+
+def test_an_output_under_a_file_is_refused(spectrum, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run(spectrum, tmp_path / "file" / "start") == 2
+    assert "hrp init: " in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_nothing_behind(spectrum, tmp_path, capsys):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            status = run(spectrum, tmp_path / "start")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status == 2
+    assert "File too large" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,119 @@
+"""A run that is killed (SIGKILL) at any moment resumes to the same spectrum, and never lies.
+
+The runs are forked from a server that has everything imported, so that a run takes a second and
+the kills hit it and not its imports.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from commands import assert_same_spectrum, call, questions, training
+from peft import PeftModel
+from safetensors.torch import load_file
+
+import hrp
+from hrp.demo import load_base
+
+STEPS = ("--preheat_steps", "9", "--max_steps", "6")
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["hrp.cli.preheat", "hrp.cli.sft", "transformers.models.llama"])
+
+
+def _child(command: str, flags: list[str]) -> None:
+    torch.set_num_threads(1)
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)
+    os.dup2(silent, 2)
+    os._exit(call(command, *flags))
+
+
+def start(command: str, flags: list[str]):
+    process = FORKS.Process(target=_child, args=(command, flags))
+    process.start()
+    return process
+
+
+def finish(command: str, flags: list[str]) -> float:
+    """Run to the end in a process of its own; returns the seconds that it took."""
+    began = time.monotonic()
+    process = start(command, flags)
+    process.join()
+    assert process.exitcode == 0
+    return time.monotonic() - began
+
+
+def kill_after(command: str, flags: list[str], seconds: float) -> None:
+    process = start(command, flags)
+    process.join(seconds)
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+
+
+def spectrum_folder(command: str, output: Path) -> Path:
+    return output if command == "preheat" else output / "spectrum"
+
+
+def assert_whole(command: str, output: Path, expected) -> None:
+    """Whatever loads is the finished thing."""
+    folder = spectrum_folder(command, output)
+    if folder.exists():
+        assert_same_spectrum(hrp.Spectrum.load(folder), expected)
+    if command == "sft" and (output / "adapter_config.json").exists():
+        base, _ = load_base()
+        PeftModel.from_pretrained(base, output)
+
+
+def check(command: str, tmp_path: Path, kills: int, seed: int) -> None:
+    """Kill ``kills`` runs, each at a random moment of an undisturbed run's time, resuming each."""
+    data = questions(tmp_path)
+    undisturbed = tmp_path / "undisturbed"
+    duration = finish(command, training(data, undisturbed, *STEPS))
+    expected = hrp.Spectrum.load(spectrum_folder(command, undisturbed))
+    moments = random.Random(seed)
+    for attempt in range(kills):
+        output = tmp_path / f"killed{attempt}"
+        flags = training(data, output, *STEPS, "--resume")
+        kill_after(command, flags, moments.uniform(0, 1) * duration)
+        assert_whole(command, output, expected)
+        finish(command, flags)
+        assert_same_spectrum(hrp.Spectrum.load(spectrum_folder(command, output)), expected)
+        if command == "sft":
+            assert_same_adapter(output, undisturbed)
+    assert not list(tmp_path.glob(".*"))  # no work in progress is left
+
+
+def assert_same_adapter(one: Path, two: Path) -> None:
+    first, second = (load_file(folder / "adapter_model.safetensors") for folder in (one, two))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(("command", "kills"), [("preheat", 1), ("sft", 2)])
+def test_a_killed_run_resumes_to_the_same_spectrum(command, kills, tmp_path):
+    check(command, tmp_path, kills, seed=0)
+
+
+@pytest.mark.parametrize("name", [".killed.a1b2c3d4", ".killed.preheating"])
+def test_what_a_kill_while_saving_left_is_removed(name, tmp_path):
+    output, left = tmp_path / "killed", tmp_path / name
+    left.mkdir()
+    (left / "spectrum.safetensors").write_bytes(b"half")
+    assert call("preheat", *training(questions(tmp_path), output, "--overwrite")) == 0
+    assert not left.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["preheat", "sft"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_ten_runs_killed_at_random_moments_resume_to_the_same_spectrum(command, tmp_path, seed):
+    check(command, tmp_path, kills=10, seed=seed)

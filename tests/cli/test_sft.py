@@ -1,0 +1,221 @@
+"""`hrp sft` and `hrp preheat` do the whole job, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from commands import QUICK, assert_same_spectrum, call, questions, training
+from peft import PeftModel
+
+import hrp
+from hrp.checkpoints import MARKER
+from hrp.demo import BASE, load_base
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return questions(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """An output of `hrp sft`, not to be written to."""
+    output = tmp_path_factory.mktemp("finished") / "adapter"
+    assert call("sft", *training(data, output, "--direction", "B")) == 0
+    return output
+
+
+def adapter(folder) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def assert_same_adapter(one, two) -> None:
+    first, second = adapter(one), adapter(two)
+    assert list(first) == list(second)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_adapter_loads_in_plain_peft_and_changes_the_model(finished):
+    base, tokenizer = load_base()
+    ids = torch.tensor([tokenizer("Q: what is 1 plus 2?")["input_ids"]])
+    before = base(ids).logits
+    model = PeftModel.from_pretrained(base, finished)
+    assert not torch.equal(model(ids).logits, before)
+    assert json.loads((finished / "adapter_config.json").read_text())["init_lora_weights"] is True
+
+
+def test_the_output_holds_adapter_card_spectrum_and_no_work_in_progress(finished):
+    names = {path.name for path in finished.iterdir() if not path.name.startswith("checkpoint-")}
+    assert {"adapter_model.safetensors", "README.md", "spectrum", "hrp.json"} <= names
+    assert "preheating" not in names
+    assert json.loads((finished / "hrp.json").read_text())["finished"] is True
+    spectrum = hrp.Spectrum.load(finished / "spectrum")
+    assert spectrum.provenance["steps"] == 5
+    assert spectrum.provenance["cost"]["examples"] == 20
+    card = (finished / "README.md").read_text()
+    assert "Trained with `hrp sft` on" in card
+    assert "| temporary parameters | `78080` |" in card
+
+
+def test_preheating_has_the_same_spectrum_alone(finished, data, tmp_path):
+    assert call("preheat", *training(data, tmp_path / "spectrum", "--direction", "B")) == 0
+    alone = hrp.Spectrum.load(tmp_path / "spectrum")
+    assert_same_spectrum(alone, hrp.Spectrum.load(finished / "spectrum"))
+    assert [path.name for path in tmp_path.iterdir()] == ["spectrum"]
+
+
+def test_a_spectrum_given_skips_preheating_and_ends_the_same(finished, data, tmp_path, capsys):
+    given = ("--direction", "B", "--spectrum", finished / "spectrum")
+    assert call("sft", *training(data, tmp_path / "adapter", *given)) == 0
+    assert "Preheating" not in capsys.readouterr().out
+    assert_same_adapter(tmp_path / "adapter", finished)
+
+
+def test_only_the_start_differs_from_trl(finished, data, tmp_path, monkeypatch):
+    """With HRP's initialisation left out, the job is `trl sft`."""
+    from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
+
+    from hrp.cli import running
+
+    monkeypatch.setattr(running, "initialize_lora_hrp_weights", lambda *args: None)
+    given = ("--spectrum", finished / "spectrum")
+    assert call("sft", *training(data, tmp_path / "ours", *given)) == 0
+    from datasets import Dataset
+
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    columns = {
+        "prompt": [f"Q: {row['question']}\nA: " for row in rows],
+        "completion": [row["answer"] for row in rows],
+    }
+    trainer = SFTTrainer(
+        model=str(BASE),
+        args=SFTConfig(
+            output_dir=str(tmp_path / "theirs"),
+            max_steps=4,
+            per_device_train_batch_size=4,
+            learning_rate=1e-3,
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            gradient_checkpointing=False,
+            disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_dict(columns),
+        peft_config=get_peft_config(
+            ModelConfig(use_peft=True, lora_r=4, lora_alpha=8, lora_target_modules=["all-linear"])
+        ),
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path / "theirs"))
+    assert_same_adapter(tmp_path / "ours", tmp_path / "theirs")
+
+
+def test_a_second_run_says_so_and_does_nothing(finished, data, capsys):
+    stamps = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    assert call("sft", *training(data, finished, "--direction", "B")) == 0
+    assert "is finished: nothing to do; --overwrite runs it again" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == stamps
+
+
+def test_overwrite_runs_again(finished, data, tmp_path):
+    copied = tmp_path / "adapter"
+    shutil.copytree(finished, copied)
+    (copied / "adapter_model.safetensors").write_bytes(b"old")
+    (copied / "notes.txt").write_text("mine")
+    assert call("sft", *training(data, copied, "--direction", "B", "--overwrite")) == 0
+    assert_same_adapter(copied, finished)
+    assert (copied / "notes.txt").read_text() == "mine"
+
+
+def interrupted(finished, folder):
+    """A copy of the output as it was after two steps of fine-tuning."""
+    shutil.copytree(finished, folder)
+    for name in ("adapter_config.json", "adapter_model.safetensors", "README.md"):
+        (folder / name).unlink()
+    (folder / "checkpoint-4" / MARKER).unlink()
+    record = json.loads((folder / "hrp.json").read_text())
+    (folder / "hrp.json").write_text(json.dumps(record | {"finished": False}))
+    return folder
+
+
+def test_fine_tuning_resumes_to_the_same_adapter(finished, data, tmp_path, capsys):
+    folder = interrupted(finished, tmp_path / "adapter")
+    assert call("sft", *training(data, folder, "--direction", "B")) == 2
+    assert "holds an interrupted run; pass --resume to go on" in capsys.readouterr().err
+    assert call("sft", *training(data, folder, "--direction", "B", "--resume")) == 0
+    assert_same_adapter(folder, finished)
+
+
+def test_a_run_killed_before_its_last_write_is_finished_without_another_step(
+    finished, data, tmp_path
+):
+    folder = interrupted(finished, tmp_path / "adapter")
+    (folder / "checkpoint-4" / MARKER).write_text("{}")
+    assert call("sft", *training(data, folder, "--direction", "B", "--resume")) == 0
+    assert_same_adapter(folder, finished)
+
+
+def test_resuming_with_other_settings_is_refused(finished, data, tmp_path, capsys):
+    folder = interrupted(finished, tmp_path / "adapter")
+    changed = ("--direction", "B", "--resume", "--preheat_rank", "16", "--lora_r", "2")
+    assert call("sft", *training(data, folder, *changed)) == 2
+    message = capsys.readouterr().err
+    assert "lora_r (was 4, now 2), preheat_rank (was 8, now 16)" in message
+
+
+def test_a_config_file_gives_flags_and_the_command_line_overrides(data, tmp_path):
+    settings = {
+        "model_name_or_path": str(BASE),
+        "dataset_path": str(data),
+        "prompt_template": "Q: {question}\nA: ",
+        "completion_template": "{answer}",
+        "lora_target_modules": ["q_proj", "v_proj"],
+        "preheat_rank": 32,
+        "preheat_steps": "auto",
+        "max_preheat_steps": 4,
+        "subspace_window": 2,
+        "output_dir": str(tmp_path / "spectrum"),
+    }
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    quick = [flag for flag in QUICK if flag not in ("--preheat_steps", "5")]
+    assert call("preheat", "--config", config, *quick, "--preheat_rank", "16") == 0
+    spectrum = hrp.Spectrum.load(tmp_path / "spectrum")
+    assert spectrum.provenance["config"]["preheat_rank"] == 16
+    assert spectrum.provenance["config"]["preheat_steps"] == "auto"
+    assert spectrum.provenance["steps"] <= 4
+    assert {name.rpartition(".")[2] for name in spectrum} == {"q_proj", "v_proj"}
+
+
+def test_preheating_losses_are_reported_under_their_own_name(data, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.chdir(tmp_path)
+    flags = training(data, tmp_path / "adapter", "--logging_steps", "1")
+    flags[flags.index("--report_to") + 1] = "tensorboard"
+    assert call("sft", *flags) == 0
+    (events,) = (tmp_path / "adapter" / "runs").rglob("events*")
+    reader = EventAccumulator(str(events))
+    reader.Reload()
+    reported = reader.Scalars("train/preheat/loss")
+    losses = hrp.Spectrum.load(tmp_path / "adapter" / "spectrum").provenance["losses"]
+    assert [point.step for point in reported] == [1, 2, 3, 4, 5]
+    assert [point.value for point in reported] == pytest.approx(losses)
+    assert [point.step for point in reader.Scalars("train/loss")] == [1, 2, 3, 4]
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
+
+
+def test_help_has_our_flags_first_and_an_example(capsys):
+    with pytest.raises(SystemExit) as stop:
+        call("sft", "--help")
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert text.index("--preheat_rank") < text.index("--dataset_name")
+    assert text.rstrip().splitlines()[-3].startswith("  hrp sft --model_name_or_path")
