@@ -125,8 +125,10 @@ def check_columns(dataset: Any, forms: Iterable[set[str]], flags: str) -> None:
         raise UsageError(f"the data must have the columns {wanted}, got {columns}; {flags}")
 
 
-def with_templates(dataset: Any, templates: dict[str, str | None]) -> Any:
-    """Replace all columns by those that ``templates`` (column name -> template) make.
+def with_templates(
+    dataset: Any, templates: dict[str, str | None], keep: tuple[str, ...] = ()
+) -> Any:
+    """Replace all columns but ``keep`` by those that ``templates`` (name -> template) make.
 
     ``{name}`` stands for a column's text, ``{{`` for a brace; ``\\n``, ``\\t`` and ``\\\\`` as a
     shell passes them are a line end, a tab and a backslash.
@@ -145,7 +147,7 @@ def with_templates(dataset: Any, templates: dict[str, str | None]) -> Any:
     return dataset.map(
         lambda row, number: {name: _fill(parts, row, number) for name, parts in compiled.items()},
         with_indices=True,
-        remove_columns=columns,
+        remove_columns=[name for name in columns if name not in keep],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from hrp.cli.datasets import check_columns, load_splits, split_of, with_template
 from hrp.cli.failures import UsageError, reported
 from hrp.cli.outputs import Output
 from hrp.cli.running import Job, run
-from hrp.cli.trainers import HubCardSFTTrainer, check_enough, sft_preheating
+from hrp.cli.trainers import HRPSFTTrainer, check_enough, sft_preheating
 
 DESCRIPTION = """\
 Supervised fine-tuning as `trl sft` does it, with LoRA started from a high-rank preheating. Takes
@@ -70,17 +71,16 @@ SFT_FORMS = ({"messages"}, {"conversations"}, {"prompt", "completion"}, {"input_
 
 
 @dataclass
-class SFTRequest:
-    """All that the command was given, by the class that TRL or we define for it."""
+class Request:
+    """All that a command was given, by the class that TRL, HF or we define for it."""
 
     hrp: HRPArguments
     spectrum: SpectrumArguments
     data: DataArguments
     output: OutputArguments
     script: ScriptArguments
-    training: SFTConfig
+    training: Any
     model: ModelConfig
-    mixture: DatasetMixtureConfig
 
     def settings(self) -> dict[str, Any]:
         """What a resumed run must have in common with the interrupted one."""
@@ -99,6 +99,13 @@ class SFTRequest:
         return self.data.dataset_path or self.script.dataset_name or "a mixture of data sets"
 
 
+@dataclass
+class SFTRequest(Request):
+    """What `hrp sft` and `hrp preheat` were given."""
+
+    mixture: DatasetMixtureConfig
+
+
 def main(argv: list[str]) -> int:
     """Run ``hrp sft``; returns the exit status."""
     return reported("sft", lambda: _run(argv))
@@ -106,20 +113,31 @@ def main(argv: list[str]) -> int:
 
 def _run(argv: list[str]) -> int:
     request = parse_sft("sft", DESCRIPTION, EXAMPLE, argv)
+    return carry_out("sft", request, build_trainer, sft_preheating)
+
+
+def carry_out(
+    command: str,
+    request: Request,
+    build: Callable[[Any], Any],
+    preheating: Callable[[Any], dict[str, Any]],
+) -> int:
+    """Do what ``request`` asks for, with the trainer that ``build`` makes; returns 0."""
     config = request.hrp.hrp_config(request.training.seed)
-    output = Output(Path(request.training.output_dir), "sft", request.settings())
+    output = Output(Path(request.training.output_dir), command, request.settings())
     if not output.check(request.output.overwrite, request.output.resume):
         return 0
-    trainer = build_trainer(request)
+    trainer = build(request)
     check_enough(trainer, config)
     if trainer.is_world_process_zero():
         output.begin(request.output.overwrite)
     trainer.accelerator.wait_for_everyone()
-    job = Job(trainer, sft_preheating(trainer), config, request.hrp.preheat_save_steps)
+    job = Job(trainer, preheating(trainer), config, request.hrp.preheat_save_steps)
     run(job, output, request.spectrum.spectrum, request.data_name())
     if request.training.push_to_hub:
         trainer.push_to_hub(dataset_name=request.script.dataset_name)
-    trainer.end()
+    if hasattr(trainer, "end"):  # since transformers 5.18: closes the reporters
+        trainer.end()
     return 0
 
 
@@ -143,7 +161,7 @@ def check_common(training: Any, model: ModelConfig) -> None:
         model.use_peft = True
 
 
-def build_trainer(request: SFTRequest) -> HubCardSFTTrainer:
+def build_trainer(request: SFTRequest) -> HRPSFTTrainer:
     """Make TRL's trainer as `trl sft` does, its model with LoRA; checks the data first."""
     training, model = request.training, request.model
     train, test = _data(request)
@@ -154,7 +172,7 @@ def build_trainer(request: SFTRequest) -> HubCardSFTTrainer:
         "dtype": model.dtype,
         **(training.model_init_kwargs or {}),
     }
-    return HubCardSFTTrainer(
+    return HRPSFTTrainer(
         model=model.model_name_or_path,
         args=training,
         train_dataset=train,

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer, as preheating and fine-tuning need it."""
+"""TRL's and HF's trainers, as preheating and fine-tuning need them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sized
 from typing import Any
 
+from transformers import Seq2SeqTrainer, Trainer
 from trl import SFTTrainer
 
 from hrp.cli.failures import UsageError
@@ -15,11 +16,23 @@ from hrp.config import HRPConfig
 logger = logging.getLogger(__name__)
 
 
-class HubCardSFTTrainer(SFTTrainer):
-    """SFTTrainer whose README.md is HRP's (`hrp.cli.modelcard`), also when pushed to the hub."""
+class _HRPCard:
+    """Keeps HRP's README.md (`hrp.cli.modelcard`), also when the run is pushed to the hub."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Leave the card that is there."""
+
+
+class HRPSFTTrainer(_HRPCard, SFTTrainer):
+    """TRL's trainer of language models."""
+
+
+class HRPSeq2SeqTrainer(_HRPCard, Seq2SeqTrainer):
+    """HF's trainer of encoder-decoders."""
+
+
+class HRPTrainer(_HRPCard, Trainer):
+    """HF's trainer, here of classifiers."""
 
 
 def sft_preheating(trainer: SFTTrainer) -> dict[str, Any]:
@@ -29,10 +42,21 @@ def sft_preheating(trainer: SFTTrainer) -> dict[str, Any]:
     args.chat_template_path = None  # likewise its template
     args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
     return {
-        "trainer_cls": HubCardSFTTrainer,
+        "trainer_cls": HRPSFTTrainer,
         "args": args,
         "train_dataset": trainer.train_dataset,
         "processing_class": trainer.processing_class,
+    }
+
+
+def preheating(trainer: Any) -> dict[str, Any]:
+    """Keyword arguments of `hrp.preheat` for one of HF's own trainers."""
+    return {
+        "trainer_cls": type(trainer),
+        "args": trainer.args,
+        "train_dataset": trainer.train_dataset,
+        "processing_class": trainer.processing_class,
+        "data_collator": trainer.data_collator,
     }
 
 

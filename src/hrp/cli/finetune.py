@@ -1,0 +1,237 @@
+"""``hrp finetune``: encoder-decoders and classifiers, by HF's trainers, with a preheated start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import transformers
+from accelerate import PartialState
+from peft import get_peft_model
+from transformers import (
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    DataCollatorWithPadding,
+    Seq2SeqTrainingArguments,
+    set_seed,
+)
+from trl import (
+    ModelConfig,
+    ScriptArguments,
+    get_peft_config,
+    get_quantization_config,
+)
+
+from hrp.cli.arguments import (
+    DataArguments,
+    HRPArguments,
+    OutputArguments,
+    SpectrumArguments,
+    parse,
+)
+from hrp.cli.datasets import check_columns, column_names, load_splits, split_of, with_templates
+from hrp.cli.failures import UsageError, reported
+from hrp.cli.sft import Request, carry_out, check_common
+from hrp.cli.trainers import HRPSeq2SeqTrainer, HRPTrainer, preheating
+
+DESCRIPTION = """\
+Fine-tune an encoder-decoder (--task seq2seq: columns prompt and completion) or a classifier
+(--task classification: columns text and label, text_pair where there are two texts) on HF's
+trainers, with LoRA started from a high-rank preheating. Flags as for `hrp sft`, and HF's
+Seq2SeqTrainingArguments.
+"""
+EXAMPLE = """\
+  hrp finetune --task classification --model_name_or_path FacebookAI/roberta-base \\
+      --dataset_name stanfordnlp/sst2 --prompt_template '{sentence}' --lora_r 8 \\
+      --learning_rate 4e-4 --output_dir runs/sst2
+"""
+_TEXTS = ("text", "text_pair")
+
+
+@dataclass
+class FinetuneArguments:
+    """What TRL's and HF's arguments lack for these tasks."""
+
+    task: Literal["seq2seq", "classification"] = field(metadata={"help": "Kind of model."})
+    label_column: str = field(default="label", metadata={"help": "Of classification."})
+    max_length: int = field(default=512, metadata={"help": "Tokens of a text, at most."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that comes with the model."}
+    )
+
+
+@dataclass
+class FinetuneRequest(Request):
+    """What `hrp finetune` was given."""
+
+    finetune: FinetuneArguments
+
+    def settings(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the interrupted one."""
+        return super().settings() | vars(self.finetune)
+
+
+def main(argv: list[str]) -> int:
+    """Run ``hrp finetune``; returns the exit status."""
+    return reported("finetune", lambda: _run(argv))
+
+
+def _run(argv: list[str]) -> int:
+    ours = (HRPArguments, SpectrumArguments, DataArguments, OutputArguments)
+    theirs = (ScriptArguments, Seq2SeqTrainingArguments, ModelConfig)
+    types = [*ours, *theirs, FinetuneArguments]
+    request = FinetuneRequest(*parse("finetune", DESCRIPTION, EXAMPLE, types, argv))
+    check_common(request.training, request.model)
+    classifies = request.finetune.task == "classification"
+    request.model.lora_task_type = "SEQ_CLS" if classifies else "SEQ_2_SEQ_LM"
+    return carry_out("finetune", request, _classifier if classifies else _seq2seq, preheating)
+
+
+def _splits(request: FinetuneRequest) -> tuple[Any, Any]:
+    """Training data and, where evaluation is asked for, test data (else None)."""
+    script = request.script
+    splits = load_splits(script, request.data)
+    train = split_of(splits, script.dataset_train_split, "dataset_train_split")
+    if request.training.eval_strategy == "no":
+        return train, None
+    return train, split_of(splits, script.dataset_test_split, "dataset_test_split")
+
+
+def _seq2seq(request: FinetuneRequest) -> Any:
+    data, limit = request.data, request.finetune.max_length
+    templates = {"prompt": data.prompt_template, "completion": data.completion_template}
+    tokenizer = _tokenizer(request)
+
+    def encode(rows: dict[str, list[str]]) -> Any:
+        return tokenizer(
+            rows["prompt"], text_target=rows["completion"], truncation=True, max_length=limit
+        )
+
+    def prepared(split: Any) -> Any:
+        rows = with_templates(split, templates)
+        remedy = "for others, pass --prompt_template and --completion_template"
+        check_columns(rows, [{"prompt", "completion"}], remedy)
+        return rows.map(encode, batched=True, remove_columns=column_names(rows))
+
+    train, test = (split and prepared(split) for split in _splits(request))
+    model = _lora_model(request, "AutoModelForSeq2SeqLM", tokenizer)
+    return HRPSeq2SeqTrainer(
+        model=model,
+        args=request.training,
+        train_dataset=train,
+        eval_dataset=test,
+        processing_class=tokenizer,
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+    )
+
+
+def _classifier(request: FinetuneRequest) -> Any:
+    flags = request.finetune
+    if request.data.completion_template is not None:
+        raise UsageError("`--completion_template` goes with `--task seq2seq`")
+    splits = _splits(request)
+    labels = Labels.of(splits[0], flags.label_column)
+    tokenizer = _tokenizer(request)
+
+    def encode(rows: dict[str, list[Any]]) -> Any:
+        texts = [rows[name] for name in _TEXTS if name in rows]
+        encoded = tokenizer(*texts, truncation=True, max_length=flags.max_length)
+        encoded["labels"] = [labels.index(value) for value in rows[flags.label_column]]
+        return encoded
+
+    def prepared(split: Any) -> Any:
+        template = {"prompt": request.data.prompt_template}
+        rows = with_templates(split, template, keep=(flags.label_column,))
+        if request.data.prompt_template is not None:
+            rows = rows.rename_column("prompt", "text")
+        check_columns(rows, [{"text", flags.label_column}], "for others, pass --prompt_template")
+        return rows.map(encode, batched=True, remove_columns=column_names(rows))
+
+    train, test = (split and prepared(split) for split in splits)
+    model = _lora_model(
+        request,
+        "AutoModelForSequenceClassification",
+        tokenizer,
+        id2label=dict(enumerate(labels.names)),
+    )
+    return HRPTrainer(
+        model=model,
+        args=request.training,
+        train_dataset=train,
+        eval_dataset=test,
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=_accuracy,
+    )
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The values of a label column, in the order of the classifier's outputs, and their names."""
+
+    values: tuple[Any, ...]
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, dataset: Any, column: str) -> Labels:
+        """Read them from the training data; raises ``UsageError`` where they are no classes."""
+        columns = column_names(dataset)
+        if column not in columns:
+            raise UsageError(f"`--label_column` must be one of {columns}, got {column!r}")
+        names = getattr(dataset.features[column], "names", None)
+        if names is not None:
+            return cls(tuple(range(len(names))), tuple(names))
+        values = set(dataset.unique(column))
+        if not all(isinstance(value, int | str) for value in values) or len(values) < 2:
+            raise UsageError(
+                f"column {column!r} must hold two or more classes, numbers or words, got "
+                f"{sorted(map(str, values))[:5]}"
+            )
+        ordered = tuple(sorted(values, key=lambda value: (str(type(value)), value)))
+        return cls(ordered, tuple(map(str, ordered)))
+
+    def index(self, value: Any) -> int:
+        """Place of a value; raises ``UsageError`` if training data do not have it."""
+        if value not in self.values:
+            raise UsageError(f"label {value!r} is none of the training data's {list(self.names)}")
+        return self.values.index(value)
+
+
+def _tokenizer(request: FinetuneRequest) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(
+        request.model.model_name_or_path,
+        revision=request.model.model_revision,
+        trust_remote_code=request.finetune.trust_remote_code,
+    )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _lora_model(request: FinetuneRequest, auto_class: str, tokenizer: Any, **settings: Any) -> Any:
+    """Load the base model and put the LoRA on it that the flags describe."""
+    flags, training = request.model, request.training
+    set_seed(training.seed)  # of the classifier's head and of LoRA's own start
+    quantization = get_quantization_config(flags)
+    model = getattr(transformers, auto_class).from_pretrained(
+        flags.model_name_or_path,
+        revision=flags.model_revision,
+        dtype=flags.dtype,
+        attn_implementation=flags.attn_implementation,
+        trust_remote_code=request.finetune.trust_remote_code,
+        quantization_config=quantization,
+        device_map={"": PartialState().process_index} if quantization else None,
+        **settings,
+    )
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    model = get_peft_model(model, get_peft_config(flags))
+    if training.gradient_checkpointing:
+        model.enable_input_require_grads()
+    return model
+
+
+def _accuracy(predicted: Any) -> dict[str, float]:
+    logits, labels = predicted
+    logits = logits[0] if isinstance(logits, tuple) else logits
+    return {"accuracy": float((logits.argmax(-1) == labels).mean())}

@@ -1,0 +1,107 @@
+"""`hrp finetune`: encoder-decoders and classifiers, on HF's trainers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from commands import QUICK, call
+from peft import PeftModel
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+import hrp
+from hrp.demo import load_base
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """A folder with a tiny T5 and a tiny BERT, and the demo's tokenizer."""
+    folder = tmp_path_factory.mktemp("bases")
+    _, tokenizer = load_base()
+    torch.manual_seed(0)
+    size = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    t5 = T5Config(d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4, **size)
+    t5.decoder_start_token_id = tokenizer.pad_token_id
+    bert = BertConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, **size
+    )
+    T5ForConditionalGeneration(t5).save_pretrained(folder / "t5")
+    BertForSequenceClassification(bert).save_pretrained(folder / "bert")
+    for name in ("t5", "bert"):
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"sentence": f"{i} plus 1 is good", "mood": ["bad", "good"][i % 2]} for i in range(16)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def flags(task, base, data, output, *more):
+    lora = ("--lora_r", "2", "--lora_alpha", "4")
+    return (
+        *("--task", task, "--model_name_or_path", base, "--dataset_path", data),
+        *("--output_dir", output, *lora, *QUICK, *more),
+    )
+
+
+SEQ2SEQ = ("--prompt_template", "say: {sentence}", "--completion_template", "{mood}")
+CLASSES = ("--prompt_template", "{sentence}", "--label_column", "mood")
+
+
+def test_an_encoder_decoder_is_fine_tuned_and_loads_in_plain_peft(bases, data, tmp_path):
+    assert call("finetune", *flags("seq2seq", bases / "t5", data, tmp_path / "out", *SEQ2SEQ)) == 0
+    base = AutoModelForSeq2SeqLM.from_pretrained(bases / "t5")
+    model = PeftModel.from_pretrained(base, tmp_path / "out")
+    assert model.peft_config["default"].task_type == "SEQ_2_SEQ_LM"
+    spectrum = hrp.Spectrum.load(tmp_path / "out" / "spectrum")
+    assert spectrum.provenance["steps"] == 5
+    assert {name.rpartition(".")[2] for name in spectrum} == {"q", "v"}
+    assert "AutoModelForSeq2SeqLM" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_classifier_is_fine_tuned_with_its_head(bases, data, tmp_path, capsys):
+    output = tmp_path / "out"
+    given = (*CLASSES, "--eval_strategy", "steps", "--eval_steps", "4")
+    split = (*given, "--dataset_test_split", "train")
+    assert call("finetune", *flags("classification", bases / "bert", data, output, *split)) == 0
+    assert "eval_accuracy" in capsys.readouterr().out
+    base = AutoModelForSequenceClassification.from_pretrained(bases / "bert", num_labels=2)
+    model = PeftModel.from_pretrained(base, output)
+    assert any("classifier" in name for name in model.state_dict() if "modules_to_save" in name)
+    assert call("finetune", *flags("classification", bases / "bert", data, output, *split)) == 0
+    assert "is finished: nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "message"),
+    [
+        ("seq2seq", (), "must have the columns prompt+completion, got ['sentence', 'mood']"),
+        ("classification", (), "`--label_column` must be one of ['sentence', 'mood'], got 'label'"),
+        ("classification", ("--label_column", "mood"), "must have the columns text+mood"),
+        ("classification", SEQ2SEQ, "`--completion_template` goes with `--task seq2seq`"),
+        ("regression", (), "invalid choice: 'regression'"),
+    ],
+)
+def test_bad_input_is_refused(bases, data, tmp_path, capsys, task, given, message):
+    assert call("finetune", *flags(task, bases / "t5", data, tmp_path / "out", *given)) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_that_are_no_classes_are_refused(bases, tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a", "label": 0.5}\n{"text": "b", "label": 1.5}\n')
+    assert call("finetune", *flags("classification", bases / "bert", path, tmp_path / "out")) == 2
+    assert "column 'label' must hold two or more classes" in capsys.readouterr().err
