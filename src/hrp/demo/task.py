@@ -1,0 +1,116 @@
+"""The demo's base, adapter and word problems, through PEFT and the HF Trainer."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import (
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_callback import PrinterCallback
+
+from hrp.demo.base_model import load_base
+from hrp.demo.data import IGNORED, answer_collator, answer_dataset
+from hrp.demo.settings import DemoConfig
+from hrp.demo.wordproblems import make_problems
+
+
+@dataclass(frozen=True)
+class Task:
+    """The base model, itself never trained, and the encoded word problems."""
+
+    base: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    train: list[dict[str, list[int]]]
+    test: list[dict[str, list[int]]]
+
+
+def make_task(config: DemoConfig) -> Task:
+    """The same problems for every seed of the demo: seeds vary LoRA's start and the order."""
+    base, tokenizer = load_base()
+    train = make_problems(config.train_problems, seed=0, split="train")
+    test = make_problems(config.test_problems, seed=0, split="test")
+    return Task(base, tokenizer, answer_dataset(tokenizer, train), answer_dataset(tokenizer, test))
+
+
+def copy_base(task: Task, seed: int) -> PreTrainedModel:
+    """A copy of the base, every weight trainable; the global generators start from ``seed``."""
+    set_seed(seed)
+    return copy.deepcopy(task.base)
+
+
+def make_adapter(config: DemoConfig, task: Task, seed: int) -> PeftModel:
+    """A copy of the base with a LoRA of PEFT's default start, drawn by ``seed``, on its linears."""
+    base = copy_base(task, seed)
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.lora_alpha,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(base, lora)
+
+
+def trainer_settings(
+    config: DemoConfig, task: Task, seed: int, learning_rate: float, scratch: str
+) -> dict[str, Any]:
+    """What the HF Trainer is given, for preheating and for fine-tuning alike."""
+    args = TrainingArguments(
+        output_dir=scratch,
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=len(task.test),  # one batch: a mean over tokens, not of means
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        seed=seed,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,  # the same numbers on every machine, as far as that goes
+    )
+    collator = answer_collator(task.tokenizer)
+    return {"args": args, "train_dataset": task.train, "data_collator": collator}
+
+
+def fine_tune(
+    model: PreTrainedModel | PeftModel, task: Task, settings: dict[str, Any]
+) -> tuple[dict[str, float], list[float]]:
+    """Train ``model`` in place; returns its test metrics and the training loss of each step."""
+    trainer = Trainer(
+        model=model,
+        eval_dataset=task.test,
+        compute_metrics=exact_answers,
+        preprocess_logits_for_metrics=greedy_tokens,
+        **settings,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    metrics = trainer.evaluate()
+    return metrics, [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+def greedy_tokens(logits: Tensor, labels: Tensor) -> Tensor:
+    """The likeliest next token at every position; keeps whole logits out of the metrics."""
+    return logits.argmax(dim=-1)
+
+
+def exact_answers(prediction: EvalPrediction) -> dict[str, float]:
+    """Share of problems whose whole worked answer greedy decoding gives, token for token.
+
+    One pass over the references tells: greedy decoding gives the reference exactly where the
+    likeliest token after each of its prefixes is its own next token.
+    """
+    greedy, labels = prediction.predictions[:, :-1], prediction.label_ids[:, 1:]
+    right = (greedy == labels) | (labels == IGNORED)
+    return {"exact": float(np.all(right, axis=1).mean())}

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+import re
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import EvalPrediction
+
+from hrp import Spectrum
+from hrp.cli.demo import main
+from hrp.demo import load_base
+from hrp.demo.data import answer_collator
+from hrp.demo.run import run_demo
+from hrp.demo.settings import ARMS, DemoConfig, Run
+from hrp.demo.table import reading, table
+from hrp.demo.task import exact_answers, make_task
+
+TINY = DemoConfig(steps=5, seeds=1, batch_size=2, train_problems=16, test_problems=8)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Run], list[str]]:
+    out = tmp_path_factory.mktemp("demo") / "hrp-demo"
+    out.mkdir()
+    (out / "old").write_text("from an earlier demo")
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse_to_connect)
+        return out, run_demo(TINY, out, overwrite=True, say=said.append), said
+
+
+def refuse_to_connect(*_: object) -> None:
+    raise AssertionError("the demo opened a network connection")
+
+
+def make_run(arm: str, seed: int, loss: float, preheat_steps: int) -> Run:
+    return Run(arm, seed, preheat_steps, 10, 1e-3, loss, 0.5, 1.0, [loss])
+
+
+def test_every_arm_gets_the_same_total_of_steps_preheating_included(demo) -> None:
+    _, runs, said = demo
+    assert [run.arm for run in runs] == [arm.name for arm in ARMS]
+    assert {run.preheat_steps + run.steps for run in runs} == {TINY.steps}
+    assert [run.preheat_steps for run in runs] == [0, 1, 1, 1, 0]
+    assert all(len(run.losses) == run.steps for run in runs)
+    assert len(said) == len(runs)
+
+
+def test_a_and_b_begin_at_the_loss_of_the_default_start_and_ab_does_not(demo) -> None:
+    default, a, b, ab = (run.losses[0] for run in demo[1][:4])
+    assert a == b == pytest.approx(default, rel=1e-6)
+    assert ab < default
+
+
+def test_the_saved_adapter_loads_in_plain_peft_with_the_reported_loss(demo) -> None:
+    out, runs, _ = demo
+    base, tokenizer = load_base()
+    model = PeftModel.from_pretrained(base, out / "adapter").eval()
+    batch = answer_collator(tokenizer)(make_task(TINY).test)
+    with torch.no_grad():
+        loss = float(model(**batch).loss)
+    best = min(run.test_loss for run in runs if run.preheat_steps)
+    assert loss == pytest.approx(best, abs=1e-4)
+
+
+def test_the_saved_spectrum_covers_the_adapters_modules(demo) -> None:
+    spectrum = Spectrum.load(demo[0] / "spectrum")
+    assert len(spectrum) == 4 * 7
+    assert {module.rank for module in spectrum.values()} == {TINY.preheat_rank}
+
+
+def test_the_record_holds_every_run_and_names_the_saved_one(demo) -> None:
+    out, runs, _ = demo
+    record = json.loads((out / "results.json").read_text())
+    assert [Run(**row) for row in record["runs"]] == runs
+    best = min((run for run in runs if run.preheat_steps), key=lambda run: run.test_loss)
+    assert record["saved"] == {"arm": best.arm, "seed": best.seed}
+
+
+def test_an_existing_folder_is_refused_before_any_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "kept").write_text("mine")
+    assert main(["--out", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.search(r"hrp demo: .* exists; .*--overwrite", captured.err)
+    assert (tmp_path / "kept").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [("--steps", "1", "`steps`"), ("--seeds", "0", "`seeds`"), ("--seed", "-1", "`seed`")],
+)
+def test_a_bad_number_is_named_without_a_traceback(
+    argument: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([argument, value]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_command_prints_the_table_and_the_lines_that_load_the_adapter(
+    demo, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[DemoConfig] = []
+
+    def finished(config: DemoConfig, out: Path, overwrite: bool, say: object) -> list[Run]:
+        given.append(config)
+        return demo[1]
+
+    monkeypatch.setattr("hrp.demo.run.run_demo", finished)
+    out = tmp_path / "out"
+    assert main(["--quick", "--seed", "5", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert given == [DemoConfig(steps=60, seeds=1, seed=5)]
+    assert all(f"\n{arm.name}" in printed for arm in ARMS)
+    assert "base, tokenizer = hrp.demo.load_base()" in printed
+    assert f'model = peft.PeftModel.from_pretrained(base, "{out / "adapter"}")' in printed
+
+
+@pytest.mark.slow
+def test_the_command_runs_from_beginning_to_end_on_two_seeds(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(["--steps", "2", "--seeds", "2", "--out", str(out)]) == 0
+    runs = json.loads((out / "results.json").read_text())["runs"]
+    assert [run["seed"] for run in runs] == [0] * len(ARMS) + [1] * len(ARMS)
+
+
+def test_overwrite_replaced_what_was_in_the_folder(demo) -> None:
+    names = {path.name for path in demo[0].iterdir()}
+    assert names == {"adapter", "spectrum", "results.json"}
+
+
+def test_exact_counts_answers_right_to_the_last_token() -> None:
+    labels = np.array([[-100, 5, 6, -100], [-100, 5, 6, 7]])
+    greedy = np.array([[5, 6, 9, 9], [5, 6, 8, 9]])
+    assert exact_answers(EvalPrediction(greedy, labels)) == {"exact": 0.5}
+
+
+def make_runs(default: list[float], preheated: list[float]) -> list[Run]:
+    pairs = enumerate(zip(default, preheated, strict=True))
+    return [
+        run
+        for seed, (one, two) in pairs
+        for run in (make_run("default", seed, one, 0), make_run("HRP", seed, two, 2))
+    ]
+
+
+def test_the_table_shows_means_spreads_and_differences() -> None:
+    _, _, first, second = table(make_runs([2.0, 1.0], [1.25, 0.75])).splitlines()
+    assert " ".join(first.split()) == "default 0 10 1e-03 1.5000 1.0000 +0.0000 50.0% 1.0"
+    assert " ".join(second.split()) == "HRP 2 10 1e-03 1.0000 0.5000 -0.5000 50.0% 1.0"
+
+
+def test_the_reading_counts_the_seeds_on_which_the_best_hrp_start_was_lower() -> None:
+    said = reading(make_runs([1.0, 1.0], [0.25, 1.25]))
+    assert "HRP is the best HRP start, 0.2500 below default (lower on 1 of 2 seeds)" in said
+
+
+def test_the_reading_says_so_where_no_hrp_start_wins() -> None:
+    said = reading(make_runs([1.0], [1.5]))
+    assert "no HRP start wins; the best, HRP, is 0.5000 above default (lower on 0 of 1" in said
