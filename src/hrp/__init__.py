@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hrp.config import HRPConfig
     from hrp.errors import NonFiniteLossError, PreheatingError, SpectrumFormatError
+    from hrp.freezing import freeze_factor
     from hrp.initialization import apply_hrp, initialize_lora_hrp_weights
     from hrp.preheating import preheat
     from hrp.spectrum import ModuleSpectrum, Spectrum
@@ -20,6 +21,7 @@ __all__ = [
     "Spectrum",
     "SpectrumFormatError",
     "apply_hrp",
+    "freeze_factor",
     "initialize_lora_hrp_weights",
     "preheat",
 ]
@@ -33,6 +35,7 @@ _HOMES = {
     "Spectrum": "spectrum",
     "SpectrumFormatError": "errors",
     "apply_hrp": "initialization",
+    "freeze_factor": "freezing",
     "initialize_lora_hrp_weights": "initialization",
     "preheat": "preheating",
 }
