@@ -270,8 +270,13 @@ register("asymmetric-hrp-a", "as hrp-a, lora_A frozen", **_HRP)(_hrp("A", freeze
 register("asymmetric-hrp-b", "as hrp-b, lora_B frozen", **_HRP)(_hrp("B", freeze=True))
 
 
-@register("hrp-auto", "preheats until the subspaces settle",
-          sections=("hrp", "auto"), charged=True, shares=starts.preheated_until_settled)  # fmt: skip
+@register(
+    "hrp-auto",
+    "HRP that stops preheating once the subspaces settle",
+    sections=("hrp", "auto"),
+    charged=True,
+    shares=starts.preheated_until_settled,
+)
 def hrp_auto(setup: Setup) -> Start:
     """Charged for the steps that it took."""
     return _directed(

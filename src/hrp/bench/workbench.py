@@ -212,7 +212,8 @@ class Setup:
     @property
     def step_flops(self) -> float:
         """Of one fine-tuning step of the plain LoRA on a mean batch."""
-        tokens = round(self.tokens_per_row * self.spec.config["batch_size"])
+        accumulated = self.spec.config["training"].get("gradient_accumulation_steps", 1)
+        tokens = round(self.tokens_per_row * self.spec.config["batch_size"] * accumulated)
         return costs.lora_flops(self.size, tokens, self.adapter_parameters())
 
     def steps_after(self, charged: float) -> int:
