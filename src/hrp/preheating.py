@@ -18,6 +18,7 @@ from hrp.checkpoints import Checkpoints
 from hrp.config import HRPConfig
 from hrp.layers import LoraModule, lora_modules, read_spectrum
 from hrp.restoring import restored_model, restored_rng
+from hrp.sharding import check_engine
 from hrp.spectrum import Spectrum
 from hrp.stopping import SubspaceStopping
 from hrp.training import (
@@ -86,11 +87,12 @@ def preheat(
     Raises:
         TypeError: ``model`` is no PeftModel, the adapter no LoRA, ``trainer_cls`` no Trainer.
         ValueError: unknown adapter, unsupported layer, ranks that do not fit, both or none of
-            ``dataloader`` and ``trainer_cls``, empty data, a batch without loss.
+            ``dataloader`` and ``trainer_cls``, empty data, a batch without loss, FSDP or DeepSpeed.
         NonFiniteLossError: NaN or infinite loss, with its step.
         PreheatingError: training ended early, or left a module untrained.
     """
     _check_data(dataloader, loss_fn, trainer_cls, trainer_kwargs)
+    check_engine(trainer_kwargs.get("args"))
     if checkpoints is not None and trainer_cls is None:
         raise ValueError("`checkpoints` go with `trainer_cls`; a dataloader cannot be resumed")
     targets = lora_modules(model, adapter_name)

@@ -1,0 +1,83 @@
+"""Run by `test_distributed.py` in each of two processes; writes what each process saw.
+
+torchrun --nproc_per_node 2 two_processes.py FOLDER
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from accelerate.state import PartialState
+from peft import PeftModel
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+
+import hrp
+from conftest import collate, fingerprint, tiny_llama, token_rows, with_lora
+
+CONFIG = hrp.HRPConfig(preheat_rank=8, preheat_steps=4, learning_rate=1e-2)
+GLOBAL_BATCH = 8
+
+
+def preheated(model: PeftModel, processes: int) -> hrp.Spectrum:
+    batch_size = GLOBAL_BATCH // processes
+    data = DataLoader(token_rows(), batch_size=batch_size, collate_fn=collate)
+    return hrp.preheat(model, CONFIG, dataloader=data)
+
+
+def preheated_by_trainer(model: PeftModel, folder: Path) -> hrp.Spectrum:
+    args = TrainingArguments(
+        output_dir=str(folder / "trainer"),
+        per_device_train_batch_size=4,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+    )
+    return hrp.preheat(
+        model,
+        CONFIG,
+        trainer_cls=Trainer,
+        args=args,
+        train_dataset=token_rows(),
+        data_collator=collate,
+    )
+
+
+def save(folder: Path, name: str, content: object) -> None:
+    torch.save(content, folder / f"{name}-{PartialState().process_index}.pt")
+
+
+def ddp(folder: Path) -> None:
+    model = with_lora(tiny_llama())
+    before = fingerprint(model)
+    spectrum = preheated(model, PartialState().num_processes)
+    restored = all(value.equal(before[name]) for name, value in fingerprint(model).items())
+    by_trainer = preheated_by_trainer(model, folder)
+    if PartialState().is_main_process:
+        spectrum.save(folder / "spectrum")
+        by_trainer.save(folder / "by_trainer")
+    hrp.initialize_lora_hrp_weights(model, spectrum, "AB")
+    save(folder, "state", {"restored": restored, "weights": fingerprint(model)})
+
+
+def nan_in_one_rank(folder: Path) -> None:
+    model = with_lora(tiny_llama())
+
+    def loss_fn(prepared, batch):
+        loss = prepared(**batch).loss
+        return loss * float("nan") if PartialState().process_index == 1 else loss
+
+    data = DataLoader(token_rows(), batch_size=4, collate_fn=collate)
+    try:
+        hrp.preheat(model, CONFIG, dataloader=data, loss_fn=loss_fn)
+    except hrp.NonFiniteLossError as error:
+        save(folder, "error", str(error))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    PartialState(cpu=True)
+    ddp(Path(sys.argv[1]))
+    nan_in_one_rank(Path(sys.argv[1]))
