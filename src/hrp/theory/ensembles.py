@@ -9,6 +9,8 @@ for any basis p of the polynomials. How HRP's expected loss follows: docs/theory
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from jaxtyping import Complex, Float
 from numpy.polynomial import legendre
@@ -162,6 +164,7 @@ def mean_wishart_decay(dimension: int, rank: int, time: float) -> float:
     return mean_of(np.exp(-time * y**2))
 
 
+@lru_cache(maxsize=4)
 def _integration(
     points: int,
 ) -> tuple[
@@ -175,7 +178,10 @@ def _integration(
     odd = 2 * np.arange(points) + 1
     integrals[:, 1:] = (values[:, 2:] - values[:, :-2]) / odd[1:]
     coefficients = odd[:, None] / 2 * (values[:, :points].T * weights)
-    return nodes, weights, integrals @ coefficients
+    antiderivative = integrals @ coefficients
+    for shared in (nodes, weights, antiderivative):
+        shared.flags.writeable = False
+    return nodes, weights, antiderivative
 
 
 def _basis(
