@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import functools
+import importlib
 import json
 import re
 import subprocess
@@ -170,12 +172,19 @@ def test_a_record_that_json_cannot_hold_leaves_nothing_behind(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+MODULES = sorted(Path(theory.__file__).parent.glob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_the_examples_in_docstrings_hold(path):
+    name = "hrp.theory" if path.stem == "__init__" else f"hrp.theory.{path.stem}"
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
 ALLOWED = {"numpy", "scipy", "torch", "jaxtyping", "hrp.spectrum", "hrp.theory"}
 
 
-@pytest.mark.parametrize(
-    "path", sorted(Path(theory.__file__).parent.glob("*.py")), ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_the_lab_imports_numpy_scipy_torch_and_the_spectrum_only(path):
     allowed = ALLOWED | ({"matplotlib"} if path.stem == "plots" else set())
     for node in ast.walk(ast.parse(path.read_text())):

@@ -85,8 +85,8 @@ def same_direction_ceiling(
     effective rank k_r = rank ||M||^2 / sum_{i <= rank} s_i^2, the gain over random is at least
     (R - rank) / (n - rank) * rank * (1 / k_r - 1 / n) * ||M||^2 / 2.
 
-    >>> same_direction_ceiling(MatrixFactorization(np.diag([1.0, 0.0, 0.0])), 2, 1)
-    0.16666666666666666
+    >>> round(same_direction_ceiling(MatrixFactorization(np.diag([1.0, 0.0, 0.0])), 2, 1), 6)
+    0.166667
     """
     n = problem.seen_from(frozen).n
     problem.check_preheat_rank(preheat_rank, rank, n)
