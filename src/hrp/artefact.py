@@ -137,10 +137,10 @@ def _module(folder: Path, name: str, entry: Any, tensors: dict[str, Tensor]) -> 
     U, S, Vh = (tensors[f"{name}.{part}"] for part in _PARTS)
     try:
         (d_out, d_in), rank, scaling = entry["shape"], entry["rank"], float(entry["scaling"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _bad(folder, f"module {name!r} lacks a valid shape, rank or scaling") from error
-    if [*U.shape, *S.shape, *Vh.shape] != [d_out, rank, rank, rank, d_in] or U.dim() != 2:
-        shapes = [tuple(part.shape) for part in (U, S, Vh)]
+    shapes = [tuple(part.shape) for part in (U, S, Vh)]
+    if shapes != [(d_out, rank), (rank,), (rank, d_in)] or not rank:
         raise _bad(folder, f"module {name!r}: tensors of shapes {shapes} are not as declared")
     if not math.isfinite(scaling) or {U.dtype, S.dtype, Vh.dtype} - {torch.float32, torch.float64}:
         raise _bad(folder, f"module {name!r}: dtypes must be float32 or float64, scaling finite")
