@@ -251,6 +251,11 @@ def _layer_inputs(inputs: Any, positions: Any, layer: str) -> Tensor:
 
 def eva(setup: Setup) -> Start:
     """PEFT's EVA; ranks are redistributed within the same budget, as is its default."""
+    if setup.task.task_type == "SEQ_2_SEQ_LM":
+        raise NotApplicable(
+            "PEFT's EVA picks the tokens of every layer by the encoder's mask, which does not fit "
+            "a decoder's layers"
+        )
     began, settings = time.perf_counter(), setup.section("eva")
     config = EvaConfig(
         rho=settings["rho"], tau=settings["tau"], label_mask_value=IGNORED,
