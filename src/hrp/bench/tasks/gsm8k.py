@@ -1,7 +1,8 @@
 """GSM8K (Cobbe et al. 2021): grade-school word problems, judged by the loss on worked answers.
 
 Options: ``train_rows`` and ``test_rows`` (None: all), ``max_length`` tokens, ``eval_batch_size``,
-``generate_rows`` (test rows for exact match by greedy generation; 0: none), ``max_new_tokens``.
+``generate_rows`` (test rows for exact match by greedy generation; 0: none), ``max_new_tokens``,
+``lm_eval`` (names of lm-eval's tasks to evaluate on as well).
 A local dataset is a folder with ``train.jsonl`` and ``test.jsonl``.
 """
 
@@ -22,6 +23,7 @@ from hrp.bench.tasks.answers import (
     load_tokenizer,
     read_json_lines,
 )
+from hrp.bench.tasks.official import official_metrics
 
 HUB_NAME = "openai/gsm8k"
 PROMPT = "Question: {question}\nAnswer: "
@@ -31,7 +33,7 @@ def load(request: TaskRequest) -> Task:
     """Load the task; see the module for its options."""
     options = request.settings(
         train_rows=None, test_rows=None, max_length=512, eval_batch_size=64, generate_rows=0,
-        max_new_tokens=256,
+        max_new_tokens=256, lm_eval=(),
     )  # fmt: skip
     tokenizer = load_tokenizer(request.model)
     train = pairs(request, "train")[: options["train_rows"]]
@@ -54,6 +56,9 @@ def judged_by_answers(
         metrics = answer_metrics(model, test_rows, task.collator, options["eval_batch_size"])
         if generated:
             metrics |= exact_match(model, tokenizer, generated, options["max_new_tokens"])
+        if options["lm_eval"]:
+            size = options["eval_batch_size"]
+            metrics |= official_metrics(model, tokenizer, options["lm_eval"], size)
         return metrics
 
     train_rows = encode(tokenizer, train, options["max_length"])

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import collate, tiny_llama, token_rows
+from peft.tuners.lora import LoraLayer
+
+from bench.tiny_bench import STEPS, TinyBench, collator, eval_loss, spec
+from hrp.bench.arms import ARMS, register
+from hrp.bench.run import execute
+from hrp.bench.workbench import NotApplicable, Setup
+
+NO_OPS = (
+    "lora", "gaussian", "orthogonal", "mica", "rslora", "dora", "lora+", "lora-fa", "adalora",
+    "eva", "gradient-svd", "gradient-svd-b", "hrp-a", "hrp-b", "asymmetric-a", "asymmetric-b",
+    "asymmetric-hrp-a", "asymmetric-hrp-b", "oracle-a", "oracle-b", "full",
+)  # fmt: skip
+BASE_CHANGING = ("pissa", "olora", "corda", "lora_ga")
+FROZEN = {
+    "mica": "lora_B", "lora-fa": "lora_A", "asymmetric-a": "lora_A", "asymmetric-b": "lora_B",
+    "asymmetric-hrp-a": "lora_A", "asymmetric-hrp-b": "lora_B",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory) -> TinyBench:
+    return TinyBench(tmp_path_factory.mktemp("bench"))
+
+
+def started(bench: TinyBench, arm: str, **changes):
+    setup = Setup(bench, spec(arm, **changes))
+    return setup, ARMS[arm].start(setup)
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(**collator(token_rows(4, seed=5))).logits
+
+
+def factors(model) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    layers = {name: one for name, one in model.get_base_model().named_modules()
+              if isinstance(one, LoraLayer)}  # fmt: skip
+    return {
+        name: (one.lora_A["default"].weight.detach().clone(),
+               one.lora_B["default"].weight.detach().clone())
+        for name, one in layers.items()
+    }  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT's arms warn of their own accord
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_learns_within_its_budget(bench, arm):
+    record = execute(bench, spec(arm))
+    assert record.status == "ok", record.reason
+    assert record.costs.total_steps == STEPS
+    assert (record.costs.charged_steps > 0) == ARMS[arm].charged
+    if arm != "adalora":  # its orthogonality penalty takes longer than the test
+        assert record.metrics["eval_loss"] < eval_loss(tiny_llama())["eval_loss"]
+    assert [step for step, _ in record.losses] == list(range(5, 1 + record.costs.finetune_steps, 5))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("arm", NO_OPS)
+def test_a_start_leaves_the_base_model_s_logits_as_they_are(bench, arm):
+    _, start = started(bench, arm)
+    torch.testing.assert_close(logits(start.model), logits(tiny_llama()), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("arm", BASE_CHANGING)
+def test_a_start_that_changes_the_base_makes_up_for_it(bench, arm):
+    _, start = started(bench, arm)
+    torch.testing.assert_close(logits(start.model), logits(tiny_llama()), atol=1e-4, rtol=1e-3)
+    assert any(B.abs().max() > 1e-3 for _, B in factors(start.model).values())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("arm", "factor"), FROZEN.items())
+def test_a_frozen_factor_stays_and_the_other_moves(bench, arm, factor):
+    setup, start = started(bench, arm)
+    before = factors(start.model)
+    setup.train(start, 3, 1e-2)
+    place = ("lora_A", "lora_B").index(factor)
+    for name, after in factors(start.model).items():
+        assert torch.equal(after[place], before[name][place]), name
+        assert not torch.equal(after[1 - place], before[name][1 - place]), name
+
+
+def test_hrp_ab_starts_from_the_truncated_preheated_update(bench):
+    _, ab = started(bench, "hrp-ab")
+    _, a = started(bench, "hrp-a")
+    _, b = started(bench, "hrp-b")
+    for name, (lora_A, lora_B) in factors(ab.model).items():
+        rows, columns = factors(a.model)[name][0], factors(b.model)[name][1]
+        update = lora_B @ lora_A
+        assert torch.linalg.matrix_norm(update) > 0
+        torch.testing.assert_close(update @ rows.mT @ rows, update, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(columns @ columns.mT @ update, update, atol=1e-5, rtol=1e-4)
+
+
+def test_directions_of_one_seed_share_a_preheating_and_each_is_charged_for_it(tmp_path):
+    bench = TinyBench(tmp_path)
+    records = [execute(bench, spec(arm)) for arm in ("hrp-a", "hrp-b", "hrp-ab")]
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    for record in records:
+        assert record.costs.preheat_steps == record.costs.charged_steps == 2
+        assert record.preheat_losses == records[0].preheat_losses
+        assert record.costs.wall_s > min(record.costs.wall_s for record in records) / 10
+    other = execute(bench, spec("hrp-a", seeds=[1]))
+    assert other.preheat_losses != records[0].preheat_losses
+
+
+def test_equal_finetuning_charges_on_top(bench):
+    record = execute(bench, spec("hrp-a", budgets=["equal_finetuning"]))
+    assert (record.costs.finetune_steps, record.costs.total_steps) == (STEPS, STEPS + 2)
+
+
+def test_gradient_svd_holds_the_leading_right_singular_vectors_of_the_mean_gradient(bench):
+    setup, start = started(bench, "gradient-svd")
+    model = tiny_llama()
+    for batch in setup.batches(1):
+        model(**batch).loss.backward()
+    for name, (lora_A, lora_B) in factors(start.model).items():
+        Vh = torch.linalg.svd(model.get_submodule(name).weight.grad)[2][: setup.rank]
+        torch.testing.assert_close((lora_A @ Vh.mT).det().abs(), torch.tensor(1.0), atol=1e-3,
+                                   rtol=1e-3)  # fmt: skip
+        assert not lora_B.any()
+
+
+def test_oracle_b_holds_the_leading_left_singular_vectors_of_full_fine_tuning_s_change(bench):
+    setup, start = started(bench, "oracle-b")
+    full_setup, full = started(bench, "full")
+    full_setup.train(full, 3, 3e-3)
+    base = tiny_llama()
+    for name, (lora_A, lora_B) in factors(start.model).items():
+        change = full.model.get_submodule(name).weight - base.get_submodule(name).weight
+        U = torch.linalg.svd(change.detach())[0][:, : setup.rank]
+        torch.testing.assert_close((U.mT @ lora_B).det().abs(), torch.tensor(1.0), atol=1e-3,
+                                   rtol=1e-3)  # fmt: skip
+        assert not lora_A.any()
+    assert start.costs.charged_steps == 0
+
+
+def test_full_fine_tuning_trains_every_parameter_in_float32(bench):
+    _, start = started(bench, "full", dtype="bfloat16")
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in start.model.parameters())
+
+
+def test_a_bfloat16_base_carries_a_float32_adapter(bench):
+    _, start = started(bench, "hrp-b", dtype="bfloat16")
+    dtypes = {p.dtype for p in start.model.parameters() if p.requires_grad}
+    assert dtypes == {torch.float32}
+    assert start.model.get_base_model().lm_head.weight.dtype == torch.bfloat16
+
+
+def test_lora_plus_gives_lora_b_its_own_rate(bench):
+    _, start = started(bench, "lora+", loraplus={"ratio": 4.0})
+    rates = {group["lr"] for group in start.optimizer.param_groups if group["params"]}
+    assert rates == {1e-2, 4e-2}
+
+
+def test_adalora_ends_at_its_target_rank(bench):
+    setup, start = started(bench, "adalora")
+    setup.train(start, STEPS, 1e-2)
+    pattern = start.model.peft_config["default"].rank_pattern
+    kept = sum(sum(mask) for mask in pattern.values())
+    assert kept == setup.rank * len(setup.targets)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("arm", "changes", "reason"),
+    [
+        ("orthogonal", {"lora": {"r": 3, "target_modules": "all-linear"}}, "even rank, got 3"),
+        ("pissa", {"lora": {"r": 2, "target_modules": ["embed_tokens"]}}, "kind Embedding"),
+        ("olora", {"lora": {"r": 2, "target_modules": ["embed_tokens"]}}, "kind Embedding"),
+        ("hrp-a", {"steps": 2}, "charged 2 steps of 2"),
+        ("eva", {"eva": {"max_batches": 1, "tau": 1.0}}, "not converged after 1 batches"),
+    ],
+)
+def test_an_arm_that_cannot_run_says_why(bench, arm, changes, reason):
+    record = execute(bench, spec(arm, **changes))
+    assert record.status == "not-applicable"
+    assert reason in record.reason
+
+
+def test_a_diverging_run_is_recorded_as_failed_at_once(bench):
+    record = execute(bench, spec("full", learning_rates=[1e30]))
+    assert record.status == "failed"
+    assert "the training loss is" in record.reason
+    assert "at step" in record.reason
+
+
+def test_a_name_is_registered_once():
+    with pytest.raises(ValueError, match="'lora' is registered already"):
+        register("lora", "again")(lambda setup: None)
+
+
+def test_random_asymmetric_columns_have_the_norm_of_kaiming_s_rows(bench):
+    _, start = started(bench, "asymmetric-b")
+    norms = [B.square().sum(0).mean().item() for _, B in factors(start.model).values()]
+    assert math.isclose(sum(norms) / len(norms), 1 / 3, rel_tol=0.2)
+
+
+def test_batches_are_drawn_by_the_seed(bench):
+    one, same, other = (
+        collate(list(Setup(bench, spec("lora", seeds=[seed])).batches(1)))["input_ids"]
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_not_applicable_is_no_failure():
+    assert not issubclass(NotApplicable, RuntimeError)

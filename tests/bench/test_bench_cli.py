@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench.test_engines import FEW
+from hrp.bench.record import load_records
+from hrp.cli.bench import main
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory) -> Path:
+    """A folder with an experiment that was run, three seeds of it."""
+    folder = tmp_path_factory.mktemp("cli")
+    experiment = FEW | {"seeds": [0, 1, 2], "arms": ["lora", "hrp-a", "oracle-b"],
+                        "oracle": {"steps": 1}}  # fmt: skip
+    (folder / "few.yaml").write_text(yaml.safe_dump(experiment))
+    assert main(["run", str(folder / "few.yaml")]) == 0
+    return folder
+
+
+def test_run_puts_records_and_what_is_shared_beside_the_config(ran):
+    records = load_records(ran / "results" / "few")
+    assert len(records) == 9
+    assert {record.status for record in records} == {"ok"}
+    assert len(list((ran / ".shared").iterdir())) == 6
+    assert all("hrp bench run" in record.command for record in records)
+    assert all(record.started <= record.ended and record.versions["peft"] for record in records)
+
+
+def test_a_rerun_finds_nothing_to_do(ran, capsys):
+    assert main(["run", str(ran / "few.yaml")]) == 0
+    assert "0 runs (nothing to do)" in capsys.readouterr().out
+
+
+def test_a_record_tells_what_was_run(ran):
+    found = [json.loads(path.read_text()) for path in (ran / "results" / "few").glob("*.json")]
+    hrp = next(one for one in found if one["run"]["arm"] == "hrp-a")
+    assert hrp["run"]["config"]["hrp"]["preheat_steps"] == 1
+    assert hrp["run"]["config"]["metric"] == "eval_loss"
+    assert (hrp["costs"]["preheat_steps"], hrp["costs"]["finetune_steps"]) == (1, 2)
+    assert len(hrp["preheat_losses"]) == 1
+    assert hrp["costs"]["tokens"] > 0 < hrp["costs"]["flops"]
+
+
+def test_list_counts_what_is_missing(ran, capsys):
+    assert main(["list", str(ran / "few.yaml")]) == 0
+    assert "9 runs: 9 ok" in capsys.readouterr().out
+    assert main(["list", str(ran / "few.yaml"), "--records", str(ran / "none")]) == 0
+    assert "9 runs: 9 missing" in capsys.readouterr().out
+
+
+def test_list_names_arms_and_tasks(capsys):
+    assert main(["list"]) == 0
+    said = capsys.readouterr().out
+    for name in ("hrp-ab", "oracle-b", "glue-cola", "wordproblems"):
+        assert name in said
+
+
+def test_report_writes_a_page_whose_numbers_can_be_traced(ran, tmp_path, capsys):
+    out = tmp_path / "docs" / "results.md"
+    assert main(["report", str(ran / "results" / "few"), "--out", str(out)]) == 0
+    page = out.read_text()
+    for record in load_records(ran / "results" / "few"):
+        assert record.run_id in page
+    assert "| hrp-a |" in page
+    figures = list((tmp_path / "docs" / "figures").glob("*.png"))
+    assert figures
+    assert all(f"figures/{path.name}" in page for path in figures)
+    assert f"{len(figures)} figures" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "none.yaml"], "none.yaml"),
+        (["run", "few.yaml", "--workers", "0"], "`--workers` must be at least 1, got 0"),
+        (["run", "few.yaml", "--time_limit", "-1"], "`--time_limit` must be > 0, got -1"),
+        (["report", "none", "--out", "x.md"], "'none' is no folder"),
+    ],
+)
+def test_a_user_s_error_is_told_in_a_line(ran, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(ran)
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"hrp bench {arguments[0]}: ")
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_help_has_an_example(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    assert "hrp bench run experiments/" in capsys.readouterr().out
+
+
+def test_a_tree_without_git_may_name_its_commit(monkeypatch):
+    from hrp.cli import bench
+
+    monkeypatch.setattr("hrp.bench.record.git_state", lambda folder: (None, None))
+    monkeypatch.setenv("HRP_GIT_COMMIT", "abc123")
+    assert bench._git() == ("abc123", None)

@@ -1,0 +1,177 @@
+"""What is given out, when, and what becomes of it; with engines that do no real work."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from bench.tiny_bench import BASE
+from hrp.bench.driver import Driver, existing
+from hrp.bench.engines import Result
+from hrp.bench.protocol import experiment_from, plan
+from hrp.bench.record import Record, load_records, write_record
+from hrp.bench.schedule import Job, Schedule
+from hrp.bench.workbench import Places
+
+
+def made(**changes):
+    return experiment_from(
+        BASE | {"learning_rates": [1e-3, 2e-3], "seeds": [0, 1], "arms": ["lora", "hrp-a", "hrp-b"]}
+        | changes
+    )  # fmt: skip
+
+
+def done(job: Job, loss: float = 1.0) -> Result:
+    if job.makes:
+        return Result(job)
+    return Result(job, Record(job.spec, "ok", metrics={"eval_loss": loss}))
+
+
+class Instant:
+    """Ends jobs last come, first served; loses those that ``lose`` says."""
+
+    def __init__(self, slots: int = 1, lose=lambda job: False, loss=lambda job: 1.0) -> None:
+        self.slots, self.seen, self.closed = slots, [], False
+        self._under_way, self._lose, self._loss = [], lose, loss
+
+    def submit(self, job: Job) -> None:
+        assert len(self._under_way) < self.slots
+        self._under_way.append(job)
+        self.seen.append(job)
+
+    def wait(self, timeout_s):
+        job = self._under_way.pop()
+        lost = self._lose(job)
+        return [Result(job, lost="exit code -9") if lost else done(job, self._loss(job))]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def drive(tmp_path, experiment, engine, **options):
+    said = []
+    places = Places(tmp_path / "records", tmp_path / "cache")
+    summary = Driver(experiment, places, said.append, **options).run(engine)
+    return summary, said
+
+
+@pytest.mark.parametrize("slots", [1, 3, 50])
+def test_every_run_is_recorded_once_and_a_rerun_does_nothing(tmp_path, slots):
+    experiment, engine = made(), Instant(slots)
+    summary, _ = drive(tmp_path, experiment, engine)
+    planned = {run.run_id for run in plan(experiment, {})}
+    assert {one.run_id for one in load_records(tmp_path / "records")} == planned
+    assert (summary.runs, summary.left, engine.closed) == (12, 0, True)
+    again = Instant(slots)
+    assert drive(tmp_path, experiment, again)[0].runs == 0
+    assert again.seen == []
+
+
+def test_what_is_shared_is_made_once_a_seed_and_before_it_is_needed(tmp_path):
+    engine = Instant(3)
+    drive(tmp_path, made(), engine)
+    makers = [job for job in engine.seen if job.makes]
+    assert sorted(job.spec.seed for job in makers) == [0, 1]
+    for job in engine.seen:
+        if job.needs:
+            maker = next(one for one in makers if one.makes == job.needs)
+            assert engine.seen.index(maker) < engine.seen.index(job)
+
+
+def test_a_run_waits_for_what_it_needs_while_others_go_on():
+    runs = plan(made(seeds=[0]), {})
+    schedule = Schedule(runs, list)
+    first, maker, third = schedule.take(), schedule.take(), schedule.take()
+    assert (first.spec.arm, first.makes) == ("lora", None)
+    assert maker.makes
+    assert (third.spec.arm, third.spec.learning_rate) == ("lora", 2e-3)
+    assert schedule.take() is None
+    schedule.done(maker)
+    assert schedule.take().spec.arm == "hrp-a"
+
+
+def test_only_what_is_missing_is_run(tmp_path):
+    experiment = made(arms=["lora"])
+    kept = plan(experiment, {})[1]
+    write_record(Record(kept, "ok", metrics={"eval_loss": 2.0}), tmp_path / "records")
+    engine = Instant()
+    drive(tmp_path, experiment, engine)
+    assert kept.run_id not in {job.spec.run_id for job in engine.seen}
+    assert existing(tmp_path / "records")[kept.run_id].metrics["eval_loss"] == 2.0
+
+
+def test_a_lost_run_is_done_again(tmp_path):
+    lost = []
+
+    def lose(job: Job) -> bool:
+        if job.spec.seed == 1 and job.spec.arm == "hrp-a" and job not in lost:
+            lost.append(job)
+            return True
+        return False
+
+    summary, said = drive(tmp_path, made(), Instant(2, lose))
+    assert len(lost) == 3  # what is shared once, and a run at each of two rates
+    assert summary.ran == {"ok": 12}
+    assert sum("will be done again" in line for line in said) == 3
+
+
+def test_a_run_lost_twice_is_recorded_as_failed_and_no_other_run_suffers(tmp_path):
+    experiment = made(widen=0)
+    bad = plan(experiment, {})[3].run_id
+    summary, _ = drive(tmp_path, experiment, Instant(2, lambda job: job.spec.run_id == bad))
+    assert summary.ran == {"failed": 1, "ok": 11}
+    record = existing(tmp_path / "records")[bad]
+    assert record.reason == "its worker process died twice (exit code -9)"
+
+
+def test_a_failure_is_done_again_only_when_asked(tmp_path):
+    experiment = made(arms=["lora"], widen=0)
+    spec = plan(experiment, {})[0]
+    write_record(Record(spec, "failed", "out of luck"), tmp_path / "records")
+    assert drive(tmp_path, experiment, Instant())[0].runs == 3
+    assert drive(tmp_path, experiment, Instant(), retry_failed=True)[0].runs == 1
+    assert existing(tmp_path / "records")[spec.run_id].status == "ok"
+
+
+def test_grids_widen_in_the_same_call(tmp_path):
+    experiment = made(arms=["lora"], widen=2)
+    summary, _ = drive(tmp_path, experiment, Instant(loss=lambda job: 1 - job.spec.learning_rate))
+    rates = {one.run.learning_rate for one in load_records(tmp_path / "records")}
+    assert rates == {1e-3, 2e-3, 4e-3, 8e-3}
+    assert (summary.runs, summary.left) == (8, 0)
+
+
+def test_the_time_limit_ends_it_and_a_rerun_completes_it(tmp_path):
+    class Slow(Instant):
+        def wait(self, timeout_s):
+            time.sleep(0.05)
+            return super().wait(timeout_s)
+
+    engine = Slow(2)
+    summary, _ = drive(tmp_path, made(), engine, limit_s=0.3)
+    assert 0 < summary.runs < 12
+    assert summary.stopped
+    assert engine.closed
+    assert summary.left == 12 - summary.runs
+    assert summary.wall_s < 0.6
+    assert drive(tmp_path, made(), Instant())[0].runs == summary.left
+
+
+def test_no_run_is_begun_that_would_not_end_in_time(tmp_path):
+    class Slow(Instant):
+        def wait(self, timeout_s):
+            time.sleep(0.2)
+            return super().wait(timeout_s)
+
+    engine = Slow()
+    summary, _ = drive(tmp_path, made(arms=["lora"]), engine, limit_s=0.5)
+    assert len(engine.seen) == summary.runs == 2
+
+
+def test_the_summary_states_the_throughput(tmp_path):
+    summary, said = drive(tmp_path, made(arms=["lora"], widen=0), Instant())
+    assert "4 runs (4 ok)" in str(summary)
+    assert "runs an hour" in str(summary)
+    assert "steps/s" in str(summary)
+    assert said[-1].startswith("[4/4] gsm8k lora lr 0.002 seed 1: eval_loss 1.0000")

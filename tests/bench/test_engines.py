@@ -1,0 +1,145 @@
+"""Real processes on the demo's word problems: killed, replaced, resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hrp.bench.driver import Driver, existing
+from hrp.bench.engines import Ray, Sequential, Workers
+from hrp.bench.protocol import experiment_from, load_experiment, plan
+from hrp.bench.record import load_records
+from hrp.bench.workbench import Places
+from hrp.cli.bench import main
+
+STANDIN = Path(__file__).parents[2] / "experiments" / "standin-wordproblems.yaml"
+COMMAND = "import sys; from hrp.cli.bench import main; sys.exit(main(sys.argv[1:]))"
+FEW = {
+    "experiment": "few",
+    "tasks": [{"name": "wordproblems", "options": {"train_rows": 16, "test_rows": 4}}],
+    "model": "demo",
+    "dtype": "float32",
+    "arms": ["lora", "hrp-a"],
+    "steps": 3,
+    "batch_size": 2,
+    "seeds": [0],
+    "learning_rates": [1e-2],
+    "lora": {"r": 2, "target_modules": "all-linear"},
+    "hrp": {"preheat_rank": 4, "preheat_steps": 1},
+    "widen": 0,
+}
+
+
+def options(tmp_path: Path) -> list[str]:
+    return ["--records", str(tmp_path / "records"), "--cache", str(tmp_path / "cache")]
+
+
+def assert_complete(folder: Path) -> None:
+    planned = {run.run_id for run in plan(load_experiment(STANDIN), {})}
+    records = load_records(folder)
+    assert {record.run_id for record in records} == planned
+    assert len(list(folder.iterdir())) == len(planned)
+    assert {record.status for record in records} == {"ok"}
+
+
+def killed_half_way(command: list[str], folder: Path) -> dict[Path, float]:
+    """Start the benchmark, SIGKILL it after the second record; the records left, with times."""
+    process = subprocess.Popen([sys.executable, "-c", COMMAND, *command], start_new_session=True)
+    deadline = time.monotonic() + 120
+    try:
+        while len(list(folder.glob("*.json"))) < 2:
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    return {path: path.stat().st_mtime for path in folder.glob("*.json")}
+
+
+def test_a_killed_benchmark_completes_on_rerun_with_no_run_lost_or_doubled(tmp_path, capsys):
+    folder = tmp_path / "records"
+    command = ["run", str(STANDIN), *options(tmp_path)]
+    left = killed_half_way(command, folder)
+    assert 2 <= len(left) < 9
+    assert all(json.loads(path.read_text()) for path in left)
+    assert main(command) == 0
+    assert f"{9 - len(left)} runs ({9 - len(left)} ok)" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime for path in left} == left
+    assert_complete(folder)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a process by signal")
+def test_a_killed_worker_is_replaced_and_its_run_done_again(tmp_path):
+    engine = Workers(Places(tmp_path / "records", tmp_path / "cache"), 1)
+    victims, submit = [], engine.submit
+
+    def submit_and_kill(job) -> None:
+        submit(job)
+        if not victims:
+            (worker,) = engine._busy
+            victims.append(worker.process.pid)
+            os.kill(worker.process.pid, signal.SIGKILL)
+
+    engine.submit = submit_and_kill
+    said: list[str] = []
+    driver = Driver(experiment_from(FEW), engine._places, said.append)
+    summary = driver.run(engine)
+    assert summary.ran == {"ok": 2}
+    assert "a worker died (exit code -9)" in said[0]
+
+
+def test_engines_give_the_same_records(tmp_path):
+    found = []
+    for name, make in (("one", Sequential), ("two", lambda places: Workers(places, 2))):
+        places = Places(tmp_path / name / "records", tmp_path / name / "cache")
+        Driver(experiment_from(FEW), places, lambda line: None).run(make(places))
+        found.append(existing(places.records))
+    assert set(found[0]) == set(found[1])
+    for run_id, record in found[0].items():
+        assert record.metrics["eval_loss"] == pytest.approx(
+            found[1][run_id].metrics["eval_loss"], rel=1e-4
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_ray_with_two_workers_resumes_after_a_kill(tmp_path):
+    pytest.importorskip("ray")
+    folder = tmp_path / "records"
+    command = ["run", str(STANDIN), *options(tmp_path), "--engine", "ray", "--workers", "2"]
+    left = killed_half_way(command, folder)
+    assert 2 <= len(left) < 9
+    assert main(command) == 0
+    assert_complete(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_ray_worker_that_dies_loses_one_run_which_is_done_again(tmp_path):
+    ray = pytest.importorskip("ray")
+    places = Places(tmp_path / "records", tmp_path / "cache")
+    engine = Ray(places, 2)
+    honest, once = engine._work, tmp_path / "died"
+
+    @ray.remote(max_retries=0)
+    def dying(places, job):
+        once.touch()
+        os._exit(1)
+
+    class Saboteur:
+        def remote(self, *arguments):
+            return (honest if once.exists() else dying).remote(*arguments)
+
+    engine._work = Saboteur()
+    said: list[str] = []
+    summary = Driver(experiment_from(FEW), places, said.append).run(engine)
+    assert summary.ran == {"ok": 2}
+    assert any("a worker died" in line for line in said)

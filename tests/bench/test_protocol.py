@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from bench.tiny_bench import BASE
+from hrp.bench.protocol import Experiment, experiment_from, lines, load_experiment, plan
+from hrp.bench.record import Record, RunSpec
+
+GRID = [1e-3, 4e-3, 2e-3]
+
+
+def made(**changes) -> Experiment:
+    return experiment_from(BASE | {"learning_rates": GRID, "seeds": [0, 1]} | changes)
+
+
+def recorded(runs: list[RunSpec], loss) -> dict[str, Record]:
+    """Records of runs, with ``loss(run)``; None is a failure."""
+    found = {}
+    for run in runs:
+        value = loss(run)
+        done = {"status": "failed", "reason": "diverged"} if value is None else {
+            "status": "ok", "metrics": {"eval_loss": value}}  # fmt: skip
+        found[run.run_id] = Record(run, **done)
+    return found
+
+
+def rates(runs: list[RunSpec]) -> list[float]:
+    return list(dict.fromkeys(run.learning_rate for run in runs))
+
+
+def test_all_arms_and_seeds_of_one_rate_come_before_the_next():
+    full = {"name": "full", "learning_rates": [1e-4, 2e-4]}
+    runs = plan(made(arms=["lora", full]), {})
+    order = [(run.arm, run.learning_rate, run.seed) for run in runs]
+    assert order[:8] == [
+        ("lora", 1e-3, 0), ("lora", 1e-3, 1), ("full", 1e-4, 0), ("full", 1e-4, 1),
+        ("lora", 4e-3, 0), ("lora", 4e-3, 1), ("full", 2e-4, 0), ("full", 2e-4, 1),
+    ]  # fmt: skip
+    assert len(order) == 10
+
+
+def test_no_run_is_planned_twice():
+    hrp = {"name": "hrp-b", "hrp": {"preheat_rank": [4, 8], "preheat_steps": [1, 2, 3]}}
+    runs = plan(made(arms=["lora", hrp], budgets=["equal_total", "equal_finetuning"]), {})
+    assert len({run.run_id for run in runs}) == len(runs) == 6 * (1 + 2 * 6)
+
+
+def test_a_list_in_an_arm_makes_one_arm_a_value():
+    hrp = {"name": "hrp-ab", "hrp": {"preheat_rank": [4, 8], "preheat_steps": [1, 2]}}
+    settings = [line.config["hrp"] for line in lines(made(arms=[hrp]))]
+    found = [(one["preheat_rank"], one["preheat_steps"]) for one in settings]
+    assert found == list(itertools.product([4, 8], [1, 2]))
+
+
+def test_a_section_changes_only_the_runs_of_arms_that_use_it():
+    arms = ["lora", "hrp-a", "gradient-svd"]
+    before = plan(made(arms=arms), {})
+    after = plan(made(arms=arms, hrp={"preheat_rank": 6}), {})
+    changed = {run.arm for run, other in zip(before, after, strict=True)
+               if run.run_id != other.run_id}  # fmt: skip
+    assert changed == {"hrp-a"}
+
+
+def test_an_arm_that_is_charged_nothing_runs_once_for_both_budgets():
+    runs = plan(made(arms=["lora", "hrp-a"], budgets=["equal_total", "equal_finetuning"]), {})
+    budgets = {(run.arm, run.config["budget"]) for run in runs}
+    assert budgets == {
+        ("lora", "equal_total"), ("hrp-a", "equal_total"), ("hrp-a", "equal_finetuning"),
+    }  # fmt: skip
+
+
+def test_a_grid_widens_towards_a_best_rate_on_its_edge_and_no_further_than_told():
+    experiment = made(widen=2)
+    records = recorded(plan(experiment, {}), lambda run: 1 - run.learning_rate)
+    first = plan(experiment, records)
+    assert rates(first)[3:] == [8e-3]
+    records |= recorded(first, lambda run: 1 - run.learning_rate)
+    second = plan(experiment, records)
+    assert rates(second)[3:] == [8e-3, 1.6e-2]
+    records |= recorded(second, lambda run: 1 - run.learning_rate)
+    assert plan(experiment, records) == second
+
+
+def test_a_grid_whose_best_rate_is_inside_does_not_widen():
+    experiment = made(widen=2)
+    records = recorded(plan(experiment, {}), lambda run: abs(run.learning_rate - 2e-3))
+    assert rates(plan(experiment, records)) == GRID
+
+
+def test_a_rate_that_fails_bounds_the_grid():
+    experiment = made(widen=2)
+    records = recorded(
+        plan(experiment, {}),
+        lambda run: None if run.learning_rate == 4e-3 else 1 - run.learning_rate,
+    )
+    assert rates(plan(experiment, records)) == GRID
+
+
+def test_an_arm_without_any_result_does_not_widen():
+    experiment = made(widen=2)
+    records = recorded(plan(experiment, {}), lambda run: None)
+    assert rates(plan(experiment, records)) == GRID
+
+
+def test_a_grid_widens_only_once_it_is_complete():
+    experiment = made(widen=1)
+    runs = plan(experiment, {})
+    records = recorded(runs[:-1], lambda run: 1 - run.learning_rate)
+    assert plan(experiment, records) == runs
+
+
+def test_a_task_may_have_its_own_steps():
+    tasks = ["gsm8k", {"name": "glue-cola", "steps": 7, "options": {"max_length": 32}}]
+    found = {run.task: run.config for run in plan(made(tasks=tasks), {})}
+    assert found["glue-cola"]["steps"] == 7
+    assert found["glue-cola"]["task"] == {"max_length": 32}
+    assert found["glue-cola"]["metric"] == "matthews_correlation"
+    assert (found["gsm8k"]["steps"], found["gsm8k"]["metric"]) == (BASE["steps"], "eval_loss")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": ["lora", "lorra"]}, "`arms` must be one of .* got 'lorra'"),
+        ({"tasks": ["gsm9k"]}, "`task` must be one of .* got 'gsm9k'"),
+        ({"arms": []}, "`arms` must not be empty"),
+        ({"seeds": []}, "`seeds` must not be empty"),
+        ({"budgets": ["free"]}, "`budgets` must be one of"),
+        ({"learning_rates": [0]}, "`learning_rates` must be finite and > 0"),
+        ({"preheat": {}}, r"unknown key\(s\) \['preheat'\]"),
+        ({"arms": [{"name": "lora", "rate": 1}]}, r"unknown key\(s\) \['rate'\]"),
+        ({"arms": [{"rank": 1}]}, "a name or a mapping with `name`"),
+        ({"arms": ["hrp-a"], "hrp": {"rank": 1}}, r"unknown key\(s\) \['rank'\] in hrp"),
+        ({"dtype": "float16"}, "`dtype` must be one of"),
+        ({"steps": 0}, "`steps` must be an integer >= 1"),
+    ],
+)
+def test_a_slip_in_the_file_is_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        plan(experiment_from(BASE | changes), {})
+
+
+def test_what_the_file_lacks_is_named():
+    with pytest.raises(ValueError, match=r"lacks \['model', 'steps'\]"):
+        experiment_from({k: v for k, v in BASE.items() if k not in ("model", "steps")})
+
+
+@pytest.mark.parametrize(("text", "message"), [("- 1", "mapping"), ("a: [", "not YAML")])
+def test_a_file_that_is_no_experiment_is_refused(tmp_path, text, message):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_experiment(path)

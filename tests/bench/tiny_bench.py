@@ -1,0 +1,71 @@
+"""A bench on a tiny Llama, so that every arm runs in a fraction of a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from conftest import collate, tiny_llama, token_rows
+
+from hrp.bench.protocol import Experiment, experiment_from, plan
+from hrp.bench.record import RunSpec
+from hrp.bench.tasks import Task
+from hrp.bench.workbench import Bench, Places
+
+STEPS = 12
+BASE: dict = {
+    "experiment": "tiny",
+    "tasks": ["gsm8k"],
+    "model": "tiny-llama",
+    "arms": ["lora"],
+    "steps": STEPS,
+    "learning_rates": [1e-2],
+    "seeds": [0],
+    "batch_size": 16,
+    "dtype": "float32",
+    "lora": {"r": 2, "lora_alpha": 4, "target_modules": "all-linear"},
+    "training": {"logging_steps": 5},
+    "hrp": {"preheat_rank": 8, "preheat_steps": 2, "learning_rate": 1e-2},
+    "gradient": {"batches": 1},
+    "covariance": {"rows": 2},
+    "oracle": {"learning_rate": 3e-3, "steps": 3},
+    "widen": 0,
+}
+
+
+def collator(rows: list[dict]) -> dict[str, torch.Tensor]:
+    batch = collate([{name: torch.as_tensor(value) for name, value in row.items()} for row in rows])
+    return batch | {"attention_mask": torch.ones_like(batch["input_ids"])}
+
+
+def eval_loss(model: torch.nn.Module) -> dict[str, float]:
+    with torch.no_grad():
+        model.eval()
+        return {"eval_loss": model(**collator(token_rows(8, seed=9))).loss.item()}
+
+
+def tiny_task() -> Task:
+    return Task(
+        task_type="CAUSAL_LM",
+        train=token_rows(64),
+        collator=collator,
+        load_model=lambda dtype: tiny_llama().to(dtype),
+        evaluate=eval_loss,
+    )
+
+
+class TinyBench(Bench):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(Places(records=folder / "records", cache=folder / "cache"))
+        self._tiny = tiny_task()
+
+    def task(self, spec: RunSpec) -> Task:
+        return self._tiny
+
+
+def experiment(**changes) -> Experiment:
+    return experiment_from(BASE | changes)
+
+
+def spec(arm: str, **changes) -> RunSpec:
+    return plan(experiment(arms=[arm], **changes), {})[0]
