@@ -10,10 +10,12 @@ from collections.abc import Sequence
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("hrp.cli.demo", "see HRP work on an embedded model, offline"),
     "sft": ("hrp.cli.sft", "fine-tune: `trl sft` with a preheated start"),
+    "finetune": ("hrp.cli.finetune", "the same for encoder-decoders and classifiers"),
     "preheat": ("hrp.cli.preheat", "preheat only: write a spectrum folder"),
     "init": ("hrp.cli.init", "turn a spectrum and a rank into a PEFT adapter to train anywhere"),
     "inspect": ("hrp.cli.inspect", "look at a spectrum: ranks, energy, alignment, figures"),
     "report": ("hrp.cli.report", "one HTML page from records and spectra"),
+    "bench": ("hrp.cli.bench", "compare starts: learning-rate sweeps, seeds, costs charged"),
     "theory": ("hrp.cli.theory", "check the theorems and redraw Figure 1"),
 }
 
