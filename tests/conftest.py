@@ -11,7 +11,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from jaxtyping import install_import_hook
 
 # The modules whose functions take tensors; elsewhere our own messages must come through.
-TENSOR_MODULES = ("hrp.spectrum", "hrp.layers", "hrp.initialization", "hrp.factorization", "hrp.theory")
+TENSOR_MODULES = [
+    f"hrp.{name}" for name in ("spectrum", "layers", "initialization", "factorization", "theory")
+]
 install_import_hook(TENSOR_MODULES, "beartype.beartype")
 
 import pytest

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from conftest import collate, tiny_llama, token_rows
 from peft.tuners.lora import LoraLayer
 
 from bench.tiny_bench import STEPS, TinyBench, collator, eval_loss, spec
+from conftest import collate, tiny_llama, token_rows
 from hrp.bench.arms import ARMS, register
 from hrp.bench.run import execute
 from hrp.bench.workbench import NotApplicable, Setup

@@ -7,7 +7,6 @@ import types
 
 import pytest
 import torch
-from conftest import tiny_llama
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -17,15 +16,52 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from conftest import tiny_llama
 from hrp.bench.tasks import TASKS, TaskRequest, load_task
 from hrp.bench.tasks.answers import answer_metrics, encode, exact_match, final_number
 from hrp.bench.tasks.glue import glue_metrics, rows
 
-WORDS = (
-    "<pad> <eos> <unk> Question: Answer: #### 1 2 3 4 5 6 7 8 9 one plus is fine bad cola sst2 "
-    "sentence: acceptable unacceptable negative positive hypothesis premise hypothesis: premise: "
-    "mnli entailment neutral contradiction a b c d"
-).split()
+WORDS = [
+    "<pad>",
+    "<eos>",
+    "<unk>",
+    "Question:",
+    "Answer:",
+    "####",
+    "1",
+    "2",
+    "3",
+    "4",
+    "5",
+    "6",
+    "7",
+    "8",
+    "9",
+    "one",
+    "plus",
+    "is",
+    "fine",
+    "bad",
+    "cola",
+    "sst2",
+    "sentence:",
+    "acceptable",
+    "unacceptable",
+    "negative",
+    "positive",
+    "hypothesis",
+    "premise",
+    "hypothesis:",
+    "premise:",
+    "mnli",
+    "entailment",
+    "neutral",
+    "contradiction",
+    "a",
+    "b",
+    "c",
+    "d",
+]
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from conftest import collate, tiny_llama, token_rows
 
+from conftest import collate, tiny_llama, token_rows
 from hrp.bench.protocol import Experiment, experiment_from, plan
 from hrp.bench.record import RunSpec
 from hrp.bench.tasks import Task
