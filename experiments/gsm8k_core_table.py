@@ -1,6 +1,6 @@
 """The Markdown table of `gsm8k_core.py`'s records: each arm at its best learning rate.
 
-    python experiments/gsm8k_core_table.py experiments/results/gsm8k-core
+python experiments/gsm8k_core_table.py experiments/results/gsm8k-core
 """
 
 from __future__ import annotations
