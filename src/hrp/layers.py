@@ -184,7 +184,7 @@ def _refusal(layer: lora.LoraLayer, adapter_name: str) -> str | None:
         return f"of the LoRA variant {variant}"
     if getattr(base, "groups", 1) != 1:
         return f"a grouped {type(base).__name__} (groups={base.groups})"
-    if isinstance(layer, lora.MultiheadAttention) or not _has_factors(layer, adapter_name):
+    if not _has_factors(layer, adapter_name):
         return f"of kind {type(base).__name__} (PEFT's {type(layer).__name__})"
     return None
 

@@ -89,11 +89,17 @@ def _restore_attributes(holder: Any, saved: dict[str, tuple[Any, Any]]) -> None:
 
 
 def _restore_tensor_keys(tensors: dict[str, Any], content: dict[str, Any]) -> None:
-    """Drop added and bring back removed tensors; one that stayed may have moved to a device."""
-    for name in [name for name in tensors if name not in content]:
-        del tensors[name]
-    for name in [name for name in content if name not in tensors]:
-        tensors[name] = content[name]
+    """Drop added and bring back removed or replaced tensors, in their order.
+
+    PEFT replaces the weights of ``nn.MultiheadAttention`` in every forward pass, with a rounding
+    error. One that moved to another device stays there.
+    """
+    current = dict(tensors)
+    tensors.clear()
+    for name, value in content.items():
+        new = current.get(name)
+        moved = new is not None and value is not None and new.device != value.device
+        tensors[name] = new if moved else value
 
 
 def _copied_buffers(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:

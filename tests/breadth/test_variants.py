@@ -48,14 +48,14 @@ def test_no_op_at_step_0_and_base_untouched(name, direction):
     spectrum = preheated(variant, model)
     assert_identical(before, fingerprint(model))
     hrp.initialize_lora_hrp_weights(model, spectrum, direction)
-    with model.disable_adapter():
-        base = output(model, batch)
-    # DoRA divides by a norm that it computes anew, equal up to rounding.
-    assert torch.allclose(output(model, batch), base, rtol=0, atol=1e-6)
     factors = [f"lora_embedding_{f}" for f in "AB"] + ["lora_A", "lora_B", "lora_magnitude"]
     for key, value in fingerprint(model).items():
         if not any(factor in key for factor in factors):
             assert torch.equal(value, before[key]), key
+    with model.disable_adapter():
+        base = output(model, batch)
+    # DoRA divides by a norm that it computes anew, equal up to rounding.
+    assert torch.allclose(output(model, batch), base, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", STARTED)
@@ -140,6 +140,12 @@ def test_freezing_a_factor_of_zeros_is_refused():
     model = lora(tiny_llama())
     with pytest.raises(ValueError, match="must not be all zeros, got zeros in module"):
         hrp.freeze_factor(model, "B")
+
+
+def test_multihead_attention_adapts_both_of_its_projections():
+    model = VARIANTS["nn.MultiheadAttention"].model()
+    shapes = {name: module.shape for name, module in lora_modules(model, "default").items()}
+    assert shapes == {"attention": (24, 8), "attention.out_proj": (8, 8)}
 
 
 def test_an_expert_that_no_token_reached_is_named():

@@ -94,7 +94,7 @@ VARIANTS = {
     "nn.Conv1d": on_layers("conv1d"),
     "nn.Conv2d": on_layers("conv2d"),
     "nn.Conv3d": on_layers("conv3d"),
-    "nn.MultiheadAttention": on_layers("attention", refused="of kind MultiheadAttention"),
+    "nn.MultiheadAttention": on_layers("attention"),
     "bf16 adapter": Variant(half=torch.bfloat16),
     "init_lora_weights='gaussian'": Variant({"init_lora_weights": "gaussian"}),
     "init_lora_weights='orthogonal'": Variant({"init_lora_weights": "orthogonal"}),
