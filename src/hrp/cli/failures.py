@@ -16,8 +16,17 @@ class UsageError(ValueError):
     """The command line, or what it names, cannot be used."""
 
 
-# Anything else is a fault of ours and keeps its traceback.
-EXPECTED_ERRORS = (ValueError, TypeError, OSError, PreheatingError, SafetensorError, yaml.YAMLError)
+# Anything else is a fault of ours and keeps its traceback. An ImportError names a package that a
+# flag needs, such as bitsandbytes.
+EXPECTED_ERRORS = (
+    ImportError,
+    OSError,
+    PreheatingError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+    yaml.YAMLError,
+)
 
 
 def reported(command: str, job: Callable[[], int]) -> int:
