@@ -96,6 +96,18 @@ def test_a_killed_worker_is_replaced_and_its_run_done_again(tmp_path):
     assert "a worker died (exit code -9)" in said[0]
 
 
+def test_workers_that_cannot_start_end_the_benchmark_and_leave_no_record(tmp_path):
+    script = tmp_path / "unguarded.py"  # each worker would import it, and so start the benchmark
+    script.write_text(COMMAND.replace("; ", "\n"))
+    command = ["run", str(STANDIN), *options(tmp_path), "--workers", "2"]
+    ended = subprocess.run(
+        [sys.executable, str(script), *command], capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 2
+    assert "hrp bench run: the worker processes cannot start" in ended.stderr
+    assert not list((tmp_path / "records").glob("*.json"))
+
+
 def test_engines_give_the_same_records(tmp_path):
     found = []
     for name, make in (("one", Sequential), ("two", lambda places: Workers(places, 2))):

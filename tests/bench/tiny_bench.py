@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import torch
@@ -58,6 +59,8 @@ class TinyBench(Bench):
     def __init__(self, folder: Path) -> None:
         super().__init__(Places(records=folder / "records", cache=folder / "cache"))
         self._tiny = tiny_task()
+        gc.collect()
+        gc.freeze()  # as a bench does: runs collect garbage, and pytest holds much
 
     def task(self, spec: RunSpec) -> Task:
         return self._tiny

@@ -23,36 +23,6 @@ from hrp.config import Direction
 from hrp.initialization import initialize_lora_hrp_weights
 from hrp.layers import lora_modules
 
-SECTIONS: dict[str, dict[str, Any]] = {
-    "hrp": {
-        "preheat_rank": 128,
-        "preheat_steps": 50,
-        "learning_rate": 1e-3,
-        "train_factors": "both",
-        "scale": 1.0,
-    },
-    "auto": {"direction": "AB", "max_share": 0.4, "subspace_tolerance": None,
-             "subspace_window": None},
-    "gradient": {"batches": 32},
-    "covariance": {"rows": 256},
-    "eva": {"rho": 2.0, "tau": 0.99, "max_batches": 256},
-    "oracle": {"learning_rate": 5e-4, "steps": None},
-    "loraplus": {"ratio": 16.0},
-    "adalora": {"init_rank": None, "initial_share": 0.1, "final_share": 0.3, "interval": 10},
-}  # fmt: skip
-"""Settings of kinds of arms, with defaults; an arm's records hold those that it uses.
-
-- hrp: see `hrp.HRPConfig`; ``learning_rate`` is preheating's.
-- auto: for "hrp-auto": direction, the most preheating as a share of all steps, and HRPConfig's.
-- gradient: batches whose gradients are averaged (gradient-svd, lora_ga).
-- covariance: rows whose activations make CorDA's covariances.
-- eva: PEFT's ``EvaConfig``; ``max_batches`` ends what would not converge.
-- oracle: rate and steps (default: all) of the full fine-tuning that gives the direction.
-- loraplus: learning rate of ``lora_B`` over that of ``lora_A``.
-- adalora: initial rank (default: 1.5 r), shares of the steps before and after the budgeting,
-  steps between two allocations.
-"""
-
 
 @dataclass(frozen=True)
 class Arm:
@@ -61,7 +31,7 @@ class Arm:
     Args:
         about: one line.
         start: makes the start of a run.
-        sections: of `SECTIONS`, those that it depends on.
+        sections: of `hrp.bench.sections.SECTIONS`, those that it depends on.
         charged: whether its start takes steps or passes that are charged.
         shares: kind of what it shares with other runs ("preheat", "gradient", "oracle"), or None.
     """

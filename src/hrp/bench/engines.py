@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import os
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from hrp.bench.schedule import Job
 from hrp.bench.workbench import Places
 
 WORKER_MODULE = "hrp.bench.run"
+_STARTED_EXIT = 70  # a worker that came up and then broke; Python's own 1 is one that never did
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,11 @@ class Workers:
         return _Worker(process, mine)
 
     def wait(self, timeout_s: float | None) -> list[Result]:
-        """Collect what has come back, and who has died."""
+        """Collect what has come back, and who has died.
+
+        Raises:
+            ChildProcessError: processes cannot start here, which no other process would mend.
+        """
         ready = wait([worker.connection for worker in self._busy], timeout_s)
         results = []
         for worker in [one for one in self._busy if one.connection in ready]:
@@ -150,6 +156,7 @@ class Workers:
                 self._idle.append(worker)
             except (EOFError, ConnectionResetError):
                 worker.process.join()
+                _check_started(worker.process.exitcode)
                 results.append(Result(job, lost=f"exit code {worker.process.exitcode}"))
         return results
 
@@ -167,6 +174,14 @@ class Workers:
 class _Worker:
     process: Any
     connection: Connection
+
+
+def _check_started(exit_code: int) -> None:
+    if exit_code == 1:
+        raise ChildProcessError(
+            "the worker processes cannot start (see the traceback above); a script that calls "
+            "`hrp.cli.main` must do so under `if __name__ == '__main__'`. `--workers 1` needs none"
+        )
 
 
 def _context() -> Any:
@@ -187,9 +202,14 @@ def _serve(connection: Connection, places: Places, threads: int) -> None:
     torch.set_num_threads(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with contextlib.suppress(EOFError, KeyboardInterrupt):
+    try:
         while True:
             connection.send(work(places, connection.recv()))
+    except (EOFError, KeyboardInterrupt):
+        return
+    except Exception:
+        traceback.print_exc()
+        os._exit(_STARTED_EXIT)
 
 
 def _end_with_parent() -> None:

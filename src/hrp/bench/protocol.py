@@ -15,8 +15,9 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from hrp.bench.arms import ARMS, SECTIONS
+from hrp.bench.arms import ARMS
 from hrp.bench.record import Record, RunSpec
+from hrp.bench.sections import SECTIONS
 from hrp.bench.sweeps import minimised, select, widened
 from hrp.bench.tasks import TASKS, check_task
 from hrp.config import check_choice, check_integer, check_positive
@@ -48,7 +49,7 @@ class Experiment:
             "equal_finetuning" does not; both may be asked for.
         widen: how often an arm's grid is widened when its best rate sits on the edge.
         metric: to judge by instead of the task's own.
-        sections: settings of kinds of arms, see `hrp.bench.arms.SECTIONS`.
+        sections: settings of kinds of arms, see `hrp.bench.sections.SECTIONS`.
     """
 
     experiment: str

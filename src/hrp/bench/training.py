@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +72,7 @@ class FiniteLoss(TrainerCallback):
 
 
 @contextmanager
-def trainer_arguments(plan: Plan) -> Any:
+def trainer_arguments(plan: Plan) -> Iterator[tuple[dict[str, Any], CountingCollator]]:
     """Keyword arguments of a ``Trainer``, and the collator that counts."""
     collator = CountingCollator(plan.task.collator)
     with tempfile.TemporaryDirectory(prefix="hrp-bench-") as scratch:

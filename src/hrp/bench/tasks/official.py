@@ -29,5 +29,5 @@ def official_metrics(
         re.sub(r"[^A-Za-z0-9]+", "_", f"lm_eval {task} {name}").removesuffix("_none"): float(value)
         for task, metrics in found.items()
         for name, value in metrics.items()
-        if isinstance(value, int | float) and "stderr" not in name
+        if "," in name and "stderr" not in name  # a metric and its filter; else the sample's size
     }
