@@ -19,6 +19,7 @@ from hrp.bench.record import load_records
 from hrp.bench.workbench import Places
 from hrp.cli.bench import main
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes started here
 STANDIN = Path(__file__).parents[2] / "experiments" / "standin-wordproblems.yaml"
 COMMAND = "import sys; from hrp.cli.bench import main; sys.exit(main(sys.argv[1:]))"
 FEW = {
@@ -96,6 +97,7 @@ def test_a_killed_worker_is_replaced_and_its_run_done_again(tmp_path):
     assert "a worker died (exit code -9)" in said[0]
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_start_end_the_benchmark_and_leave_no_record(tmp_path):
     script = tmp_path / "unguarded.py"  # each worker would import it, and so start the benchmark
     script.write_text(COMMAND.replace("; ", "\n"))

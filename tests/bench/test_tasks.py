@@ -246,7 +246,8 @@ def test_official_numbers_keep_lm_eval_s_names(monkeypatch, tmp_path):
     from hrp.bench.tasks.official import official_metrics
 
     found = {"gsm8k": {"alias": "gsm8k", "exact_match,strict-match": 0.25,
-                       "exact_match_stderr,strict-match": 0.1, "acc,none": 0.5, "sample_len": 6}}  # fmt: skip
+                       "exact_match_stderr,strict-match": 0.1, "acc,none": 0.5,
+                       "sample_len": 6}}  # fmt: skip
     harness = types.ModuleType("lm_eval")
     harness.simple_evaluate = lambda model, tasks, log_samples: {"results": found}
     loader = types.ModuleType("lm_eval.models.huggingface")

@@ -199,13 +199,14 @@ def _serve(connection: Connection, places: Places, threads: int) -> None:
     """Do jobs until the other end closes; end with the parent process, however it ends."""
     import torch
 
-    torch.set_num_threads(threads)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         while True:
             connection.send(work(places, connection.recv()))
-    except (EOFError, KeyboardInterrupt):
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):
         return
     except Exception:
         traceback.print_exc()
