@@ -123,7 +123,7 @@ def test_auto_until_a_step_gives_the_spectrum_of_that_many_steps(model):
     assert_same(stopped, fixed)
 
 
-@pytest.mark.parametrize("train_factors", ["both", "A", "B"])
+@pytest.mark.parametrize("train_factors", ["both", "A", pytest.param("B", marks=pytest.mark.slow)])
 def test_an_interrupted_preheating_resumes_to_the_same_spectrum(tmp_path, train_factors):
     config = auto(preheat_steps=7, train_factors=train_factors)
     undisturbed = run(tmp_path / "one", config)

@@ -53,7 +53,7 @@ NEUTRAL = {
     "use_dora": ["--use_dora"],
     "num_train_epochs": ["--max_steps", "-1", "--num_train_epochs", "0.2"],
 }
-IN_EVERY_RUN = ("packing", "completion_only_loss", "gradient_checkpointing", "use_dora")
+IN_EVERY_RUN = ("packing", "gradient_checkpointing")
 
 
 def cases(flags: dict[str, list[str]]) -> list:
