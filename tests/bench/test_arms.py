@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -184,6 +185,14 @@ def test_an_arm_that_cannot_run_says_why(bench, arm, changes, reason):
     record = execute(bench, spec(arm, **changes))
     assert record.status == "not-applicable"
     assert reason in record.reason
+
+
+def test_eva_does_not_run_on_an_encoder_decoder_and_says_why(tmp_path):
+    bench = TinyBench(tmp_path)
+    bench._tiny = dataclasses.replace(bench._tiny, task_type="SEQ_2_SEQ_LM")
+    record = execute(bench, spec("eva"))
+    assert record.status == "not-applicable"
+    assert "a decoder's layers" in record.reason
 
 
 def test_a_diverging_run_is_recorded_as_failed_at_once(bench):
