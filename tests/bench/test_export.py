@@ -48,6 +48,13 @@ def test_the_values_are_the_record_s():
     assert train["metrics"][0] == {"step": 5, "train loss": record.losses[0][1]}
 
 
+def test_the_adapter_s_settings_are_those_of_the_run():
+    settings = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
+    run = RunSpec("e", "hrp-b", "t", 0, 1e-3, {"lora": settings})
+    exported = peft_result(Record(run, "ok", metrics={"eval_loss": 1.0}))["run_info"]["peft_config"]
+    assert exported == {"peft_type": "LORA", "init_lora_weights": "hrp-b"} | settings
+
+
 def test_what_the_result_pages_turn_into_integers_is_always_a_number():
     bare = Record(RunSpec("e", "lora", "t", 0, 1e-3), "ok", metrics={"eval_loss": 1.0})
     result = peft_result(bare)

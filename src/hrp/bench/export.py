@@ -40,8 +40,8 @@ def export_records(records: Sequence[Record], folder: Path) -> list[Path]:
 def peft_result(record: Record) -> dict[str, Any]:
     """One record as PEFT's result object; raises ``ValueError`` where it is "not-applicable".
 
-    From ``record.run.config`` it takes ``model`` (the base model's name), ``train_config`` and
-    ``peft_config`` where these are given; from the metrics "exact_match" or "accuracy" as the test
+    From ``record.run.config`` it takes ``model`` (the base model's name), ``train_config``, and
+    ``lora`` or ``peft_config`` where these are given; from the metrics "exact_match" or "accuracy" as the test
     accuracy. ``batch_size``, ``trainable_parameters`` and ``total_parameters`` are read too.
     """
     if record.status not in _STATUS:
@@ -87,7 +87,7 @@ def _peft_config(record: Record) -> dict[str, Any] | None:
     if record.arm == "full":
         return None
     config = record.run.config
-    given = dict(_mapping(config.get("peft_config")))
+    given = {**_mapping(config.get("lora")), **_mapping(config.get("peft_config"))}
     return {"peft_type": "LORA", "r": config.get("rank"), "init_lora_weights": record.arm} | given
 
 
