@@ -41,8 +41,9 @@ def peft_result(record: Record) -> dict[str, Any]:
     """One record as PEFT's result object; raises ``ValueError`` where it is "not-applicable".
 
     From ``record.run.config`` it takes ``model`` (the base model's name), ``train_config``, and
-    ``lora`` or ``peft_config`` where these are given; from the metrics "exact_match" or "accuracy" as the test
-    accuracy. ``batch_size``, ``trainable_parameters`` and ``total_parameters`` are read too.
+    ``lora`` or ``peft_config`` where these are given; from the metrics "exact_match" or "accuracy"
+    as the test accuracy. ``batch_size``, ``trainable_parameters`` and ``total_parameters`` are read
+    too.
     """
     if record.status not in _STATUS:
         raise ValueError(f"`record` must have run, got status {record.status!r} ({record.reason})")
