@@ -25,6 +25,7 @@ WRITTEN = """\
 Wrote {out} after {seconds:.0f} s: the HRP run of the lowest test loss as a plain PEFT adapter, its
 spectrum, and results.json with every run. Load the adapter like any other:
 
+    import hrp.demo, peft
     base, tokenizer = hrp.demo.load_base()
     model = peft.PeftModel.from_pretrained(base, "{adapter}")
 """
