@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
@@ -184,13 +185,17 @@ def test_an_untrained_module_is_named(model):
 
 
 def test_an_unsupported_layer_is_named_with_its_kind_before_training():
-    class Attention(nn.Module):
-        def __init__(self):
+    class OwnLora(nn.Module, LoraLayer):
+        def __init__(self, base_layer, adapter_name, r, **_):
             super().__init__()
-            self.attention = nn.MultiheadAttention(8, 2)
+            LoraLayer.__init__(self, base_layer, in_features=8, out_features=8)
+            self.r[adapter_name] = r
 
-    model = get_peft_model(Attention(), LoraConfig(r=2, target_modules=["attention"]))
-    with pytest.raises(ValueError, match="module 'attention' is of kind MultiheadAttention"):
+    config = LoraConfig(r=2, target_modules=["0"])
+    config._register_custom_module({nn.GRUCell: OwnLora})
+    with pytest.warns(UserWarning, match="Unsupported layer type"):
+        model = get_peft_model(nn.Sequential(nn.GRUCell(8, 8)), config)
+    with pytest.raises(ValueError, match=r"module '0' is of kind GRUCell \(PEFT's OwnLora\)"):
         preheat(model, dataloader=UnreadLoader())
 
 
