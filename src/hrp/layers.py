@@ -20,6 +20,7 @@ from peft.tuners.lora import layer as lora
 from torch import Tensor, nn
 
 from hrp.errors import PreheatingError
+from hrp.sharding import scatter, whole
 from hrp.spectrum import ModuleSpectrum, Spectrum, factored_svd
 
 _DORA_VARIANTS = tuple(
@@ -77,13 +78,16 @@ class LoraModule:
         return holders[0][self.adapter_name].weight, holders[1][self.adapter_name].weight
 
     def views(self) -> tuple[Float[Tensor, "rank d_in"], Float[Tensor, "d_out rank"]]:
-        """Both factors as matrices that share memory with the parameters, without gradient."""
-        lora_A, lora_B = (parameter.detach() for parameter in self.parameters())
+        """Both factors as matrices without gradient, in the parameters' memory unless sharded."""
+        lora_A, lora_B = (whole(parameter) for parameter in self.parameters())
         if self.expert is not None:
-            experts = self.layer.num_experts
-            lora_A = lora_A.view(experts, -1, lora_A.shape[-1])[self.expert]
-            return lora_A, lora_B.view(lora_B.shape[0], -1, experts)[..., self.expert]
+            return self._of_expert(lora_A, lora_B)
         return lora_A.flatten(1), lora_B.flatten(1)
+
+    def _of_expert(self, lora_A: Tensor, lora_B: Tensor) -> tuple[Tensor, Tensor]:
+        experts = self.layer.num_experts
+        lora_A = lora_A.view(experts, -1, lora_A.shape[-1])[self.expert]
+        return lora_A, lora_B.view(lora_B.shape[0], -1, experts)[..., self.expert]
 
     @torch.no_grad()
     def write(
@@ -93,9 +97,12 @@ class LoraModule:
 
         A DoRA magnitude follows, so that the layer computes ``base + scaling * lora_B @ lora_A``.
         """
-        targets = self.views() if self.expert is not None else self.parameters()
+        factors = [whole(parameter) for parameter in self.parameters()]
+        targets = factors if self.expert is None else self._of_expert(*factors)
         for target, value in zip(targets, (lora_A, lora_B), strict=True):
             target.copy_(value.reshape(target.shape))
+        for parameter, value in zip(self.parameters(), factors, strict=True):
+            scatter(parameter, value)
         if self.adapter_name in self.layer.lora_magnitude_vector:
             self._refresh_magnitude()
 

@@ -7,7 +7,7 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -59,6 +59,7 @@ def preheat(
     trainer_cls: type[Trainer] | None = None,
     adapter_name: str = "default",
     checkpoints: Checkpoints | None = None,
+    spend_model: bool = False,
     **trainer_kwargs: Any,
 ) -> Spectrum:
     """Train a temporary LoRA of rank ``config.preheat_rank`` and return its spectrum.
@@ -81,6 +82,10 @@ def preheat(
     With ``checkpoints`` (and ``trainer_cls``), an interrupted preheating goes on from the last
     complete checkpoint in that folder, to the same spectrum; the caller removes the folder.
 
+    With several processes all ranks call this and all get the same spectrum; let one save it.
+    FSDP2 and DeepSpeed shard the model for good: there ``spend_model`` must be true, and the model
+    is of no use afterwards (docs/distributed.md: two launches). Elsewhere it has no effect.
+
     Returns:
         The spectrum of ``scaling * lora_B @ lora_A`` by module, float32, on the CPU.
 
@@ -92,12 +97,12 @@ def preheat(
         PreheatingError: training ended early, or left a module untrained.
     """
     _check_data(dataloader, loss_fn, trainer_cls, trainer_kwargs)
-    check_engine(trainer_kwargs.get("args"))
+    spent = check_engine(trainer_kwargs.get("args"), spend_model) is not None
     if checkpoints is not None and trainer_cls is None:
         raise ValueError("`checkpoints` go with `trainer_cls`; a dataloader cannot be resumed")
     targets = lora_modules(model, adapter_name)
     check_preheatable(model, adapter_name, targets, config)
-    with restored_rng(), restored_model(model):
+    with restored_rng(), nullcontext() if spent else restored_model(model):
         set_seed(config.seed)
         with _temporary_adapter(model, config, adapter_name, targets) as modules:
             stopping = None

@@ -1,32 +1,99 @@
-"""Engines that take the model's parameters over for good cannot preheat in-process."""
+"""Engines that shard the model's parameters: what they allow, and whole factors from their shards.
+
+FSDP2 keeps parameters as ``DTensor``, DeepSpeed ZeRO-3 as empty ones with attributes of its own.
+Both are read and written here; nothing else needs to know of them.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 # Accelerate's own switches, which `accelerate launch` and TrainingArguments set.
 _SWITCHES = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
+_TRUE = ("true", "1")
 
 
-def check_engine(args: Any = None) -> None:
-    """Raise ``ValueError`` under FSDP or DeepSpeed, before any training.
+def sharding_engine(args: Any = None) -> str | None:
+    """Name of the engine that will shard the model's parameters for good; None: none will.
 
-    Both replace the model's parameters by shards, which cannot be undone to leave the model as it
-    was, and neither runs two trainers in one process. DDP and a single process are fine.
+    ``args`` are the ``TrainingArguments``, if there are any.
     """
     for engine, switch in _SWITCHES.items():
-        if _is_on(engine, switch, args):
-            raise ValueError(
-                f"{engine} shards the model's parameters for good, so preheating cannot run in the "
-                "process that fine-tunes; use two launches: preheat in a first launch without "
-                f"{engine} (one GPU or DDP) and `spectrum.save(folder)`, then in the second call "
-                "`initialize_lora_hrp_weights(model, Spectrum.load(folder))` before the trainer "
-                "is made"
-            )
+        asked_for = bool(getattr(args, engine.lower(), None))
+        if asked_for or os.environ.get(switch, "false").lower() in _TRUE:
+            return engine
+    return None
 
 
-def _is_on(engine: str, switch: str, args: Any) -> bool:
-    if os.environ.get(switch, "false").lower() in ("true", "1"):
-        return True
-    return bool(getattr(args, engine.lower(), None))
+def check_engine(args: Any, spend_model: bool) -> str | None:
+    """Return the engine that shards for good, or None.
+
+    DDP and a single process are no such engines.
+
+    Raises:
+        ValueError: there is one, and the model must not be spent: neither FSDP nor DeepSpeed can
+            be undone to leave the model as it was, nor runs two trainers in one process. Or it
+            is FSDP1, whose flat parameters hide the factors.
+    """
+    engine = sharding_engine(args)
+    if engine is None:
+        return None
+    if not spend_model:
+        raise ValueError(
+            f"{engine} shards the model's parameters for good, so preheating cannot run in the "
+            "process that fine-tunes; use two launches: in the first launch preheat without "
+            f"{engine} (one GPU or DDP), or under it with `spend_model=True`, and "
+            "`spectrum.save(folder)` on rank 0; in the second one call "
+            "`initialize_lora_hrp_weights(model, Spectrum.load(folder))` before the trainer is made"
+        )
+    if engine == "FSDP" and _fsdp_version(args) < 2:
+        raise ValueError(
+            "preheating under FSDP needs version 2, got version 1; set `fsdp_version: 2` in "
+            "Accelerate's config, or `fsdp_config={'version': 2}` in the TrainingArguments"
+        )
+    return engine
+
+
+def _fsdp_version(args: Any) -> int:
+    if getattr(args, "fsdp", None):
+        return int((args.fsdp_config or {}).get("version", 2))
+    return int(os.environ.get("FSDP_VERSION", "1"))
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """Return the full value of a parameter: its own memory where it is not sharded.
+
+    Where it is, a copy, gathered from all ranks, which must all call this.
+    """
+    if isinstance(parameter, DTensor):
+        return cast(DTensor, parameter.detach()).full_tensor()
+    if _is_zero3(parameter):
+        with _gathered(parameter):
+            return parameter.detach().clone()
+    return parameter.detach()
+
+
+@torch.no_grad()
+def scatter(parameter: Tensor, value: Tensor) -> None:
+    """Give each rank its shard of ``value``, as rank 0 has it; nothing where all share `whole`."""
+    if isinstance(parameter, DTensor):
+        sharded = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+        parameter.copy_(sharded)
+    elif _is_zero3(parameter):
+        with _gathered(parameter, modifier_rank=0):
+            parameter.copy_(value)
+
+
+def _is_zero3(parameter: Tensor) -> bool:
+    return hasattr(parameter, "ds_id") and hasattr(parameter, "ds_shape")
+
+
+def _gathered(parameter: Tensor, modifier_rank: int | None = None) -> Any:
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=modifier_rank)

@@ -169,8 +169,11 @@ def train_with_dataloader(
         optimizer = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=0.0)
         prepared, optimizer, loader = accelerator.prepare(model, optimizer, dataloader)
         prepared.train()
+        # Sharding engines replace the parameters, and a launcher may have moved them.
+        trainable = [p for p in prepared.parameters() if p.requires_grad]
         batches = itertools.islice(_cycled(loader), config.step_limit)
-        bar = tqdm(batches, "Preheating", config.step_limit, leave=False)
+        hidden = not accelerator.is_main_process
+        bar = tqdm(batches, "Preheating", config.step_limit, leave=False, disable=hidden)
         for step, batch in enumerate(bar, start=1):
             batch = send_to_device(batch, trainable[0].device)
             with _autocast(model, trainable[0].device):
@@ -245,7 +248,9 @@ def _own_accelerator() -> Iterator[Accelerator]:
     One process keeps the model where it is; several follow the launcher's placement.
     """
     fresh = not AcceleratorState._shared_state
-    accelerator = Accelerator(device_placement=PartialState().num_processes > 1)
+    processes = PartialState()
+    launched_as = processes.distributed_type
+    accelerator = Accelerator(device_placement=processes.num_processes > 1)
     try:
         yield accelerator
     finally:
@@ -253,6 +258,7 @@ def _own_accelerator() -> Iterator[Accelerator]:
         if fresh:  # so that the user's own Accelerator may still choose its precision
             AcceleratorState._reset_state()
             GradientState._reset_state()
+            processes.distributed_type = launched_as  # an engine has put its own name there
 
 
 class _StepRecorder(TrainerCallback):

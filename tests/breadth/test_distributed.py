@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,18 +18,28 @@ from conftest import tiny_llama, with_lora
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
 
-def launch(folder: Path) -> None:
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
+
+
+def launch(engine: str, folder: Path, **settings: str) -> None:
     """Start two processes by torchrun; fails the test with their output if they fail."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command += ["--master_port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     environment = os.environ | {
-        "PYTHONPATH": str(SCRIPT.parents[1]),
+        "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")]),
         "OMP_NUM_THREADS": "1",
         "PYTHONWARNINGS": "ignore",
         "ACCELERATE_USE_CPU": "true",
+        **settings,
     }
     done = subprocess.run(
-        [*command, str(SCRIPT), str(folder)],
+        [*command, str(SCRIPT), engine, str(folder)],
         env=environment,
         capture_output=True,
         text=True,
@@ -42,19 +53,30 @@ def saved(folder: Path, name: str) -> list:
     return [torch.load(folder / f"{name}-{rank}.pt") for rank in range(2)]
 
 
+def assert_same_subspaces(one: hrp.Spectrum, two: hrp.Spectrum) -> None:
+    for side in ("U", "Vh"):
+        for name, cosines in one.subspace_alignment(two, 4, side).items():
+            assert cosines.min() > 0.9999, name
+
+
 @pytest.fixture(scope="module")
 def ddp_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("ddp")
-    launch(folder)
+    launch("ddp", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fsdp_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("fsdp")
+    launch("fsdp", folder, **FSDP2)
     return folder
 
 
 def test_ddp_gives_the_spectrum_of_one_process_on_the_same_global_batches(ddp_folder):
     two = hrp.Spectrum.load(ddp_folder / "spectrum")
     one = preheated(with_lora(tiny_llama()), processes=1)
-    for side in ("U", "Vh"):
-        for name, cosines in one.subspace_alignment(two, 4, side).items():
-            assert cosines.min() > 0.9999, name
+    assert_same_subspaces(one, two)
     assert two.provenance["losses"] == pytest.approx(one.provenance["losses"], rel=1e-4)
 
 
@@ -77,9 +99,58 @@ def test_nan_in_one_rank_stops_all_with_a_clear_message(ddp_folder):
         assert "the loss is nan at preheating step 1" in message
 
 
+def test_fsdp2_gives_the_spectrum_of_one_process_on_the_same_global_batches(fsdp_folder):
+    two = hrp.Spectrum.load(fsdp_folder / "spectrum")
+    one = preheated(with_lora(tiny_llama()), processes=1)
+    assert_same_subspaces(one, two)
+    assert two.provenance["losses"] == pytest.approx(one.provenance["losses"], rel=1e-4)
+
+
+def test_fsdp2_shards_the_model_and_gives_every_rank_the_same_spectrum(fsdp_folder):
+    first, second = saved(fsdp_folder, "state")
+    assert first["sharded"]
+    for name, U in first["U"].items():
+        assert torch.equal(U, second["U"][name]), name
+
+
+def test_the_trainer_preheats_under_fsdp2_as_under_ddp(fsdp_folder, ddp_folder):
+    sharded = hrp.Spectrum.load(fsdp_folder / "by_trainer")
+    assert_same_subspaces(hrp.Spectrum.load(ddp_folder / "by_trainer"), sharded)
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_gives_the_spectrum_of_one_process_on_the_same_global_batches(stage, tmp_path):
+    settings = {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage),
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+        "ACCELERATE_USE_CPU": "false",  # Accelerate has DeepSpeed for GPUs only
+        "DS_ACCELERATOR": "cpu",
+    }
+    launch("zero", tmp_path, **settings)
+    first, second = saved(tmp_path, "state")
+    assert first["stages"] == [stage]
+    assert first["sharded"] == (stage == 3)
+    for name, U in first["U"].items():
+        assert torch.equal(U, second["U"][name]), name
+    one = preheated(with_lora(tiny_llama()), processes=1)
+    assert_same_subspaces(one, hrp.Spectrum.load(tmp_path / "spectrum"))
+
+
 @pytest.mark.parametrize("engine", ["FSDP", "DeepSpeed"])
-def test_an_engine_that_holds_the_parameters_is_refused_before_training(engine, monkeypatch):
+def test_an_engine_that_shards_is_refused_before_training_unless_the_model_may_be_spent(
+    engine, monkeypatch
+):
     monkeypatch.setenv(f"ACCELERATE_USE_{engine.upper()}", "true")
     model = with_lora(tiny_llama())
-    with pytest.raises(ValueError, match=f"{engine}.*first launch.*without {engine}"):
+    with pytest.raises(ValueError, match=f"{engine}.*two launches.*spend_model=True"):
         hrp.preheat(model, hrp.HRPConfig(8, 2), dataloader=[{}])
+
+
+def test_fsdp1_is_refused_as_its_flat_parameters_hide_the_factors(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    model = with_lora(tiny_llama())
+    with pytest.raises(ValueError, match="needs version 2, got version 1; set `fsdp_version: 2`"):
+        hrp.preheat(model, hrp.HRPConfig(8, 2), dataloader=[{}], spend_model=True)

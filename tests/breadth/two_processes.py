@@ -1,6 +1,6 @@
 """Run by `test_distributed.py` in each of two processes; writes what each process saw.
 
-torchrun --nproc_per_node 2 two_processes.py FOLDER
+torchrun --nproc_per_node 2 two_processes.py ENGINE FOLDER
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 from accelerate.state import PartialState
+from accelerate.utils import DistributedType
 from peft import PeftModel
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
@@ -21,13 +23,13 @@ CONFIG = hrp.HRPConfig(preheat_rank=8, preheat_steps=4, learning_rate=1e-2)
 GLOBAL_BATCH = 8
 
 
-def preheated(model: PeftModel, processes: int) -> hrp.Spectrum:
+def preheated(model: PeftModel, processes: int, sharded: bool = False) -> hrp.Spectrum:
     batch_size = GLOBAL_BATCH // processes
     data = DataLoader(token_rows(), batch_size=batch_size, collate_fn=collate)
-    return hrp.preheat(model, CONFIG, dataloader=data)
+    return hrp.preheat(model, CONFIG, dataloader=data, spend_model=sharded)
 
 
-def preheated_by_trainer(model: PeftModel, folder: Path) -> hrp.Spectrum:
+def preheated_by_trainer(model: PeftModel, folder: Path, sharded: bool = False) -> hrp.Spectrum:
     args = TrainingArguments(
         output_dir=str(folder / "trainer"),
         per_device_train_batch_size=4,
@@ -35,6 +37,8 @@ def preheated_by_trainer(model: PeftModel, folder: Path) -> hrp.Spectrum:
         report_to=[],
         disable_tqdm=True,
     )
+    if sharded:
+        as_if_on_gpus()  # the arguments have set it anew
     return hrp.preheat(
         model,
         CONFIG,
@@ -42,6 +46,7 @@ def preheated_by_trainer(model: PeftModel, folder: Path) -> hrp.Spectrum:
         args=args,
         train_dataset=token_rows(),
         data_collator=collate,
+        spend_model=sharded,
     )
 
 
@@ -76,8 +81,58 @@ def nan_in_one_rank(folder: Path) -> None:
         save(folder, "error", str(error))
 
 
+def as_if_on_gpus() -> None:
+    """Let Accelerate shard on gloo: it has FSDP for GPUs only, FSDP2 itself runs anywhere."""
+    PartialState().distributed_type = DistributedType.MULTI_GPU
+
+
+def fsdp(folder: Path) -> None:
+    """Each model is spent: FSDP2 shards it for good."""
+    as_if_on_gpus()
+    model = with_lora(tiny_llama())
+    spectrum = preheated(model, PartialState().num_processes, sharded=True)
+    content = {
+        "sharded": all(isinstance(parameter, DTensor) for parameter in model.parameters()),
+        "U": {name: module.U for name, module in spectrum.items()},
+    }
+    save(folder, "state", content)
+    by_trainer = preheated_by_trainer(with_lora(tiny_llama()), folder, sharded=True)
+    if PartialState().is_main_process:
+        spectrum.save(folder / "spectrum")
+        by_trainer.save(folder / "by_trainer")
+
+
+def zero(folder: Path) -> None:
+    """DeepSpeed spends the model too; how much it shards is its stage."""
+    import deepspeed
+
+    initialize, stages = deepspeed.initialize, []
+
+    def counted(**settings):
+        stages.append(settings["config_params"]["zero_optimization"]["stage"])
+        return initialize(**settings)
+
+    deepspeed.initialize = counted
+    model = with_lora(tiny_llama())
+    spectrum = preheated(model, PartialState().num_processes, sharded=True)
+    content = {
+        "stages": stages,
+        "sharded": all(hasattr(parameter, "ds_id") for parameter in model.parameters()),
+        "U": {name: module.U for name, module in spectrum.items()},
+    }
+    save(folder, "state", content)
+    if PartialState().is_main_process:
+        spectrum.save(folder / "spectrum")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    engine, target = sys.argv[1], Path(sys.argv[2])
     PartialState(cpu=True)
-    ddp(Path(sys.argv[1]))
-    nan_in_one_rank(Path(sys.argv[1]))
+    if engine == "fsdp":
+        fsdp(target)
+    elif engine == "zero":
+        zero(target)
+    else:
+        ddp(target)
+        nan_in_one_rank(target)
