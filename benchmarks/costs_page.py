@@ -1,0 +1,123 @@
+"""Write docs/costs.md from the records of `large_model.py`, `spectrum.py` and `auto_length.py`.
+
+python benchmarks/costs_page.py docs/costs.md
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+RESULTS = Path(__file__).parents[1] / "experiments" / "results"
+SHAPES = ("1b", "8b")
+
+HEAD = """# What it costs
+
+Generated from `experiments/results/` by `python benchmarks/costs_page.py docs/costs.md`. Absolute
+times are this machine's; read the ratios, which are each from one run.
+"""
+
+LARGE = """## Large models, one GPU
+
+Llama shapes with random weights in bfloat16, 4 x 2048 tokens a step, all seven linear kinds; medians
+of eight steps after warm-up. "once" is what a start costs beside training.
+"""
+
+SPECTRA = """## The SVD
+
+Factored SVD of one product of 2048 x 128 and 128 x 2048 factors against two that form the matrix.
+"""
+
+LENGTH = """## `preheat_steps="auto"`
+
+How far the leading subspaces turn between two looks (1 - smallest cosine, the median over modules),
+and how much of the last look's subspace is there already (mean squared cosine), while a LoRA of rank
+{preheat_rank} preheats `base-lm-30m` on GSM8K (batch {batch_size}). One look costs {look:.2f} s here.
+"""
+
+
+def read(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def ratio(value: float | None, reference: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" + (f" ({value / reference:.2f}x)" if reference else "")
+
+
+def large_rows(record: dict) -> Iterator[list[str]]:
+    lora = record["results"][0]
+    name = record["shape"] + (", checkpointing" if record["gradient_checkpointing"] else "")
+    for result in record["results"]:
+        step, once = result.get("median_step_seconds"), result.get("start_seconds")
+        if "svd_seconds" in result:
+            once = statistics.median(result["svd_seconds"])
+        yield [
+            name,
+            result["way"],
+            ratio(result.get("peak_gib"), lora["peak_gib"] if step else None),
+            ratio(step, lora["median_step_seconds"]),
+            ratio(once, None),
+        ]
+
+
+def large_models() -> str:
+    head = ["shape", "way", "peak, GiB (to LoRA r=8)", "step, s (to LoRA r=8)", "once, s"]
+    records = [read(f"large-model-{shape}") for shape in SHAPES]
+    return table(head, [row for record in records for row in large_rows(record)])
+
+
+def spectra() -> str:
+    record = read("spectrum-cpu")
+    rows = [
+        [f"`{name}`", f"{seconds:.4g}", f"{record['speedup'][name]:.0f}x"]
+        for name, seconds in record["median_seconds"].items()
+    ]
+    return table([f"on {record['device']}", "median, s", "factored SVD is faster by"], rows)
+
+
+def settling(record: dict) -> str:
+    found = {name: value for name, value in record.items() if name.startswith("r=")}
+    head = ["step"]
+    for name in found:
+        head += [f"{name}: turn", "overlap with the last"]
+    rows = []
+    for i, step in enumerate(record["looks"]):
+        row = [str(step)]
+        for one in found.values():
+            turn = f"{one['turns'][i - 1]:.3f}" if i else ""
+            row += [turn, f"{one['overlap with the last'][i]:.2f}"]
+        rows.append(row)
+    return table(head, rows)
+
+
+def page() -> str:
+    lengths = read("auto-length")
+    parts = [
+        HEAD,
+        LARGE,
+        large_models(),
+        SPECTRA,
+        spectra(),
+        LENGTH.format(look=lengths["seconds a look"], **lengths["settings"]),
+        settling(lengths),
+    ]
+    return "\n".join(parts)
+
+
+def main() -> None:
+    Path(sys.argv[1]).write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
