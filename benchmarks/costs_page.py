@@ -22,8 +22,8 @@ times are this machine's; read the ratios, which are each from one run.
 
 LARGE = """## Large models, one GPU
 
-Llama shapes with random weights in bfloat16, 4 x 2048 tokens a step, all seven linear kinds; medians
-of eight steps after warm-up. "once" is what a start costs beside training.
+Llama shapes with random weights in bfloat16, 4 x 2048 tokens a step, all seven linear kinds;
+medians of eight steps after warm-up. "once" is what a start costs beside training.
 """
 
 SPECTRA = """## The SVD
@@ -33,9 +33,10 @@ Factored SVD of one product of 2048 x 128 and 128 x 2048 factors against two tha
 
 LENGTH = """## `preheat_steps="auto"`
 
-How far the leading subspaces turn between two looks (1 - smallest cosine, the median over modules),
-and how much of the last look's subspace is there already (mean squared cosine), while a LoRA of rank
-{preheat_rank} preheats `base-lm-30m` on GSM8K (batch {batch_size}). One look costs {look:.2f} s here.
+How far the leading subspaces turn between two looks (1 - smallest cosine, the median over
+modules), and how much of the last look's subspace is there already (mean squared cosine), while a
+LoRA of rank {preheat_rank} preheats `base-lm-30m` on GSM8K (batch {batch_size}). One look costs
+{look:.2f} s here.
 """
 
 
