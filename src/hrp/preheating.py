@@ -102,7 +102,8 @@ def preheat(
         raise ValueError("`checkpoints` go with `trainer_cls`; a dataloader cannot be resumed")
     targets = lora_modules(model, adapter_name)
     check_preheatable(model, adapter_name, targets, config)
-    with restored_rng(), nullcontext() if spent else restored_model(model):
+    restored = nullcontext() if spent else restored_model(model)
+    with restored_rng(), restored, _memory_hint(config):
         set_seed(config.seed)
         with _temporary_adapter(model, config, adapter_name, targets) as modules:
             stopping = None
@@ -119,6 +120,19 @@ def preheat(
             if stopping is not None:
                 provenance["stopping"] = stopping.to_dict()
             return read_spectrum(modules, provenance)
+
+
+@contextmanager
+def _memory_hint(config: HRPConfig) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        error.add_note(
+            "HRP: memory ran out while preheating; lower "
+            f"`preheat_rank` ({config.preheat_rank}), the batch size (with gradient accumulation), "
+            "or use gradient checkpointing; preheating needs little more than LoRA itself"
+        )
+        raise
 
 
 def _check_data(

@@ -5,6 +5,9 @@ torchrun --nproc_per_node 2 two_processes.py ENGINE FOLDER
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -102,6 +105,21 @@ def fsdp(folder: Path) -> None:
         by_trainer.save(folder / "by_trainer")
 
 
+def dying(folder: Path) -> None:
+    """One rank is killed in the second step, the other waits for it."""
+    calls = itertools.count()
+
+    def loss_fn(prepared, batch):
+        if next(calls) == 1 and PartialState().process_index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return prepared(**batch).loss
+
+    data = DataLoader(token_rows(), batch_size=4, collate_fn=collate)
+    hrp.preheat(with_lora(tiny_llama()), CONFIG, dataloader=data, loss_fn=loss_fn).save(
+        folder / "spectrum"
+    )
+
+
 def zero(folder: Path) -> None:
     """DeepSpeed spends the model too; how much it shards is its stage."""
     import deepspeed
@@ -133,6 +151,8 @@ if __name__ == "__main__":
         fsdp(target)
     elif engine == "zero":
         zero(target)
+    elif engine == "dying":
+        dying(target)
     else:
         ddp(target)
         nan_in_one_rank(target)
