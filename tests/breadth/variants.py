@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from architectures import ARCHITECTURES
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
@@ -37,22 +38,29 @@ class Layers(nn.Module):
 
 @dataclass(frozen=True)
 class Variant:
-    """LoraConfig's settings on a tiny Llama, or on `Layers`; ``refused`` matches the error."""
+    """LoraConfig's settings on a tiny Llama, `Layers`, or another of `ARCHITECTURES`.
+
+    ``refused`` matches the error.
+    """
 
     settings: dict[str, Any] = field(default_factory=dict)
     refused: str | None = None
     layers: bool = False
     tied: bool = False
     half: torch.dtype | None = None
+    architecture: str | None = None
 
     def base(self) -> nn.Module:
         if self.layers:
             return Layers()
+        if self.architecture:
+            torch.manual_seed(0)
+            return ARCHITECTURES[self.architecture].make()
         return tiny_llama(tie_word_embeddings=self.tied).to(self.half or torch.float32)
 
     def model(self, **changes: Any) -> PeftModel:
         base = self.base()
-        if self.layers or self.half:
+        if self.layers or self.half or self.architecture:
             torch.manual_seed(1)
             settings = {"r": 2, "target_modules": "all-linear"} | self.settings | changes
             return get_peft_model(
@@ -62,10 +70,16 @@ class Variant:
 
     def data(self) -> tuple[list[Any], Callable | None]:
         """Batches and the loss function, as `hrp.preheat` takes them."""
+        if self.architecture:
+            return [ARCHITECTURES[self.architecture].batch()], None
         if not self.layers:
             return [collate(token_rows(4, seed=seed)) for seed in (1, 2)], None
         ids = torch.arange(24).view(4, 6) % 20
         return [ids], lambda model, ids: (model(ids) - 1).square().mean()
+
+
+def of_architecture(name: str) -> Variant:
+    return Variant(ARCHITECTURES[name].lora, architecture=name)
 
 
 def on_layers(*names: str, **extra: Any) -> Variant:
@@ -95,6 +109,8 @@ VARIANTS = {
     "nn.Conv2d": on_layers("conv2d"),
     "nn.Conv3d": on_layers("conv3d"),
     "nn.MultiheadAttention": on_layers("attention"),
+    "GPT-2's Conv1D": of_architecture("GPT-2"),
+    "target_parameters (experts)": of_architecture("Mixtral"),
     "bf16 adapter": Variant(half=torch.bfloat16),
     "init_lora_weights='gaussian'": Variant({"init_lora_weights": "gaussian"}),
     "init_lora_weights='orthogonal'": Variant({"init_lora_weights": "orthogonal"}),
