@@ -1,4 +1,4 @@
-"""Write docs/costs.md from the records of `large_model.py`, `spectrum.py` and `auto_length.py`.
+"""Write docs/costs.md from the records of benchmarks/ and experiments/auto-length.yaml.
 
 python benchmarks/costs_page.py docs/costs.md
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -37,6 +38,11 @@ How far the leading subspaces turn between two looks (1 - smallest cosine, the m
 modules), and how much of the last look's subspace is there already (mean squared cosine), while a
 LoRA of rank {preheat_rank} preheats `base-lm-30m` on GSM8K (batch {batch_size}). One look costs
 {look:.2f} s here.
+"""
+
+AUTO = """What it does to a short run (`experiments/auto-length.yaml`: R = 64, 160 steps in all, batch
+4, tolerance 0.05, a look every 10 steps, one learning rate). It compares lengths of preheating: here
+both are too long a part of the run for any HRP start to pay.
 """
 
 
@@ -102,6 +108,21 @@ def settling(record: dict) -> str:
     return table(head, rows)
 
 
+def automatic() -> str:
+    """Preheating's length and the loss it leads to: stopped by "auto", or fixed."""
+    runs: dict[str, dict[int, dict]] = defaultdict(dict)
+    for path in sorted((RESULTS / "auto-length").glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        runs[record["run"]["arm"]][record["run"]["seed"]] = record
+    rows = []
+    for arm, by_seed in sorted(runs.items()):
+        losses = [by_seed[seed]["metrics"]["eval_loss"] for seed in sorted(by_seed)]
+        steps = [str(len(by_seed[seed]["preheat_losses"])) for seed in sorted(by_seed)]
+        each = ", ".join(f"{loss:.4f}" for loss in losses)
+        rows.append([f"`{arm}`", ", ".join(steps), f"{statistics.mean(losses):.4f}", each])
+    return table(["arm", "preheating steps, each seed", "test loss, mean", "each seed"], rows)
+
+
 def page() -> str:
     lengths = read("auto-length")
     parts = [
@@ -112,6 +133,8 @@ def page() -> str:
         spectra(),
         LENGTH.format(look=lengths["seconds a look"], **lengths["settings"]),
         settling(lengths),
+        AUTO,
+        automatic(),
     ]
     return "\n".join(parts)
 

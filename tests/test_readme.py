@@ -53,7 +53,7 @@ def test_python_examples_run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", ["README.md", "docs/LOG.md"])
 def test_the_table_of_starts_is_the_one_generated_from_the_records(page):
-    command = [sys.executable, "experiments/gsm8k_core_table.py", "experiments/results/gsm8k-core"]
+    command = [sys.executable, "experiments/arms_table.py", "experiments/results/gsm8k-core"]
     table = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert table.count("\n") == 6
     assert table in (ROOT / page).read_text()

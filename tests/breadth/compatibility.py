@@ -1,232 +1,233 @@
-"""What each initialiser does with each of PEFT's LoRA variants: measured, and written as a page.
+"""Which start reaches which LoRA: measured, for HRP and for PEFT's own initialisers.
 
-    PYTHONPATH=tests python tests/breadth/compatibility.py docs/compatibility.md
-
-A module counts as started if both factors are non-zero, or the non-zero one is orthogonal: PEFT's
-own default (one factor random, the other zero) is neither.
+python tests/breadth/compatibility.py docs/compatibility.md
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # as pytest's `pythonpath` does
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import peft
 import torch
-from peft import (
-    EvaConfig,
-    LoraConfig,
-    PeftModel,
-    get_peft_model,
-    initialize_lora_eva_weights,
-)
-from peft.tuners.lora.config import CordaConfig, LoraGAConfig
-from peft.tuners.lora.corda import preprocess_corda
+from peft import EvaConfig, LoraGAConfig, PeftModel, initialize_lora_eva_weights
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.config import CordaConfig
+from peft.tuners.lora.eva import prepare_model_inputs_fn_language_modeling
 from peft.tuners.lora.loraga import preprocess_loraga
 from torch import Tensor
-from variants import VARIANTS, Variant
+from variants import ADALORA, QUANTISED, VARIANTS, Variant
 
 import hrp
-from hrp.layers import LoraModule, lora_modules
-from hrp.versions import installed_versions
 
-CONFIG = hrp.HRPConfig(preheat_rank=8, preheat_steps=3, learning_rate=1e-2)
-ROWS = {
-    name: variant
-    for name, variant in VARIANTS.items()
-    if not name.startswith("init_lora_weights")  # those are columns
+ROWS = VARIANTS | {"AdaLoRA": ADALORA} | QUANTISED
+SILENT, PART, REFUSED = "silent default", "part", "refused"
+NOT_THERE = "–"
+EVA_BATCHES = 60
+WORDS = 14
+
+HEAD = """# Compatibility
+
+Which start reaches which kind of LoRA, measured: every cell is what happened when the start in
+its column was put on the adapter in its row, on a tiny model on the CPU, by
+[`tests/breadth/compatibility.py`](https://github.com/hrp-lora/hrp-lora) with {versions}. HRP goes
+through the same function as PEFT's own initialisers. Other versions may behave otherwise.
+"""
+
+
+def call(model: torch.nn.Module, batch: Any) -> Any:
+    return model(**batch) if isinstance(batch, dict) else model(batch)
+
+
+def one_row_each(batch: Any) -> Iterator[Any]:
+    """CorDA's hook squeezes the batch's axis away."""
+    size = len(batch["input_ids"] if isinstance(batch, dict) else batch)
+    for i in range(size):
+        if isinstance(batch, dict):
+            yield {key: value[i : i + 1] for key, value in batch.items()}
+        else:
+            yield batch[i : i + 1]
+
+
+def by_hrp(variant: Variant) -> PeftModel:
+    model = variant.model()
+    batches, loss_fn = variant.data()
+    config = hrp.HRPConfig(preheat_rank=8, preheat_steps=3, learning_rate=1e-2)
+    return hrp.apply_hrp(model, config, dataloader=batches, loss_fn=loss_fn)
+
+
+def by_setting(name: Any) -> Callable[[Variant], PeftModel]:
+    return lambda variant: variant.model(init_lora_weights=name)
+
+
+class Limited:
+    """The batches again and again, as EVA reads them; it would go on for ever if it never settles."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches, self.left = batches, EVA_BATCHES
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches:
+            self.left -= 1
+            if self.left < 0:
+                raise RuntimeError(f"EVA has not settled after {EVA_BATCHES} batches")
+            yield batch
+
+
+def positions(batch: Any, config: Any) -> Tensor | None:
+    if isinstance(batch, dict):
+        return prepare_model_inputs_fn_language_modeling(batch, config)
+    return None
+
+
+def layer_inputs(inputs: Any, chosen: Tensor | None, layer: str) -> Tensor:
+    """PEFT's choice of tokens; all rows where a layer sees no batch of sequences."""
+    tensor = inputs if isinstance(inputs, Tensor) else inputs[0]
+    if chosen is None or tensor.dim() < 3:
+        return tensor.reshape(-1, tensor.shape[-1])
+    return tensor[chosen.T.unbind()]
+
+
+def by_eva(variant: Variant) -> PeftModel:
+    model = variant.model(init_lora_weights="eva", eva_config=EvaConfig(rho=1.0))
+    initialize_lora_eva_weights(
+        model,
+        Limited(variant.data()[0]),
+        forward_fn=call,
+        prepare_model_inputs_fn=positions,
+        prepare_layer_inputs_fn=layer_inputs,
+        show_progress_bar=False,
+    )
+    return model
+
+
+def by_corda(variant: Variant) -> PeftModel:
+    from peft.tuners.lora.corda import preprocess_corda  # needs attrs, which PEFT does not install
+
+    base = variant.base()
+    config = variant.config(
+        init_lora_weights="corda", corda_config=CordaConfig(corda_method="ipm")
+    )
+
+    def run() -> None:
+        for batch in variant.data()[0]:
+            for row in one_row_each(batch):
+                call(base, row)
+
+    preprocess_corda(base, config, run_model=run)
+    return variant.adapt(base, config)
+
+
+def by_lora_ga(variant: Variant) -> PeftModel:
+    base = variant.base()
+    config = variant.config(init_lora_weights="lora_ga", lora_ga_config=LoraGAConfig())
+    batches, loss_fn = variant.data()
+
+    def step() -> None:
+        for batch in batches:
+            (call(base, batch).loss if loss_fn is None else loss_fn(base, batch)).backward()
+
+    preprocess_loraga(base, config, step)
+    return variant.adapt(base, config)
+
+
+STARTS: dict[str, Callable[[Variant], PeftModel]] = {
+    "hrp": by_hrp,
+    "pissa": by_setting("pissa"),
+    "olora": by_setting("olora"),
+    "eva": by_eva,
+    "corda": by_corda,
+    "lora_ga": by_lora_ga,
+    "orthogonal": by_setting("orthogonal"),
 }
 
 
 @dataclass(frozen=True)
-class Cell:
-    """``text`` for the table; ``detail``, where there is one, for the list below it."""
+class Factors:
+    """The two factors of one module, and whether it is an embedding."""
 
-    text: str
-    detail: str = ""
+    lora_A: Tensor
+    lora_B: Tensor
+    embedding: bool
 
+    def are_default(self, reference: Factors) -> bool:
+        """Whether they are what ``init_lora_weights=True`` makes, or zeros.
 
-def started_by_hrp(variant: Variant) -> PeftModel:
-    model = variant.model()
-    batches, loss_fn = variant.data()
-    return hrp.apply_hrp(model, CONFIG, dataloader=batches, loss_fn=loss_fn)
-
-
-def started_by_name(name: str) -> Callable[[Variant], PeftModel]:
-    return lambda variant: variant.model(init_lora_weights=name)
-
-
-def lora_config(variant: Variant, **changes: Any) -> LoraConfig:
-    """Settings with the names of the target modules: CorDA and LoRA-GA do not know "all-linear"."""
-    made = variant.model().peft_config["default"]
-    named = {"r": made.r, "lora_alpha": made.lora_alpha, "target_modules": made.target_modules}
-    return LoraConfig(**variant.settings | named | changes)
-
-
-def each_row(batch: Any) -> list[Any]:
-    """Batches of one row, as CorDA's hook expects them."""
-    if isinstance(batch, dict):
-        return [{k: v[i : i + 1] for k, v in batch.items()} for i in range(len(batch["labels"]))]
-    return list(batch.split(1))
+        That is: bit-equal to the default under the same seed; or, as other draws may have come
+        before, lora_B = 0 and every entry of lora_A within Kaiming's bound 1 / sqrt(d_in). Rows
+        of norm 1 cannot be within it (unless all entries are equal), so no direction is mistaken.
+        An embedding's default is lora_A = 0.
+        """
+        same = [
+            one.shape == other.shape and torch.equal(one, other)
+            for one, other in ((self.lora_A, reference.lora_A), (self.lora_B, reference.lora_B))
+        ]
+        if all(same) or (self.embedding and not self.lora_A.any()):
+            return True
+        bound = self.lora_A[0].numel() ** -0.5 * (1 + 2**-8)  # half precision rounds
+        return not self.lora_B.any() and bool(self.lora_A.abs().max() <= bound)
 
 
-def losses(variant: Variant, model: Any, rows: bool = False) -> Callable[[], list[Tensor]]:
-    batches, loss_fn = variant.data()
-    if rows:
-        batches = [row for batch in batches for row in each_row(batch)]
-    of = loss_fn or (lambda model, batch: model(**batch).loss)
-    return lambda: [of(model, batch) for batch in batches]
+def factors(model: PeftModel) -> dict[str, Factors]:
+    """Of every LoRA layer of the adapter, by the module's path in the base model."""
+    found = {}
+    for path, layer in model.get_base_model().named_modules():
+        if isinstance(layer, LoraLayer):
+            embedding = "default" in layer.lora_embedding_A
+            A = (layer.lora_embedding_A if embedding else layer.lora_A)["default"]
+            B = (layer.lora_embedding_B if embedding else layer.lora_B)["default"]
+            pair = (getattr(one, "weight", one).detach() for one in (A, B))
+            found[path] = Factors(*pair, embedding)
+    return found
 
 
-def wrapped(variant: Variant, base: Any, config: LoraConfig) -> PeftModel:
-    return get_peft_model(base, config, autocast_adapter_dtype=variant.half is None)
+def output(model: torch.nn.Module, batch: Any) -> Tensor:
+    with torch.no_grad():
+        result = call(model.eval(), batch)
+    return getattr(result, "logits", result).double()
 
 
-def started_by_corda(variant: Variant) -> PeftModel:
-    base = variant.base()
-    config = lora_config(
-        variant, init_lora_weights="corda", corda_config=CordaConfig(corda_method="ipm")
-    )
-    run = torch.no_grad()(losses(variant, base, rows=True))
-    preprocess_corda(base, config, run_model=run)
-    return wrapped(variant, base, config)
+def far(one: Tensor, other: Tensor, variant: Variant) -> bool:
+    """Whether two outputs differ by more than rounding, relative to their size."""
+    tolerance = 1e-4 if variant.dtype is None else 4 * torch.finfo(variant.dtype).eps
+    return not bool((one - other).norm() <= tolerance * other.norm())
 
 
-def started_by_lora_ga(variant: Variant) -> PeftModel:
-    base = variant.base()
-    config = lora_config(variant, init_lora_weights="lora_ga", lora_ga_config=LoraGAConfig())
-    run = losses(variant, base)
-    preprocess_loraga(base, config, lambda: [loss.backward() for loss in run()])
-    return wrapped(variant, base, config)
-
-
-def started_by_eva(variant: Variant) -> PeftModel:
-    config = lora_config(variant, init_lora_weights="eva", eva_config=EvaConfig(rho=1.0))
-    model = wrapped(variant, variant.base(), config)
-    batches, _ = variant.data()
-    if variant.layers:
-        initialize_lora_eva_weights(
-            model,
-            batches * 8,
-            forward_fn=lambda model, batch: model(batch),
-            prepare_model_inputs_fn=None,
-            prepare_layer_inputs_fn=lambda inputs, *_: inputs[0].flatten(0, -2),
-            show_progress_bar=False,
-        )
-        return model
-    masked = [batch | {"attention_mask": torch.ones_like(batch["input_ids"])} for batch in batches]
-    initialize_lora_eva_weights(model, masked * 8, show_progress_bar=False)
-    return model
-
-
-INITIALISERS: dict[str, Callable[[Variant], PeftModel]] = {
-    "hrp": started_by_hrp,
-    "pissa": started_by_name("pissa"),
-    "olora": started_by_name("olora"),
-    "orthogonal": started_by_name("orthogonal"),
-    "eva": started_by_eva,
-    "corda": started_by_corda,
-    "lora_ga": started_by_lora_ga,
-}
-
-
-def is_started(module: LoraModule) -> bool:
-    lora_A, lora_B = (factor.float() for factor in module.views())
-    if lora_A.any() and lora_B.any():
-        return True
-    return is_orthogonal(lora_A) if lora_A.any() else is_orthogonal(lora_B.mT)
-
-
-def is_orthogonal(rows: Tensor) -> bool:
-    gram = rows @ rows.mT
-    off = gram - torch.diag(gram.diagonal())
-    return bool(off.abs().max() < 0.02 * gram.diagonal().max())  # bfloat16 rounds
-
-
-@torch.no_grad()
-def output(model: Any, batch: Any) -> Tensor:
-    model.eval()
-    result = model(input_ids=batch["input_ids"]) if isinstance(batch, dict) else model(batch)
-    return getattr(result, "logits", result).float()
-
-
-def outcome(initialiser: str, name: str) -> Cell:
-    """Start ``ROWS[name]`` by ``initialiser`` and look at what came of it."""
-    variant = ROWS[name]
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            model = INITIALISERS[initialiser](variant)
-            return _looked_at(variant, model)
-        except Exception as error:
-            first = (str(error).strip().splitlines() or [""])[0]
-            kind = "refused" if isinstance(error, ValueError | TypeError) else "fails"
-            return Cell(kind, f"{type(error).__name__}: {first[:160]}")
-
-
-def _looked_at(variant: Variant, model: PeftModel) -> Cell:
-    modules = lora_modules(model, "default")
-    count = sum(is_started(module) for module in modules.values())
-    if count == 0:
-        return Cell("**default start**")
-    text = "started" if count == len(modules) else f"**{count} of {len(modules)} modules**"
+def judged(variant: Variant, model: PeftModel, messages: list[str]) -> str:
+    """The cell of a start that raised nothing."""
+    reference = factors(variant.model(init_lora_weights=True))
+    started = {name: one for name, one in factors(model).items()}
+    default = [n for n, one in started.items() if one.are_default(reference[n])]
+    said = ", with a warning" if any("initialized with" in m for m in messages) else ""
+    if len(default) == len(started):
+        return (SILENT if not said else "default") + said
+    cell = "started" if not default else f"{PART}: {len(started) - len(default)} of {len(started)}"
     batch = variant.data()[0][0]
-    before, now = output(variant.base(), batch), output(model, batch)
+    base = output(variant.base(), batch)
     with model.disable_adapter():
-        bare = output(model, batch)
-    tolerance = 0.02 if variant.half else 1e-4
-    if not torch.allclose(bare, before, atol=tolerance):
-        text += ", base changed"
-    if not torch.allclose(now, before, atol=tolerance):
-        text += ", output changed"
-    return Cell(text)
+        changed = far(output(model, batch), base, variant)
+    cell += ", base changed" if changed else ""
+    return cell + (", not a no-op" if far(output(model, batch), base, variant) else "") + said
 
 
-HEAD = """# PEFT's variants, and who starts them
-
-What became of each LoRA variant under HRP and under PEFT's own initialisers (PEFT {peft}), on
-tiny models, all by one function: `tests/breadth/compatibility.py`, which writes this page; the
-tests hold it to what they see.
-
-- *started*: all modules of the adapter start where the initialiser means them to;
-- *base changed*: the base weights are others now, so the saved adapter alone does not fit the
-  original model; *output changed*: the model computes something else at step 0;
-- *k of n modules*: the others have PEFT's default random start, and nothing was raised;
-- *default start*: all modules have it, and nothing was raised;
-- *refused*: a `ValueError` or `TypeError`; *fails*: any other error. Its first line is below the
-  table.
-
-CorDA and LoRA-GA are given the names of the target modules, CorDA one row at a time and EVA masks,
-as they need them. AdaLoRA is refused by HRP: its SVD form has no pair of factors to start.
-
-"""
-
-
-def page() -> str:
-    found = {(i, name): outcome(i, name) for name in ROWS for i in INITIALISERS}
-    lines = [
-        HEAD.format(peft=installed_versions()["peft"]),
-        "| variant | " + " | ".join(f"`{name}`" for name in INITIALISERS) + " |\n",
-        "| --- " * (len(INITIALISERS) + 1) + "|\n",
-        *(row(name, [found[i, name] for i in INITIALISERS]) for name in ROWS),
-        "\n## The errors\n\n",
-    ]
-    errors: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for (initialiser, name), cell in found.items():
-        if cell.detail:
-            errors[initialiser, cell.detail].append(name)
-    lines += [f"- `{i}`, {', '.join(n)}: {detail}\n" for (i, detail), n in sorted(errors.items())]
-    return "".join(lines)
-
-
-def row(name: str, cells: list[Cell]) -> str:
-    return f"| {name} | " + " | ".join(cell.text for cell in cells) + " |\n"
-
-
-if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(page(), encoding="utf-8")
+def outcome(initialiser: str, variant: Variant) -> tuple[str, str]:
+    """What a start does on a variant: the cell, and the error in its own words or ""."""
+    if initialiser != "hrp" and "init_lora_weights" in variant.settings:
+        return NOT_THERE, ""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            model = STARTS[initialiser](variant)
+            messages = [str(one.message) for one in caught]
+            return judged(variant, model, messages), ""
+        except Exception as error:  # whatever it is, it is the finding
+            words = " ".join(str(error).split()).split(" ")
+            short = " ".join(words[:WORDS]) + (" ..." if len(words) > WORDS else "")
+            return REFUSED, f"{type(error).__name__}: {short}"

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from architectures import ARCHITECTURES
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers import BitsAndBytesConfig, LlamaForCausalLM, TorchAoConfig
 
-from conftest import collate, tiny_llama, token_rows, with_lora
+from conftest import collate, tiny_llama, token_rows
+
+Batches = tuple[list[Any], Callable | None]
+BF16, FP16 = torch.bfloat16, torch.float16
+LINEAR = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
 
 
 class Layers(nn.Module):
@@ -36,86 +42,151 @@ class Layers(nn.Module):
         return self.linear(hidden)
 
 
+def rows_of_tokens() -> Batches:
+    return [collate(token_rows(4, seed=seed)) for seed in (1, 2)], None
+
+
+def ids_for_layers() -> Batches:
+    return [torch.arange(24).view(4, 6) % 20], lambda model, ids: (model(ids) - 1).square().mean()
+
+
 @dataclass(frozen=True)
 class Variant:
-    """LoraConfig's settings on a tiny Llama, `Layers`, or another of `ARCHITECTURES`.
+    """The adapter's settings on a base model; ``refused`` matches the error.
 
-    ``refused`` matches the error.
+    ``data`` gives batches and the loss function as `hrp.preheat` takes them; ``needs`` is the
+    library without which the base cannot be made.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
     refused: str | None = None
-    layers: bool = False
-    tied: bool = False
-    half: torch.dtype | None = None
-    architecture: str | None = None
+    make: Callable[[], nn.Module] = tiny_llama
+    data: Callable[[], Batches] = rows_of_tokens
+    dtype: torch.dtype | None = None
+    autocast_adapter: bool = True
+    config_class: type[LoraConfig] = LoraConfig
+    needs: str | None = None
+
+    @property
+    def half(self) -> bool:
+        """Whether the adapter itself is in half precision."""
+        return self.dtype is not None and not self.autocast_adapter
 
     def base(self) -> nn.Module:
-        if self.layers:
-            return Layers()
-        if self.architecture:
-            torch.manual_seed(0)
-            return ARCHITECTURES[self.architecture].make()
-        return tiny_llama(tie_word_embeddings=self.tied).to(self.half or torch.float32)
+        torch.manual_seed(0)
+        base = self.make()
+        return base if self.dtype is None else base.to(self.dtype)
+
+    def config(self, **changes: Any) -> LoraConfig:
+        defaults = {"r": 4, "lora_alpha": 8, "target_modules": LINEAR}
+        return self.config_class(**defaults | self.settings | changes)
+
+    def adapt(self, base: nn.Module, config: LoraConfig) -> PeftModel:
+        torch.manual_seed(1)
+        return get_peft_model(base, config, autocast_adapter_dtype=self.autocast_adapter)
 
     def model(self, **changes: Any) -> PeftModel:
-        base = self.base()
-        if self.layers or self.half or self.architecture:
-            torch.manual_seed(1)
-            settings = {"r": 2, "target_modules": "all-linear"} | self.settings | changes
-            return get_peft_model(
-                base, LoraConfig(**settings), autocast_adapter_dtype=self.half is None
-            )
-        return with_lora(base, **self.settings | changes)
-
-    def data(self) -> tuple[list[Any], Callable | None]:
-        """Batches and the loss function, as `hrp.preheat` takes them."""
-        if self.architecture:
-            return [ARCHITECTURES[self.architecture].batch()], None
-        if not self.layers:
-            return [collate(token_rows(4, seed=seed)) for seed in (1, 2)], None
-        ids = torch.arange(24).view(4, 6) % 20
-        return [ids], lambda model, ids: (model(ids) - 1).square().mean()
+        return self.adapt(self.base(), self.config(**changes))
 
 
-def of_architecture(name: str) -> Variant:
-    return Variant(ARCHITECTURES[name].lora, architecture=name)
+def on_layers(*names: str, **settings: Any) -> Variant:
+    settings = {"r": 2, "target_modules": list(names), **settings}
+    return Variant(settings, make=Layers, data=ids_for_layers)
 
 
-def on_layers(*names: str, **extra: Any) -> Variant:
-    return Variant({"target_modules": list(names)}, layers=True, **extra)
+def on_architecture(name: str) -> Variant:
+    architecture = ARCHITECTURES[name]
+    settings = {"r": 2, **architecture.lora}
+    return Variant(
+        settings, make=architecture.make, data=lambda: ([architecture.batch()] * 2, None)
+    )
+
+
+def tied_llama() -> nn.Module:
+    return tiny_llama(tie_word_embeddings=True)
+
+
+def started_by(name: Any, refused: str | None = None) -> Variant:
+    return Variant({"init_lora_weights": name}, refused)
+
+
+def quantised(settings: Callable[[], Any]) -> Callable[[], nn.Module]:
+    """A tiny Llama, as transformers loads and quantises it; 64 is the block size of 4-bit."""
+
+    def make() -> nn.Module:
+        with tempfile.TemporaryDirectory() as folder:
+            tiny_llama(hidden_size=64, intermediate_size=64).save_pretrained(folder)
+            return LlamaForCausalLM.from_pretrained(folder, quantization_config=settings())
+
+    return make
+
+
+def int8_of_torchao() -> TorchAoConfig:
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    return TorchAoConfig(Int8WeightOnlyConfig())
+
+
+def nf4() -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+
+
+def int8_of_bitsandbytes() -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(load_in_8bit=True)
 
 
 VARIANTS = {
     "plain": Variant(),
     "rsLoRA": Variant({"use_rslora": True}),
     "DoRA": Variant({"use_dora": True}),
-    "lora_bias": Variant({"target_modules": ["linear"], "lora_bias": True}, layers=True),
+    "lora_bias": on_layers("linear", lora_bias=True),
     "bias='lora_only'": Variant({"bias": "lora_only"}),
     "lora_dropout": Variant({"lora_dropout": 0.2}),
     "rank_pattern, alpha_pattern": Variant(
         {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 5}}
     ),
+    "an odd rank": Variant({"r": 3}),
     "layers_to_transform": Variant({"target_modules": ["q_proj"], "layers_to_transform": [1]}),
     "exclude_modules": Variant({"exclude_modules": ["down_proj"]}),
+    "target_modules='all-linear'": Variant({"target_modules": "all-linear"}),
     "target_modules as a regex": Variant({"target_modules": r".*\.[qv]_proj"}),
     "modules_to_save": Variant({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
     "trainable_token_indices": Variant(
         {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [3, 5]}}
     ),
-    "tied embedding and head": Variant({"target_modules": ["q_proj", "embed_tokens"]}, tied=True),
+    "target_parameters (experts)": on_architecture("Mixtral"),
+    "tied embedding and head": Variant(
+        {"target_modules": ["q_proj", "embed_tokens"]}, make=tied_llama
+    ),
     "nn.Embedding": on_layers("embedding"),
     "nn.Conv1d": on_layers("conv1d"),
     "nn.Conv2d": on_layers("conv2d"),
     "nn.Conv3d": on_layers("conv3d"),
     "nn.MultiheadAttention": on_layers("attention"),
-    "GPT-2's Conv1D": of_architecture("GPT-2"),
-    "target_parameters (experts)": of_architecture("Mixtral"),
-    "bf16 adapter": Variant(half=torch.bfloat16),
-    "init_lora_weights='gaussian'": Variant({"init_lora_weights": "gaussian"}),
-    "init_lora_weights='orthogonal'": Variant({"init_lora_weights": "orthogonal"}),
-    "init_lora_weights='pissa'": Variant({"init_lora_weights": "pissa"}, "leaves the base weights"),
-    "init_lora_weights='olora'": Variant({"init_lora_weights": "olora"}, "leaves the base weights"),
-    "init_lora_weights='mica'": Variant({"init_lora_weights": "mica"}, "LoRA variant MiCA"),
-    "init_lora_weights=False": Variant({"init_lora_weights": False}, "already changes the model"),
+    "linear, embedding and conv1d": on_layers("linear", "embedding", "conv1d"),
+    "transformers' Conv1D (GPT-2)": on_architecture("GPT-2"),
+    "bf16 base, float32 adapter": Variant(dtype=BF16),
+    "bf16 adapter": Variant(dtype=BF16, autocast_adapter=False),
+    "fp16 base, float32 adapter": Variant(dtype=FP16),
+    "fp16 adapter": Variant(dtype=FP16, autocast_adapter=False),
+    "init_lora_weights='gaussian'": started_by("gaussian"),
+    "init_lora_weights='orthogonal'": started_by("orthogonal"),
+    "init_lora_weights='pissa'": started_by("pissa", "leaves the base weights"),
+    "init_lora_weights='olora'": started_by("olora", "leaves the base weights"),
+    "init_lora_weights='mica'": started_by("mica", "LoRA variant MiCA"),
+    "init_lora_weights=False": started_by(False, "already changes the model"),
 }
+
+QUANTISED = {
+    "torchao int8 base": Variant(make=quantised(int8_of_torchao), needs="torchao"),
+    "bitsandbytes 8-bit base": Variant(
+        make=quantised(int8_of_bitsandbytes), needs="bitsandbytes"
+    ),
+    "bitsandbytes 4-bit (nf4) base": Variant(make=quantised(nf4), needs="bitsandbytes"),
+}
+
+ADALORA = Variant(
+    {"r": 8, "init_r": 4, "total_step": 10},
+    "must be of type LORA, got ADALORA",
+    config_class=AdaLoraConfig,
+)

@@ -1,6 +1,6 @@
-"""The Markdown table of `gsm8k_core.py`'s records: each arm at its best learning rate.
+"""The Markdown table of `gsm8k_core.py`'s or `stages.py`'s records: each arm at its best rate.
 
-python experiments/gsm8k_core_table.py experiments/results/gsm8k-core
+python experiments/arms_table.py experiments/results/gsm8k-core
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def losses_by_setting(folder: Path) -> dict[str, dict[float, Losses]]:
         record = json.loads(path.read_text())
         setting = record["arm"], record["learning_rate"]
         found[setting[0]][setting[1]][record["seed"]] = record["test_loss"]
-        if record["status"] != "ok":
+        if record["test_loss"] is None:
             diverged.add(setting)
     for arm, learning_rate in diverged:
         del found[arm][learning_rate]
