@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # as pytest's `pythonpath` does
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import peft
 import torch
 from peft import EvaConfig, LoraGAConfig, PeftModel, initialize_lora_eva_weights
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.config import CordaConfig
-from peft.tuners.lora.eva import prepare_model_inputs_fn_language_modeling
+from peft.tuners.lora.eva import (
+    prepare_layer_inputs_fn_language_modeling,
+    prepare_model_inputs_fn_language_modeling,
+)
 from peft.tuners.lora.loraga import preprocess_loraga
 from torch import Tensor
 from variants import ADALORA, QUANTISED, VARIANTS, Variant
@@ -28,17 +32,35 @@ from variants import ADALORA, QUANTISED, VARIANTS, Variant
 import hrp
 
 ROWS = VARIANTS | {"AdaLoRA": ADALORA} | QUANTISED
-SILENT, PART, REFUSED = "silent default", "part", "refused"
-NOT_THERE = "–"
+LIBRARIES = ("torch", "transformers", "peft", "torchao", "bitsandbytes")
 EVA_BATCHES = 60
-WORDS = 14
+SHOWN = 150  # characters of an error
 
-HEAD = """# Compatibility
+HEAD = """# PEFT's variants, and who starts them
 
-Which start reaches which kind of LoRA, measured: every cell is what happened when the start in
-its column was put on the adapter in its row, on a tiny model on the CPU, by
-[`tests/breadth/compatibility.py`](https://github.com/hrp-lora/hrp-lora) with {versions}. HRP goes
-through the same function as PEFT's own initialisers. Other versions may behave otherwise.
+What became of each kind of LoRA under HRP (direction "A") and under PEFT's own initialisers, on
+tiny models on the CPU with
+{versions};
+other versions may behave otherwise. Every cell was measured by one function, `outcome` in
+`tests/breadth/compatibility.py`.
+`python tests/breadth/compatibility.py docs/compatibility.md` writes this page (with the extras
+`dev` and `quantised`), and the tests hold it to what they see.
+
+- *started*: no factor pair is PEFT's default random start any more, and the model's output at
+  step 0 is the base's, up to rounding;
+- *base changed*: a weight of the base is another (of a quantised base: its output is), so the
+  saved adapter alone does not fit the original base; *not a no-op*: the output at step 0 is
+  another;
+- **part: k of n**: the other modules have PEFT's default start, and nothing was raised;
+- **silent default**: all of them have; where a warning named them, the cell says so;
+- *refused*: a `ValueError`, `TypeError` or `NotImplementedError`; *fails*: any other error. The
+  messages are below the table;
+- n/a: the variant is itself an `init_lora_weights`, of which an adapter has only one.
+
+CorDA and LoRA-GA read the targets before PEFT does; they are given the names of the modules (but
+for the row `target_modules='all-linear'`), CorDA one row of data at a time, and EVA at most
+{batches} batches. HRP refuses AdaLoRA because its `B diag(E) A` has no pair of factors to start.
+
 """
 
 
@@ -68,10 +90,13 @@ def by_setting(name: Any) -> Callable[[Variant], PeftModel]:
 
 
 class Limited:
-    """The batches again and again, as EVA reads them; it would go on for ever if it never settles."""
+    """What EVA reads again and again: without end, were there no limit, where it never settles."""
 
     def __init__(self, batches: list[Any]) -> None:
         self.batches, self.left = batches, EVA_BATCHES
+
+    def __len__(self) -> int:
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.batches:
@@ -88,18 +113,20 @@ def positions(batch: Any, config: Any) -> Tensor | None:
 
 
 def layer_inputs(inputs: Any, chosen: Tensor | None, layer: str) -> Tensor:
-    """PEFT's choice of tokens; all rows where a layer sees no batch of sequences."""
+    """PEFT's choice of tokens; all rows of a layer that sees vectors rather than sequences."""
     tensor = inputs if isinstance(inputs, Tensor) else inputs[0]
-    if chosen is None or tensor.dim() < 3:
-        return tensor.reshape(-1, tensor.shape[-1])
-    return tensor[chosen.T.unbind()]
+    if chosen is None:
+        return tensor.flatten(0, -2)
+    if tensor.dim() == 2 and tensor.is_floating_point():
+        return tensor
+    return prepare_layer_inputs_fn_language_modeling(inputs, chosen, layer)
 
 
 def by_eva(variant: Variant) -> PeftModel:
     model = variant.model(init_lora_weights="eva", eva_config=EvaConfig(rho=1.0))
     initialize_lora_eva_weights(
         model,
-        Limited(variant.data()[0]),
+        Limited(variant.data()[0][:1]),
         forward_fn=call,
         prepare_model_inputs_fn=positions,
         prepare_layer_inputs_fn=layer_inputs,
@@ -112,9 +139,7 @@ def by_corda(variant: Variant) -> PeftModel:
     from peft.tuners.lora.corda import preprocess_corda  # needs attrs, which PEFT does not install
 
     base = variant.base()
-    config = variant.config(
-        init_lora_weights="corda", corda_config=CordaConfig(corda_method="ipm")
-    )
+    config = variant.config(init_lora_weights="corda", corda_config=CordaConfig(corda_method="ipm"))
 
     def run() -> None:
         for batch in variant.data()[0]:
@@ -153,8 +178,8 @@ STARTS: dict[str, Callable[[Variant], PeftModel]] = {
 class Factors:
     """The two factors of one module, and whether it is an embedding."""
 
-    lora_A: Tensor
-    lora_B: Tensor
+    A: Tensor
+    B: Tensor
     embedding: bool
 
     def are_default(self, reference: Factors) -> bool:
@@ -167,12 +192,12 @@ class Factors:
         """
         same = [
             one.shape == other.shape and torch.equal(one, other)
-            for one, other in ((self.lora_A, reference.lora_A), (self.lora_B, reference.lora_B))
+            for one, other in ((self.A, reference.A), (self.B, reference.B))
         ]
-        if all(same) or (self.embedding and not self.lora_A.any()):
+        if all(same) or (self.embedding and not self.A.any()):
             return True
-        bound = self.lora_A[0].numel() ** -0.5 * (1 + 2**-8)  # half precision rounds
-        return not self.lora_B.any() and bool(self.lora_A.abs().max() <= bound)
+        bound = self.A[0].numel() ** -0.5 * (1 + 2**-8)  # half precision rounds
+        return not self.B.any() and bool(self.A.abs().max() <= bound)
 
 
 def factors(model: PeftModel) -> dict[str, Factors]:
@@ -200,34 +225,100 @@ def far(one: Tensor, other: Tensor, variant: Variant) -> bool:
     return not bool((one - other).norm() <= tolerance * other.norm())
 
 
-def judged(variant: Variant, model: PeftModel, messages: list[str]) -> str:
+def base_weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """By their names in the base model."""
+    wrappers = {"base_layer", "original_module", "token_adapter"}
+    return {
+        ".".join(part for part in name.split(".") if part not in wrappers): weight
+        for name, weight in model.state_dict().items()
+    }
+
+
+def base_changed(variant: Variant, model: PeftModel) -> bool:
+    """Whether a weight of the base is another, or what a quantised base computes.
+
+    The latter because a back end packs its weights otherwise as soon as the mode changes.
+    """
+    pristine, batch = variant.base(), variant.data()[0][0]
+    if variant.needs is None:
+        now = base_weights(model.get_base_model())
+        return any(not one.equal(now[name]) for name, one in base_weights(pristine).items())
+    with model.disable_adapter():
+        return far(output(model, batch), output(pristine, batch), variant)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """``text`` for the table; ``error``, where there was one, for the list below it."""
+
+    text: str
+    error: str = ""
+
+
+def judged(variant: Variant, model: PeftModel, messages: Iterable[str]) -> Cell:
     """The cell of a start that raised nothing."""
     reference = factors(variant.model(init_lora_weights=True))
-    started = {name: one for name, one in factors(model).items()}
-    default = [n for n, one in started.items() if one.are_default(reference[n])]
-    said = ", with a warning" if any("initialized with" in m for m in messages) else ""
-    if len(default) == len(started):
-        return (SILENT if not said else "default") + said
-    cell = "started" if not default else f"{PART}: {len(started) - len(default)} of {len(started)}"
+    found = factors(model)
+    default = [name for name, one in found.items() if one.are_default(reference[name])]
+    warned = ", with a warning" if any("were initialized with" in m for m in messages) else ""
+    if len(default) == len(found):
+        return Cell("default, with a warning" if warned else "**silent default**")
+    part = f"**part: {len(found) - len(default)} of {len(found)}**"
     batch = variant.data()[0][0]
-    base = output(variant.base(), batch)
-    with model.disable_adapter():
-        changed = far(output(model, batch), base, variant)
-    cell += ", base changed" if changed else ""
-    return cell + (", not a no-op" if far(output(model, batch), base, variant) else "") + said
+    base, now = output(variant.base(), batch), output(model, batch)
+    return Cell(
+        (part if default else "started")
+        + (", base changed" if base_changed(variant, model) else "")
+        + (", not a no-op" if far(now, base, variant) else "")
+        + warned
+    )
 
 
-def outcome(initialiser: str, variant: Variant) -> tuple[str, str]:
-    """What a start does on a variant: the cell, and the error in its own words or ""."""
+def outcome(initialiser: str, variant: Variant) -> Cell:
+    """What a start does on a variant, whichever of the columns it is."""
     if initialiser != "hrp" and "init_lora_weights" in variant.settings:
-        return NOT_THERE, ""
+        return Cell("n/a")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             model = STARTS[initialiser](variant)
-            messages = [str(one.message) for one in caught]
-            return judged(variant, model, messages), ""
-        except Exception as error:  # whatever it is, it is the finding
-            words = " ".join(str(error).split()).split(" ")
-            short = " ".join(words[:WORDS]) + (" ..." if len(words) > WORDS else "")
-            return REFUSED, f"{type(error).__name__}: {short}"
+            return judged(variant, model, [str(one.message) for one in caught])
+        except Exception as error:  # whichever it is, it is the finding
+            meant = isinstance(error, ValueError | TypeError | NotImplementedError)
+            name, message = type(error).__name__, " ".join(str(error).split())
+            message = message[:SHOWN] + ("..." if len(message) > SHOWN else "")
+            return Cell("refused" if meant else "fails", f"{name}: {message}")
+
+
+def line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |\n"
+
+
+def row(name: str) -> dict[str, Cell]:
+    """The cells of a variant, by initialiser."""
+    return {initialiser: outcome(initialiser, ROWS[name]) for initialiser in STARTS}
+
+
+def messages(rows: dict[str, dict[str, Cell]]) -> str:
+    """One line for each message of each initialiser, with the variants where it came."""
+    where: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, cells in rows.items():
+        for initialiser, cell in cells.items():
+            if cell.error:
+                where[initialiser, cell.error].append(name)
+    ordered = sorted(where.items(), key=lambda entry: list(STARTS).index(entry[0][0]))
+    return "".join(f"- `{i}` on {'; '.join(on)}: `` {e} ``\n" for (i, e), on in ordered)
+
+
+def page(rows: dict[str, dict[str, Cell]]) -> str:
+    versions = ", ".join(f"{name} {version(name).partition('+')[0]}" for name in LIBRARIES)
+    head = HEAD.format(versions=versions, batches=EVA_BATCHES)
+    table = line(["variant", *(f"`{name}`" for name in STARTS)])
+    table += line(["---"] * (len(STARTS) + 1))
+    for name, cells in rows.items():
+        table += line([name, *(cell.text for cell in cells.values())])
+    return f"{head}{table}\n## The messages\n\n{messages(rows)}"
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(page({name: row(name) for name in ROWS}), encoding="utf-8")

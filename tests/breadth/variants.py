@@ -179,9 +179,7 @@ VARIANTS = {
 
 QUANTISED = {
     "torchao int8 base": Variant(make=quantised(int8_of_torchao), needs="torchao"),
-    "bitsandbytes 8-bit base": Variant(
-        make=quantised(int8_of_bitsandbytes), needs="bitsandbytes"
-    ),
+    "bitsandbytes 8-bit base": Variant(make=quantised(int8_of_bitsandbytes), needs="bitsandbytes"),
     "bitsandbytes 4-bit (nf4) base": Variant(make=quantised(nf4), needs="bitsandbytes"),
 }
 
