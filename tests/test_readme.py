@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -51,12 +53,34 @@ def test_python_examples_run(tmp_path, monkeypatch):
     assert len(hrp.Spectrum.load("spectrum")) > 0
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/LOG.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/LOG.md", "docs/choosing.md"])
 def test_the_table_of_starts_is_the_one_generated_from_the_records(page):
     command = [sys.executable, "experiments/arms_table.py", "experiments/results/gsm8k-core"]
     table = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert table.count("\n") == 6
     assert table in (ROOT / page).read_text()
+
+
+def test_the_command_line_example_runs_and_its_adapter_loads_as_it_says(tmp_path, monkeypatch):
+    """The very words of the README, with the embedded model and a small file for the reader's."""
+    from hrp.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    section = README.partition("## From the command line")[2].partition("\n## ")[0]
+    block = re.search(r"```sh\n(.*?)```", section, re.DOTALL).group(1)
+    rows = ({"question": f"what is {i} plus 1?", "answer": f"it is {i + 1}."} for i in range(48))
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    program, *words = shlex.split(block.replace("\\\n", "").replace("path/to/model", BASE))
+    assert program == "hrp"
+    assert main(words) == 0
+    loading = re.search(r"`(PeftModel\.from_pretrained\(.*?\))`", section).group(1)
+    base = AutoModelForCausalLM.from_pretrained(BASE)
+    model = eval(loading, {"PeftModel": PeftModel, "base": base})  # noqa: S307 -- our own README
+    assert model.peft_config["default"].r == 4
+    assert hrp.Spectrum.load("runs/adapter/spectrum").provenance["steps"] == 3
+    assert {f"hrp {name}" for name in ("preheat", "init", "inspect", "report")} <= set(
+        re.findall(r"`(hrp \w+)`", " ".join(section.split()))
+    )
 
 
 def hrp_model() -> PeftModel:

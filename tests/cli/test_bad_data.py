@@ -13,7 +13,7 @@ from trl import ScriptArguments
 
 from hrp.cli.arguments import DataArguments
 from hrp.cli.datasets import check_columns, load_splits, split_of, with_templates
-from hrp.cli.failures import UsageError
+from hrp.cli.failures import UsageError, reported
 
 ROWS = [{"question": "1+1?", "answer": "2"}, {"question": "2+2?", "answer": "4"}]
 
@@ -113,9 +113,56 @@ def test_the_spectrum_of_another_model_is_refused(tmp_path, data, capsys):
     assert not (tmp_path / "adapter" / "adapter_config.json").exists()
 
 
-def test_an_output_under_a_file_is_refused(tmp_path, data, capsys):
+@pytest.mark.parametrize("command", ["sft", "preheat"])
+def test_an_output_under_a_file_is_refused_before_the_model_is_loaded(
+    command, tmp_path, data, capsys
+):
     (tmp_path / "file").write_text("")
-    assert "file" in refused(capsys, "sft", *training(data, tmp_path / "file" / "adapter"))
+    flags = training(data, tmp_path / "file" / "adapter", "--lora_target_modules", "none", "such")
+    message = refused(capsys, command, *flags)
+    assert f"cannot be written: '{tmp_path / 'file'}' is no folder; choose another" in message
+
+
+def test_an_output_that_may_not_be_written_is_refused(tmp_path, data, capsys, monkeypatch):
+    from hrp.cli import outputs
+
+    monkeypatch.setattr(outputs.os, "access", lambda _path, mode: mode != outputs.os.W_OK)
+    message = refused(capsys, "sft", *training(data, tmp_path / "adapter"))
+    assert f"cannot be written: '{tmp_path}' is not writable; choose another" in message
+
+
+def test_a_file_system_that_refuses_the_output_is_named(tmp_path, data, capsys, monkeypatch):
+    from hrp.cli.outputs import Output
+
+    def refuse(*_args, **_settings):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Output, "record", refuse)
+    message = refused(capsys, "sft", *training(data, tmp_path / "adapter"))
+    assert "adapter' cannot be written (Read-only file system); choose another" in message
+
+
+@pytest.mark.parametrize("command", ["sft", "preheat"])
+def test_a_model_folder_that_is_not_there_is_named(command, tmp_path, data, capsys):
+    flags = training(data, tmp_path / "adapter", "--model_name_or_path", tmp_path / "none")
+    message = refused(capsys, command, *flags)
+    assert f"`--model_name_or_path` '{tmp_path / 'none'}' is no folder" in message
+
+
+def test_a_message_that_a_library_folds_is_one_line(capsys):
+    def job():
+        raise OSError("We could not connect.\n  Check\nyour network.")
+
+    assert reported("sft", job) == 2
+    assert capsys.readouterr().err == "hrp sft: We could not connect. Check your network.\n"
+
+
+def test_a_fault_of_ours_keeps_its_traceback():
+    def job():
+        raise RuntimeError("a shape is wrong")
+
+    with pytest.raises(RuntimeError, match="a shape is wrong"):
+        reported("sft", job)
 
 
 def test_another_programs_output_is_left_alone(tmp_path, data, capsys):
@@ -190,7 +237,14 @@ def test_data_seen_more_than_once_in_preheating_are_said(caplog):
         ("a.jsonl", "", "is an empty file"),
         ("a.jsonl", '{"a": 1}\n{"a": }\n', "line 2 is not JSON"),
         ("a.jsonl", '{"a": 1}\n\n[1]\n', "line 3 must be a JSON object, got list"),
-        ("a.json", '{"a": 1}\n{"a": 2\n', "line 2 is not JSON"),
+        (
+            "a.json",
+            '{"a": 1}\n{"a": 2\n',
+            "line 2 is not JSON (Expecting ',' delimiter at column 8)",
+        ),
+        ("a.jsonl", "\n\n", "there must be at least one row, got none"),
+        ("a.json", "[]", "there must be at least one row, got none"),
+        ("a.csv", "question,answer\n", "there must be at least one row, got none"),
         ("a.txt", "x", "must be a folder or end in .json, .jsonl, .csv, .parquet"),
         ("a.parquet", "not parquet", "a.parquet"),
     ],

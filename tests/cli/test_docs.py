@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -18,10 +19,12 @@ from hrp.cli.arguments import (
     SpectrumArguments,
 )
 from hrp.cli.sft import parse_sft
+from hrp.demo import BASE
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TRAINING = ("sft", "preheat")
+WITH_PARSER = ("init", "inspect", "report")
 
 
 def blocks(language: str) -> list:
@@ -41,12 +44,14 @@ def commands(block: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("block", blocks("sh"))
 def test_a_documented_command_exists_and_parses(block):
-    for name, *flags in commands(block):
+    for name, *flags in commands(block.replace("path/to/model", str(BASE))):
         assert name in COMMANDS
         if name in TRAINING:
             known = [flag for flag in flags if flag not in ("--config", "run.yaml")]
             model = () if "--model_name_or_path" in known else ("--model_name_or_path", "x")
             parse_sft(name, "", "", [*known, *model, "--use_cpu", "--bf16", "false"])
+        elif name in WITH_PARSER:
+            importlib.import_module(f"hrp.cli.{name}")._parser().parse_args(flags)
 
 
 @pytest.mark.parametrize("block", blocks("python"))
@@ -59,7 +64,7 @@ def test_a_documented_config_file_parses(tmp_path):
     (tmp_path / "run.yaml").write_text(block)
     flags = ["--config", str(tmp_path / "run.yaml"), "--use_cpu", "--bf16", "false"]
     request = parse_sft("sft", "", "", flags)
-    assert request.data.prompt_template == "Question: {question}\nAnswer: "
+    assert request.data.prompt_template == "Question: {question}\nAnswer:"
     assert request.hrp.hrp_config(0).preheat_steps == "auto"
 
 

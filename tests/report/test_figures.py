@@ -170,3 +170,17 @@ def test_drawing_leaves_matplotlib_s_settings_alone():
 @pytest.mark.parametrize("draw", [spectra.effective_rank_map, spectra.energy_curves])
 def test_spectrum_figures_can_be_drawn_for_many_layers(draw):
     assert_well_formed(to_svg(draw(made_spectrum(layers=40)), "x", ""))
+
+
+def test_no_arm_of_the_differences_lies_on_the_frame(analysis):
+    axes = plots.differences(analysis).axes[0]
+    bottom, top = axes.get_ylim()
+    assert top < min(axes.get_yticks())
+    assert bottom > max(axes.get_yticks())
+
+
+def test_preheating_steps_are_whole_numbers():
+    axes = plots.preheating_curves({"three steps": [3.5, 2.7, 3.0]}).axes[0]
+    ticks = axes.get_xticks()
+    assert len(ticks) >= 2
+    assert all(float(tick).is_integer() for tick in ticks)

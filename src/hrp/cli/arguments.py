@@ -88,10 +88,10 @@ class DataArguments:
     )
     prompt_template: str | None = field(
         default=None,
-        metadata={"help": r"Makes the prompt of other columns: 'Question: {question}\nAnswer: '."},
+        metadata={"help": r"Makes the prompt of other columns: 'Question: {question}\nAnswer:'."},
     )
     completion_template: str | None = field(
-        default=None, metadata={"help": "Makes the completion, likewise: '{answer}'."}
+        default=None, metadata={"help": "Makes the completion, likewise: ' {answer}'."}
     )
 
 

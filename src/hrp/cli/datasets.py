@@ -76,6 +76,8 @@ def _checked_load(builder: str, files: Iterable[Path], **settings: Any) -> Any:
         for path in files:
             _find_broken_line(path)
         cause = error.__cause__ or error
+        if "corresponds to no data" in str(cause):
+            cause = UsageError("there must be at least one row, got none")
         raise UsageError(f"the data in '{settings.get('data_files', builder)}': {cause}") from error
 
 
@@ -93,9 +95,10 @@ def _find_broken_line(path: Path) -> None:
 
 def _check_line(path: Path, number: int, line: str) -> None:
     try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UsageError(f"'{path}', line {number} is not JSON ({error}); mend it") from error
+        row = json.loads(line.rstrip("\r\n"))
+    except json.JSONDecodeError as error:
+        fault = f"{error.msg} at column {error.colno}"
+        raise UsageError(f"'{path}', line {number} is not JSON ({fault}); mend it") from error
     if not isinstance(row, dict):
         raise UsageError(
             f"'{path}', line {number} must be a JSON object, got {type(row).__name__}; mend it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 from collections.abc import Callable
@@ -27,6 +28,10 @@ EXPECTED_ERRORS = (
     ValueError,
     yaml.YAMLError,
 )
+# What torch.save says, and no more, where the disk is full or a file may not grow.
+_TORCH_CANNOT_WRITE = ("iostream error", "inline_container", "PytorchStreamWriter")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REMEDY = "; make room on the disk and run the command again"
 
 
 def reported(command: str, job: Callable[[], int]) -> int:
@@ -39,5 +44,19 @@ def reported(command: str, job: Callable[[], int]) -> int:
         print(f"\nhrp {command}: interrupted", file=sys.stderr)
         return 130
     except EXPECTED_ERRORS as error:
-        print(f"hrp {command}: {error}", file=sys.stderr)
-        return 2
+        return _told(command, str(error) + (_REMEDY if _is_full(error) else ""))
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _TORCH_CANNOT_WRITE):
+            raise
+        return _told(command, f"a checkpoint could not be written ({error}){_REMEDY}")
+
+
+def _is_full(error: Exception) -> bool:
+    if isinstance(error, SafetensorError):
+        return "I/O error" in str(error)
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def _told(command: str, message: str) -> int:
+    print(f"hrp {command}: {' '.join(message.split())}", file=sys.stderr)  # libraries fold lines
+    return 2

@@ -69,9 +69,10 @@ class Output:
         """Whether this run should go ahead; False if it is finished. Writes nothing.
 
         Raises:
-            UsageError: there is another run's work and neither flag is given, or ``resume`` of a
-                run with other settings.
+            UsageError: the folder cannot be written; there is another run's work and neither flag
+                is given; ``resume`` of a run with other settings.
         """
+        self._check_place()
         state = self.state()
         if overwrite or state == "absent":
             return True
@@ -92,10 +93,16 @@ class Output:
         return True
 
     def begin(self, overwrite: bool) -> None:
-        """Make the folder ready, after `check`; raises ``OSError`` where it is not writable."""
-        if overwrite or self.state() == "absent":
-            self._clear()
-        self.record(finished=False)
+        """Make the folder ready, after `check`; raises ``UsageError`` where it is not writable."""
+        try:
+            if overwrite or self.state() == "absent":
+                self._clear()
+            self.record(finished=False)
+        except OSError as error:
+            raise UsageError(
+                f"`--output_dir` '{self.folder}' cannot be written ({error.strerror}); choose "
+                "another"
+            ) from error
 
     def record(self, finished: bool, **facts: Any) -> None:
         """Write the record, atomically; makes the folder if need be."""
@@ -126,6 +133,18 @@ class Output:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
+    def _check_place(self) -> None:
+        """Refuse before anything is loaded what `begin` could only refuse after it."""
+        place = next(
+            path for path in (self.folder, *self.folder.absolute().parents) if path.exists()
+        )
+        fault = "no folder" if not place.is_dir() else "not writable"
+        if not (place.is_dir() and os.access(place, os.W_OK)):
+            raise UsageError(
+                f"`--output_dir` '{self.folder}' cannot be written: '{place}' is {fault}; choose "
+                "another"
+            )
+
     def _check_same(self) -> None:
         before = (_read(self.folder / RECORD) or {}).get("settings", {})
         now = json.loads(json.dumps(self.settings, default=str))
@@ -153,7 +172,5 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return None
-    except NotADirectoryError:  # a file stands where the folder should be; writing will say so
         return None
     return content if isinstance(content, dict) else None

@@ -10,7 +10,7 @@ from hrp.errors import SpectrumFormatError
 from hrp.spectrum import Spectrum
 
 EPILOG = """example:
-  hrp report experiments/results --spectrum runs/spectrum --out report.html
+  hrp report experiments/results/gsm8k-core --spectrum runs/spectrum --out report.html
 """
 
 
@@ -48,10 +48,14 @@ def main(argv: list[str]) -> int:
         parser.error("give a folder of records, or --spectrum DIR")
     # Slow to import, and not needed to say that an option is wrong.
     from hrp.bench.record import RecordError, load_records, write_whole
+    from hrp.report.flat_records import is_flat, load_flat
     from hrp.report.pages import report_page
 
     try:
-        records = load_records(options.records) if options.records else []
+        records = []
+        if options.records:
+            load = load_flat if is_flat(options.records) else load_records
+            records = load(options.records)
         if options.metric and not any(options.metric in one.metrics for one in records):
             known = sorted({name for one in records for name in one.metrics})
             raise ValueError(f"`--metric` must be one of {known}, got {options.metric!r}")

@@ -36,8 +36,8 @@ HRP's own, which come first below.
 """
 EXAMPLE = """\
   hrp sft --model_name_or_path Qwen/Qwen3-0.6B --dataset_path train.jsonl \\
-      --prompt_template 'Question: {question}\\nAnswer: ' --completion_template '{answer}' \\
-      --lora_r 16 --preheat_steps 50 --direction B --learning_rate 2e-4 --output_dir runs/adapter
+      --prompt_template 'Question: {question}\\nAnswer:' --completion_template ' {answer}' \\
+      --lora_r 16 --preheat_steps 50 --direction AB --learning_rate 2e-4 --output_dir runs/adapter
 """
 # What a resumed run must have in common with the interrupted one; more steps are allowed.
 MODEL_SETTINGS = (
@@ -156,9 +156,17 @@ def check_common(training: Any, model: ModelConfig) -> None:
         raise UsageError("`--model_name_or_path` is needed: a hub id or a local folder")
     if training.resume_from_checkpoint is not None:
         raise UsageError("`--resume_from_checkpoint` does not know preheating; pass --resume")
+    _check_model(model.model_name_or_path)
     if not model.use_peft:
         print("--use_peft is implied: HRP starts a LoRA")
         model.use_peft = True
+
+
+def _check_model(name: str) -> None:
+    """HF takes a path that is not there for a badly written hub id, and says only that."""
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if is_path and not Path(name).is_dir():
+        raise UsageError(f"`--model_name_or_path` '{name}' is no folder")
 
 
 def build_trainer(request: SFTRequest) -> HRPSFTTrainer:

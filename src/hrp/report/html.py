@@ -39,7 +39,7 @@ td.long { white-space: normal; min-width: 16em; }
 tbody tr:last-child td { border-bottom: 0; }
 th { background: var(--panel); font-weight: 600; }
 th:first-child, td:first-child { position: sticky; left: 0; background: var(--panel);
-  max-width: 12em; white-space: normal; overflow-wrap: break-word; }
+  min-width: 5.5em; max-width: 12em; white-space: normal; overflow-wrap: break-word; }
 @media (min-width: 700px) {
   th:first-child, td:first-child { white-space: nowrap; max-width: 30em; } }
 .better { color: var(--good); font-weight: 600; }

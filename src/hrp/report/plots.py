@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from hrp.bench.record import Record
 from hrp.bench.stats import Comparison
@@ -47,7 +48,7 @@ def differences(analysis: Analysis) -> Figure:
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_xlim(-reach, reach)
         axes.set_yticks(range(len(compared)), [plain(one.arm, 28) for one in compared])
-        axes.invert_yaxis()
+        axes.set_ylim(max(len(compared), 1) - 0.4, -0.6)  # first row on top, none on the frame
         direction = "less" if analysis.minimise else "more"
         axes.set_xlabel(
             f"{plain(analysis.metric)}, minus {plain(analysis.control)} ({direction} is better)"
@@ -179,6 +180,7 @@ def preheating_curves(losses: Mapping[str, Sequence[float]]) -> Figure:
         for index, (name, values) in enumerate(losses.items()):
             steps = range(1, len(values) + 1)
             axes.plot(steps, values, label=plain(name), **colour(index))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("preheating step")
         axes.set_ylabel("training loss")
         if len(losses) > 1:

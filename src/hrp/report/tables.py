@@ -192,17 +192,18 @@ def _cost_cells(costs: Sequence[Costs]) -> list[str]:
     def mean(name: str) -> float:
         return float(np.mean([getattr(one, name) for one in costs]))
 
-    return [
-        f"{mean('preheat_steps'):.0f}",
-        f"{mean('finetune_steps'):.0f}",
-        f"{mean('charged_steps'):.0f}",
-        si(mean("tokens")),
-        si(mean("flops"), "FLOP"),
-        f"{mean('wall_s'):.1f} s",
-        si(mean("tokens_per_second"), "tok/s"),
-        f"{mean('peak_memory_bytes') / 2**30:.2f} GiB",
-        si(mean("extra_parameters")),
-    ]
+    steps = [f"{mean(name):.0f}" for name in ("preheat_steps", "finetune_steps", "charged_steps")]
+    measured = {
+        "tokens": si(mean("tokens")),
+        "flops": si(mean("flops"), "FLOP"),
+        "wall_s": f"{mean('wall_s'):.1f} s",
+        "tokens_per_second": si(mean("tokens_per_second"), "tok/s"),
+        "peak_memory_bytes": f"{mean('peak_memory_bytes') / 2**30:.2f} GiB",
+    }
+    # No run uses none of these: a zero was not measured. A plain adapter has no extra parameters.
+    shown = [text if mean(name) else DASH for name, text in measured.items()]
+    extra = si(mean("extra_parameters")) if mean("tokens") else DASH
+    return [*steps, *shown, extra]
 
 
 def sources_table(analysis: Analysis) -> Table:
