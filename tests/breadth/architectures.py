@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -159,13 +160,48 @@ def clip() -> torch.nn.Module:
     return tf.CLIPModel(config)
 
 
+def unet() -> torch.nn.Module:
+    with warnings.catch_warnings():  # that torch.jit is deprecated
+        warnings.simplefilter("ignore")
+        from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=8,
+        attention_head_dim=4,
+    )
+
+
+def noisy_batch() -> dict[str, Any]:
+    states = torch.randn(ROWS, 4, 8, generator=torch.Generator().manual_seed(1))
+    return {"sample": pixels(), "timestep": torch.tensor([1, 2]), "encoder_hidden_states": states}
+
+
+def own_loss(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+    return model(**batch).loss
+
+
+def denoising_loss(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+    return (model(**batch).sample - batch["sample"]).square().mean()
+
+
 @dataclass(frozen=True)
 class Architecture:
-    """How to make the model, a batch for it, and where LoRA goes."""
+    """How to make the model, a batch for it, its loss, and where LoRA goes."""
 
     make: Callable[[], torch.nn.Module]
     batch: Callable[[], dict[str, Any]] = causal_batch
     lora: dict[str, Any] = field(default_factory=lambda: {"target_modules": "all-linear"})
+    loss: Callable[[torch.nn.Module, dict[str, Any]], torch.Tensor] = own_loss
+    output: str = "logits"
+    needs: str = "transformers"
 
 
 def targets(*names: str, **extra: Any) -> dict[str, Any]:
@@ -193,5 +229,13 @@ ARCHITECTURES = {
     ),
     "ViT": Architecture(vit, image_batch, targets("q_proj", "v_proj")),
     "Whisper": Architecture(whisper, audio_batch, targets("q_proj", "v_proj", "fc1")),
-    "CLIP": Architecture(clip, clip_batch, targets("q_proj", "v_proj")),
+    "CLIP": Architecture(clip, clip_batch, targets("q_proj", "v_proj"), output="logits_per_image"),
+    "UNet (diffusers)": Architecture(
+        unet,
+        noisy_batch,
+        targets("to_q", "to_v", "conv1"),
+        denoising_loss,
+        output="sample",
+        needs="diffusers",
+    ),
 }

@@ -59,7 +59,9 @@ other versions may behave otherwise. Every cell was measured by one function, `o
 
 CorDA and LoRA-GA read the targets before PEFT does; they are given the names of the modules (but
 for the row `target_modules='all-linear'`), CorDA one row of data at a time, and EVA at most
-{batches} batches. HRP refuses AdaLoRA because its `B diag(E) A` has no pair of factors to start.
+{batches} batches. HRP refuses AdaLoRA because its `B diag(E) A` has no pair of factors to start,
+and the forms of LoRA whose update is not `scaling * B A` alone; of these, KaSA changes the base by
+itself, whatever starts its factors.
 
 """
 

@@ -14,23 +14,31 @@ import hrp
 CONFIG = hrp.HRPConfig(preheat_rank=6, preheat_steps=3, learning_rate=1e-2)
 
 
-def outputs(model, batch) -> torch.Tensor:
-    with torch.no_grad():
-        result = model.eval()(**batch)
-    return result.logits if hasattr(result, "logits") else result.logits_per_image
+FROZEN = pytest.mark.xfail(
+    strict=True, reason="`hrp.restoring` updates the model's `config`, which diffusers freezes"
+)
 
 
 @pytest.mark.parametrize("direction", ["A", "B", "AB"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(one, marks=FROZEN) if "diffusers" in one else one for one in ARCHITECTURES],
+)
 def test_preheat_start_train_save_and_reload(name, direction, tmp_path):
     architecture = ARCHITECTURES[name]
+    pytest.importorskip(architecture.needs)
+
+    def outputs(model, batch) -> torch.Tensor:
+        with torch.no_grad():
+            return getattr(model.eval()(**batch), architecture.output)
+
     torch.manual_seed(0)
     base = architecture.make()
     pristine, batch = copy.deepcopy(base), architecture.batch()
     model = get_peft_model(base, LoraConfig(r=2, **architecture.lora))
     at_base = outputs(model, batch)
 
-    spectrum = hrp.preheat(model, CONFIG, dataloader=[batch])
+    spectrum = hrp.preheat(model, CONFIG, dataloader=[batch], loss_fn=architecture.loss)
     assert torch.equal(outputs(model, batch), at_base)
     hrp.initialize_lora_hrp_weights(model, spectrum, direction)
     if direction == "AB":
@@ -39,8 +47,10 @@ def test_preheat_start_train_save_and_reload(name, direction, tmp_path):
         assert torch.allclose(outputs(model, batch), at_base, atol=1e-6)
 
     optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.1)
-    model.train()(**batch).loss.backward()
+    before = architecture.loss(model.train(), batch)
+    before.backward()
     optimizer.step()
+    assert architecture.loss(model, batch) != before
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(pristine, tmp_path)
     assert torch.allclose(outputs(loaded, batch), outputs(model, batch), atol=1e-6)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import AdaLoraConfig, PeftModel, get_peft_model
+from architectures import ARCHITECTURES
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 from variants import VARIANTS
 
@@ -94,6 +95,21 @@ def test_adalora_is_refused_as_it_has_no_pair_of_factors():
         hrp.preheat(model, CONFIG, dataloader=loader())
 
 
+def test_several_adapters_on_one_model_are_started_one_at_a_time():
+    model, batch = lora(tiny_llama()), collate(token_rows(4))
+    base = output(model, batch)
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    for adapter, direction in (("default", "A"), ("other", "B")):
+        before = fingerprint(model)
+        spectrum = hrp.preheat(model, CONFIG, dataloader=loader(), adapter_name=adapter)
+        hrp.initialize_lora_hrp_weights(model, spectrum, direction, adapter_name=adapter)
+        moved = {name for name, one in fingerprint(model).items() if not one.equal(before[name])}
+        assert moved
+        assert all(f".{adapter}." in name for name in moved)
+        model.set_adapter(adapter)
+        assert torch.equal(output(model, batch), base)
+
+
 def one_step(model, optimizer, batch) -> float:
     loss = model.train()(**batch).loss
     loss.backward()
@@ -150,9 +166,6 @@ def test_multihead_attention_adapts_both_of_its_projections():
 
 
 def test_an_expert_that_no_token_reached_is_named():
-    from architectures import ARCHITECTURES
-    from peft import LoraConfig
-
     architecture = ARCHITECTURES["Mixtral"]
     torch.manual_seed(0)
     model = get_peft_model(architecture.make(), LoraConfig(r=2, **architecture.lora))

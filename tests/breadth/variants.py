@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from architectures import ARCHITECTURES
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig
 from torch import nn
 from transformers import BitsAndBytesConfig, LlamaForCausalLM, TorchAoConfig
 
@@ -110,6 +111,11 @@ def started_by(name: Any, refused: str | None = None) -> Variant:
     return Variant({"init_lora_weights": name}, refused)
 
 
+def other_form(name: str, **settings: Any) -> Variant:
+    """A LoRA whose update is more, or other, than ``scaling * lora_B @ lora_A``."""
+    return Variant(settings, f"of the LoRA variant {name}")
+
+
 def quantised(settings: Callable[[], Any]) -> Callable[[], nn.Module]:
     """A tiny Llama, as transformers loads and quantises it; 64 is the block size of 4-bit."""
 
@@ -158,17 +164,34 @@ VARIANTS = {
     "tied embedding and head": Variant(
         {"target_modules": ["q_proj", "embed_tokens"]}, make=tied_llama
     ),
+    "ensure_weight_tying": Variant(
+        {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
+        "the temporary adapter does not sit on the modules",
+        make=tied_llama,
+    ),
     "nn.Embedding": on_layers("embedding"),
     "nn.Conv1d": on_layers("conv1d"),
     "nn.Conv2d": on_layers("conv2d"),
     "nn.Conv3d": on_layers("conv3d"),
     "nn.MultiheadAttention": on_layers("attention"),
+    "DoRA on embedding and convolutions": on_layers(
+        "embedding", "conv1d", "conv2d", "conv3d", use_dora=True
+    ),
     "linear, embedding and conv1d": on_layers("linear", "embedding", "conv1d"),
     "transformers' Conv1D (GPT-2)": on_architecture("GPT-2"),
     "bf16 base, float32 adapter": Variant(dtype=BF16),
     "bf16 adapter": Variant(dtype=BF16, autocast_adapter=False),
     "fp16 base, float32 adapter": Variant(dtype=FP16),
     "fp16 adapter": Variant(dtype=FP16, autocast_adapter=False),
+    "aLoRA": other_form("ALora", alora_invocation_tokens=[5], task_type="CAUSAL_LM"),
+    "BD-LoRA": other_form(
+        "BdLora",
+        target_modules=["q_proj", "o_proj"],
+        use_bdlora=BdLoraConfig(["q_proj"], ["o_proj"], nblocks=2),
+    ),
+    "KaSA": other_form("Kasa", kasa_config=KasaConfig()),
+    "MonteCLoRA": other_form("Monteclora", monteclora_config=MontecloraConfig()),
+    "VeLoRA": other_form("Velora", velora_config=VeloraConfig(num_groups=4)),
     "init_lora_weights='gaussian'": started_by("gaussian"),
     "init_lora_weights='orthogonal'": started_by("orthogonal"),
     "init_lora_weights='pissa'": started_by("pissa", "leaves the base weights"),
