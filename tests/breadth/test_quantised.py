@@ -68,8 +68,13 @@ def test_a_quantised_base_is_preheated_started_trained_and_reloaded(
     for direction in ("A", "B"):
         hrp.initialize_lora_hrp_weights(model, spectrum, direction)
         assert torch.equal(model.eval()(**batch).logits, logits)
+    hrp.initialize_lora_hrp_weights(model, spectrum, "AB")
+    kept = model(**batch).loss.item()
+    assert kept < spectrum.provenance["losses"][0]
+    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.1)
     model.train()(**batch).loss.backward()
-    assert any(p.grad is not None and p.grad.any() for p in model.parameters())
+    optimizer.step()
+    assert model.eval()(**batch).loss.item() < kept
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(quantised(back_end, folder), tmp_path)
     assert torch.allclose(loaded(**batch).logits, model.eval()(**batch).logits, atol=1e-2)
