@@ -8,7 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from compatibility import LIBRARIES, ROWS, STARTS, by_hrp, by_setting, line, outcome, row
+from compatibility import LIBRARIES, ROWS, line, outcome, row
+from initialisers import STARTS, by_hrp, by_setting
 from peft.tuners.lora import LoraLayer
 from variants import VARIANTS
 
