@@ -44,8 +44,8 @@ class InitOptions:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hrp init",
-        description="Write a PEFT adapter folder (init_lora_weights: true) that starts from a "
-        "spectrum. No base weight is loaded. Any trainer goes on from it: "
+        description="Write a PEFT adapter folder (init_lora_weights: true) that starts from a\n"
+        "spectrum. No base weight is loaded. Any trainer goes on from it:\n"
         "PeftModel.from_pretrained(base, folder, is_trainable=True).",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,

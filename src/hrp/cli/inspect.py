@@ -23,8 +23,8 @@ _SIDES = ("U", "Vh")
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hrp inspect",
-        description="Print a table of a spectrum's modules (shape, rank, effective ranks, share of "
-        "the energy in the leading directions) and the loss per preheating step.",
+        description="Print a table of a spectrum's modules (shape, rank, effective ranks, share\n"
+        "of the energy in the leading directions) and the loss per preheating step.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

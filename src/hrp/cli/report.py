@@ -17,7 +17,7 @@ EPILOG = """example:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hrp report",
-        description="Write one self-contained HTML page from a benchmark's records and from "
+        description="Write one self-contained HTML page from a benchmark's records and from\n"
         "spectra: arms with spread and significance, loss curves, costs, provenance.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

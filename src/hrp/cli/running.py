@@ -73,6 +73,7 @@ def preheat_into(job: Job, folder: Path, work: Path, overwrite: bool = False) ->
     settings["trainer_cls"] = _reporting(settings["trainer_cls"], trainer)
     checkpoints = Checkpoints(work, job.save_steps)
     spectrum = preheat(trainer.model, config, checkpoints=checkpoints, **settings)
+    spectrum.provenance["learning_rate"] = rate
     spectrum.provenance["cost"] = _cost(trainer, spectrum, time.perf_counter() - began)
     if trainer.is_world_process_zero():
         spectrum.save(folder, overwrite=overwrite)

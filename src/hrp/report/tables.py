@@ -150,9 +150,10 @@ def _arms_caption(analysis: Analysis) -> str:
     better = "less is better" if analysis.minimise else "more is better"
     text = (
         f"{view.experiment}, {view.task}, {view.basis} ({view.steps}); {better}. Each arm at the "
-        "learning rate with the best mean over seeds ('edge': the best is at an end of the sweep, "
-        "which should be wider). Differences are paired by seed; intervals and p values use a "
-        "variance pooled over arms, never less than the pair's own; p is corrected by Holm over "
+        "learning rate with the best mean over seeds of this same metric ('edge': the best is at "
+        "an end of the sweep, which should be wider). Differences are paired by seed; intervals "
+        "and p values use a variance pooled over arms, never less than the pair's own; p is "
+        "corrected by Holm over "
         f"{len(analysis.comparisons)} comparisons, and a verdict needs p ≤ {LEVEL:g}. The "
         "bootstrap over seeds is too narrow for few seeds and decides nothing."
     )
@@ -183,7 +184,8 @@ def cost_table(analysis: Analysis) -> Table:
         f"Costs of a run, mean over seeds, the start included: {analysis.view.experiment}, "
         f"{analysis.view.task}, {analysis.view.basis} ({analysis.view.steps}). Compute by the "
         "formulas in hrp.bench.costs; extra parameters are trainable ones held at the peak beyond "
-        "the plain adapter's. Wall time and throughput of runs that shared a device say little."
+        f"the plain adapter's; {DASH}: not measured. Wall time and throughput of runs that "
+        "shared a device say little."
     )
     return Table(caption, header, tuple(rows))
 
