@@ -6,6 +6,7 @@ train mode, the config. All of it is undone here at once, also when an exception
 
 from __future__ import annotations
 
+import operator
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,11 +82,25 @@ def _restore_attributes(holder: Any, saved: dict[str, tuple[Any, Any]]) -> None:
             _restore_tensor_keys(value, content)
             continue
         current[name] = value
+        if content is None or _holds(value, content):  # frozen ones refuse even that
+            continue
         if isinstance(value, list):
             value[:] = content
-        elif isinstance(value, dict | set):
+        else:
             value.clear()
             value.update(content)
+
+
+def _holds(container: Any, content: Any) -> bool:
+    """Whether a list, dict or set still holds the very objects of its copy, in their order."""
+    if isinstance(container, set):
+        return bool(container == content)
+    if isinstance(container, dict):
+        container, content = list(container.items()), list(content.items())
+        return [key for key, _ in container] == [key for key, _ in content] and all(
+            one is other for (_, one), (_, other) in zip(container, content, strict=True)
+        )
+    return len(container) == len(content) and all(map(operator.is_, container, content))
 
 
 def _restore_tensor_keys(tensors: dict[str, Any], content: dict[str, Any]) -> None:

@@ -14,16 +14,8 @@ import hrp
 CONFIG = hrp.HRPConfig(preheat_rank=6, preheat_steps=3, learning_rate=1e-2)
 
 
-FROZEN = pytest.mark.xfail(
-    strict=True, reason="`hrp.restoring` updates the model's `config`, which diffusers freezes"
-)
-
-
 @pytest.mark.parametrize("direction", ["A", "B", "AB"])
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(one, marks=FROZEN) if "diffusers" in one else one for one in ARCHITECTURES],
-)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_preheat_start_train_save_and_reload(name, direction, tmp_path):
     architecture = ARCHITECTURES[name]
     pytest.importorskip(architecture.needs)
