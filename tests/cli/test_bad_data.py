@@ -120,15 +120,21 @@ def test_an_output_under_a_file_is_refused_before_the_model_is_loaded(
     (tmp_path / "file").write_text("")
     flags = training(data, tmp_path / "file" / "adapter", "--lora_target_modules", "none", "such")
     message = refused(capsys, command, *flags)
-    assert f"cannot be written: '{tmp_path / 'file'}' is no folder; choose another" in message
+    assert f"`--output_dir` '{tmp_path / 'file' / 'adapter'}' cannot be written" in message
+    assert f"'{tmp_path / 'file'}' is no folder; choose another" in message
 
 
-def test_an_output_that_may_not_be_written_is_refused(tmp_path, data, capsys, monkeypatch):
+@pytest.mark.parametrize("command", ["sft", "preheat"])
+def test_an_output_that_may_not_be_written_is_refused(command, tmp_path, data, capsys, monkeypatch):
     from hrp.cli import outputs
 
-    monkeypatch.setattr(outputs.os, "access", lambda _path, mode: mode != outputs.os.W_OK)
-    message = refused(capsys, "sft", *training(data, tmp_path / "adapter"))
-    assert f"cannot be written: '{tmp_path}' is not writable; choose another" in message
+    def refuse(dir):
+        raise PermissionError(errno.EACCES, "Permission denied", dir)
+
+    monkeypatch.setattr(outputs.tempfile, "TemporaryFile", refuse)
+    message = refused(capsys, command, *training(data, tmp_path / "adapter"))
+    wanted = f"cannot be written: '{tmp_path}' takes no file (Permission denied); choose another"
+    assert wanted in message
 
 
 def test_a_file_system_that_refuses_the_output_is_named(tmp_path, data, capsys, monkeypatch):

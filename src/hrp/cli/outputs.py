@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ class Output:
             UsageError: the folder cannot be written; there is another run's work and neither flag
                 is given; ``resume`` of a run with other settings.
         """
-        self._check_place()
+        check_place(self.folder)
         state = self.state()
         if overwrite or state == "absent":
             return True
@@ -133,18 +134,6 @@ class Output:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
-    def _check_place(self) -> None:
-        """Refuse before anything is loaded what `begin` could only refuse after it."""
-        place = next(
-            path for path in (self.folder, *self.folder.absolute().parents) if path.exists()
-        )
-        fault = "no folder" if not place.is_dir() else "not writable"
-        if not (place.is_dir() and os.access(place, os.W_OK)):
-            raise UsageError(
-                f"`--output_dir` '{self.folder}' cannot be written: '{place}' is {fault}; choose "
-                "another"
-            )
-
     def _check_same(self) -> None:
         before = (_read(self.folder / RECORD) or {}).get("settings", {})
         now = json.loads(json.dumps(self.settings, default=str))
@@ -166,6 +155,21 @@ class Output:
             (self.folder / name).unlink(missing_ok=True)
         for path in (self.spectrum, self.preheating, *self.folder.glob("checkpoint-*")):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def check_place(folder: Path) -> None:
+    """Raise ``UsageError`` where ``folder`` cannot be made or written, before anything is loaded."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):  # gone at once; permissions alone say little
+            return
+    except NotADirectoryError:
+        fault = "is no folder"
+    except OSError as error:
+        fault = f"takes no file ({error.strerror})"
+    raise UsageError(
+        f"`--output_dir` '{folder}' cannot be written: '{place}' {fault}; choose another"
+    )
 
 
 def _read(path: Path) -> dict[str, Any] | None:

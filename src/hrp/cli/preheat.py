@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hrp.artefact import PROVENANCE_FILE
 from hrp.cli.failures import UsageError, reported
-from hrp.cli.outputs import Output
+from hrp.cli.outputs import Output, check_place
 from hrp.cli.running import Job, preheat_into
 from hrp.cli.sft import build_trainer, parse_sft
 from hrp.cli.trainers import check_enough, sft_preheating
@@ -36,6 +36,7 @@ def _run(argv: list[str]) -> int:
     work = Output(folder.parent / f".{folder.name}.preheating", "preheat", request.settings())
     if _finished(folder, work.folder, request.output.overwrite):
         return 0
+    check_place(folder)
     work.check(request.output.overwrite, request.output.resume)
     request.training.output_dir = str(work.folder)
     trainer = build_trainer(request)
