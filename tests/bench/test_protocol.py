@@ -111,6 +111,54 @@ def test_a_grid_widens_only_once_it_is_complete():
     assert plan(experiment, records) == runs
 
 
+def grown(experiment: Experiment, loss) -> dict[str, Record]:
+    """Records of all that the plan comes to, planned anew after each round."""
+    records: dict[str, Record] = {}
+    while new := [run for run in plan(experiment, records) if run.run_id not in records]:
+        records |= recorded(new, loss)
+    return records
+
+
+def seeds_by_rate(records: dict[str, Record]) -> dict[float, set[int]]:
+    found: dict[float, set[int]] = {}
+    for record in records.values():
+        found.setdefault(record.run.learning_rate, set()).add(record.run.seed)
+    return dict(sorted(found.items()))
+
+
+SCREENED = {
+    "learning_rates": [5e-4, 1e-3, 2e-3, 4e-3, 8e-3], "seeds": [0, 1, 2], "screening_seeds": 1,
+}  # fmt: skip
+
+
+def test_after_screening_the_other_seeds_run_the_best_rate_and_those_beside_it():
+    experiment = made(**SCREENED)
+    assert {run.seed for run in plan(experiment, {})} == {0}
+    found = seeds_by_rate(grown(experiment, lambda run: abs(run.learning_rate - 2e-3)))
+    assert found == {5e-4: {0}, 1e-3: {0, 1, 2}, 2e-3: {0, 1, 2}, 4e-3: {0, 1, 2}, 8e-3: {0}}
+
+
+def test_a_best_rate_that_only_the_screening_seed_likes_loses_and_its_rival_gets_neighbours():
+    def loss(run: RunSpec) -> float:
+        return abs(run.learning_rate - (2e-3 if run.seed == 0 else 4e-3))
+
+    found = seeds_by_rate(grown(made(**SCREENED), loss))
+    assert found == {
+        5e-4: {0}, 1e-3: {0, 1, 2}, 2e-3: {0, 1, 2}, 4e-3: {0, 1, 2}, 8e-3: {0, 1, 2},
+    }  # fmt: skip
+
+
+def test_screening_widens_the_grid_before_the_other_seeds_run():
+    found = seeds_by_rate(grown(made(**SCREENED, widen=2), lambda run: 1 - run.learning_rate))
+    assert list(found)[-2:] == [1.6e-2, 3.2e-2]
+    assert found[3.2e-2] == found[1.6e-2] == {0, 1, 2}
+    assert found[8e-3] == {0}
+
+
+def test_screening_an_arm_that_always_fails_ends():
+    assert seeds_by_rate(grown(made(**SCREENED), lambda run: None))[1e-3] == {0}
+
+
 def test_a_task_may_have_its_own_steps():
     tasks = ["gsm8k", {"name": "glue-cola", "steps": 7, "options": {"max_length": 32}}]
     found = {run.task: run.config for run in plan(made(tasks=tasks), {})}

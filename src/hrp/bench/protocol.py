@@ -1,7 +1,9 @@
 """What is run: an experiment's YAML file becomes an ordered list of runs, and grids widen.
 
 Order: all tasks, arms and seeds at each arm's first learning rate, then at the second, so that an
-interrupted experiment leaves whole comparisons. Put the best-known rates first.
+interrupted experiment leaves whole comparisons. Put the best-known rates first. With
+``screening_seeds``, those sweep the grid, and the other seeds run each arm's best rate and the
+rates beside it.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ class Experiment:
         budgets: "equal_total" takes what an arm's start is charged out of its fine-tuning;
             "equal_finetuning" does not; both may be asked for.
         widen: how often an arm's grid is widened when its best rate sits on the edge.
+        screening_seeds: how many of ``seeds``, from the first, sweep the whole grid; None: all.
         metric: to judge by instead of the task's own.
         sections: settings of kinds of arms, see `hrp.bench.sections.SECTIONS`.
     """
@@ -65,6 +68,7 @@ class Experiment:
     training: Mapping[str, Any] = field(default_factory=dict)
     budgets: tuple[Budget, ...] = ("equal_total",)
     widen: int = 2
+    screening_seeds: int | None = None
     metric: str | None = None
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -82,6 +86,8 @@ class Experiment:
             check_positive("learning_rates", rate)
         check_integer("steps", self.steps, minimum=1)
         check_integer("widen", self.widen, minimum=0)
+        if self.screening_seeds is not None:
+            check_integer("screening_seeds", self.screening_seeds, minimum=1)
         check_choice("dtype", self.dtype, ("float32", "bfloat16"))
         for name, filled in (("tasks", self.tasks), ("arms", self.arms), ("seeds", self.seeds)):
             if not filled:
@@ -141,55 +147,89 @@ class Line:
     config: Mapping[str, Any]
     grid: tuple[float, ...]
 
-    def runs(self, experiment: Experiment, rate: float) -> list[RunSpec]:
-        """One run a seed."""
+    def runs(
+        self, experiment: Experiment, rate: float, seeds: Sequence[int] | None = None
+    ) -> list[RunSpec]:
+        """One run a seed; of all seeds unless told otherwise."""
         return [
             RunSpec(experiment.experiment, self.arm, self.task, seed, rate, self.config)
-            for seed in experiment.seeds
+            for seed in (experiment.seeds if seeds is None else seeds)
         ]
 
 
 def plan(experiment: Experiment, records: Mapping[str, Record]) -> list[RunSpec]:
-    """All runs in order, done or not: the grids, then what ``records`` (by run id) widen them to.
+    """All runs in order, done or not: the grids, then what ``records`` (by run id) add to them.
 
-    A grid is widened only when all runs on it have a record, so the same records give the same
-    plan whatever was interrupted in between.
+    Runs are added only when all runs that they depend on have a record, so the same records give
+    the same plan whatever was interrupted in between.
     """
     found = lines(experiment)
+    seeds = experiment.seeds[: experiment.screening_seeds]
     longest = max(len(line.grid) for line in found)
     runs = [
         run
         for place in range(longest)
         for line in found
         if place < len(line.grid)
-        for run in line.runs(experiment, line.grid[place])
+        for run in line.runs(experiment, line.grid[place], seeds)
     ]
     for line in found:
-        runs += _widening(experiment, line, records)
+        grid, wider = _widening(experiment, line, records, seeds)
+        runs += wider
+        if len(seeds) < len(experiment.seeds):
+            runs += _around_best(experiment, line, records, grid)
     return runs
 
 
 def _widening(
-    experiment: Experiment, line: Line, records: Mapping[str, Record]
-) -> Iterator[RunSpec]:
-    grid = line.grid
+    experiment: Experiment, line: Line, records: Mapping[str, Record], seeds: Sequence[int]
+) -> tuple[Sequence[float], list[RunSpec]]:
+    """The grid that the records widen to, and the runs on what is new in it."""
+    grid: Sequence[float] = line.grid
+    runs: list[RunSpec] = []
     for _ in range(experiment.widen):
-        done = [records.get(run.run_id) for rate in grid for run in line.runs(experiment, rate)]
-        best = None if None in done else _best_rate([one for one in done if one])
+        best = _best_rate([run for rate in grid for run in line.runs(experiment, rate, seeds)],
+                          records)  # fmt: skip
         wider = grid if best is None else widened(grid, best)
-        if set(wider) == set(grid):
-            return
-        for rate in sorted(set(wider) - set(grid)):
-            yield from line.runs(experiment, rate)
+        new = sorted(set(wider) - set(grid))
+        if not new:
+            break
+        runs += [run for rate in new for run in line.runs(experiment, rate, seeds)]
         grid = wider
+    return grid, runs
 
 
-def _best_rate(done: Sequence[Record]) -> float | None:
-    """The rate with the best mean over seeds; None where no run has a result."""
-    metric = str(done[0].run.config["metric"])
+def _around_best(
+    experiment: Experiment, line: Line, records: Mapping[str, Record], grid: Sequence[float]
+) -> list[RunSpec]:
+    """All seeds at the best rate and beside it, until the best of those has both its neighbours."""
+    rates = sorted(grid)
+    seeds = experiment.seeds[: experiment.screening_seeds]
+    known = [run for rate in rates for run in line.runs(experiment, rate, seeds)]
+    added: list[RunSpec] = []
+    while (best := _best_rate(known + added, records)) is not None:
+        place = rates.index(best)
+        wanted = [
+            run
+            for rate in rates[max(0, place - 1) : place + 2]
+            for run in line.runs(experiment, rate)
+        ]
+        new = [run for run in wanted if run not in known and run not in added]
+        if not new:
+            break
+        added += new
+    return added
+
+
+def _best_rate(runs: Sequence[RunSpec], records: Mapping[str, Record]) -> float | None:
+    """The rate with the best mean over seeds; None where a run has no record, or none a result."""
+    done = [records.get(run.run_id) for run in runs]
+    if not done or None in done:
+        return None
+    metric = str(runs[0].config["metric"])
     scores: dict[float, dict[int, float]] = {}
     for record in done:
-        if record.status == "ok":
+        if record and record.status == "ok":
             by_seed = scores.setdefault(record.run.learning_rate, {})
             by_seed[record.run.seed] = record.metrics[metric]
     if not scores:

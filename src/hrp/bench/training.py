@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.helpers import disable_input_dtype_casting
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from hrp.bench.pieces import PieceCollator, PieceTrainer, splits
 from hrp.bench.tasks import Example, Task
 
 DEFAULTS: dict[str, Any] = {"lr_scheduler_type": "cosine", "weight_decay": 0.0, "logging_steps": 10}
@@ -22,7 +24,10 @@ DEFAULTS: dict[str, Any] = {"lr_scheduler_type": "cosine", "weight_decay": 0.0, 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a trainer is told: data, length, rate, seed, batch and further arguments."""
+    """What a trainer is told: data, length, rate, seed, batch and further arguments.
+
+    ``micro_batch_size`` splits batches into pieces, see `hrp.bench.pieces`.
+    """
 
     task: Task
     steps: int
@@ -30,6 +35,20 @@ class Plan:
     seed: int
     batch_size: int
     training: Mapping[str, Any]
+    micro_batch_size: int | None = None
+
+    @property
+    def trainer_cls(self) -> type[Trainer]:
+        """HF's, or the one for pieces."""
+        return PieceTrainer if splits(self.task, self.micro_batch_size) else Trainer
+
+    @property
+    def collator(self) -> Callable[[list[Example]], Any]:
+        """The task's, or the one for pieces."""
+        size = self.micro_batch_size
+        if size is None or not splits(self.task, size):
+            return self.task.collator
+        return PieceCollator(self.task.collator, size)
 
 
 @dataclass(frozen=True)
@@ -72,9 +91,16 @@ class FiniteLoss(TrainerCallback):
 
 
 @contextmanager
+def few_casts(model: nn.Module) -> Iterator[None]:
+    """Leave PEFT's casts of inputs to autocast, which would undo them: same bits, less traffic."""
+    with disable_input_dtype_casting(model, active=torch.cuda.is_available()):
+        yield
+
+
+@contextmanager
 def trainer_arguments(plan: Plan) -> Iterator[tuple[dict[str, Any], CountingCollator]]:
     """Keyword arguments of a ``Trainer``, and the collator that counts."""
-    collator = CountingCollator(plan.task.collator)
+    collator = CountingCollator(plan.collator)
     with tempfile.TemporaryDirectory(prefix="hrp-bench-") as scratch:
         args = TrainingArguments(
             **DEFAULTS
@@ -110,7 +136,7 @@ def fine_tune(
         FloatingPointError: the loss became NaN or infinite.
     """
     with trainer_arguments(plan) as (kwargs, collator):
-        trainer = Trainer(
+        trainer = plan.trainer_cls(
             model=model,
             optimizers=(optimizer, None),
             callbacks=[FiniteLoss(), *callbacks],
@@ -119,7 +145,8 @@ def fine_tune(
         trainer.remove_callback(PrinterCallback)
         began = time.perf_counter()
         try:
-            trainer.train()
+            with few_casts(model):
+                trainer.train()
             synchronise()
         finally:
             trainer.accelerator.free_memory()

@@ -43,6 +43,8 @@ class Places:
         dataset: local folder or hub name of the data; None means the task's own hub name.
         git: commit of the source tree and whether it was changed.
         command: command line, for the records.
+        micro_batch_size: rows of the pieces that a causal task's batches are split into, for speed;
+            see `hrp.bench.pieces`.
     """
 
     records: Path
@@ -51,6 +53,7 @@ class Places:
     dataset: str | None = None
     git: tuple[str | None, bool | None] = (None, None)
     command: str = ""
+    micro_batch_size: int | None = None
 
 
 @dataclass
@@ -253,7 +256,7 @@ class Setup:
         config = self.spec.config
         return Plan(
             self.task, steps, learning_rate, self.spec.seed, config["batch_size"],
-            config["training"],
+            config["training"], self.bench.places.micro_batch_size,
         )  # fmt: skip
 
     def shared(self, kind: str, settings: dict[str, Any], make: Callable[[], Shared]) -> Shared:
