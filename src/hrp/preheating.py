@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import Trainer, set_seed
 
+from hrp.casting import casts_left_to_autocast
 from hrp.checkpoints import Checkpoints
 from hrp.config import HRPConfig
 from hrp.layers import LoraModule, lora_modules, read_spectrum
@@ -110,12 +111,13 @@ def preheat(
             if config.preheat_steps == "auto":
                 ranks = {name: module.rank for name, module in targets.items()}
                 stopping = SubspaceStopping(config, modules, ranks)
-            if dataloader is not None:
-                losses = train_with_dataloader(model, config, dataloader, loss_fn, stopping)
-            else:
-                losses = train_with_trainer(
-                    model, config, trainer_cls, trainer_kwargs, stopping, checkpoints
-                )
+            with casts_left_to_autocast(model):
+                if dataloader is not None:
+                    losses = train_with_dataloader(model, config, dataloader, loss_fn, stopping)
+                else:
+                    losses = train_with_trainer(
+                        model, config, trainer_cls, trainer_kwargs, stopping, checkpoints
+                    )
             provenance = _provenance(model, config, adapter_name, losses)
             if stopping is not None:
                 provenance["stopping"] = stopping.to_dict()

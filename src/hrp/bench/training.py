@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft.helpers import disable_input_dtype_casting
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from hrp.bench.pieces import PieceCollator, PieceTrainer, splits
 from hrp.bench.tasks import Example, Task
+from hrp.casting import casts_left_to_autocast
 
 DEFAULTS: dict[str, Any] = {"lr_scheduler_type": "cosine", "weight_decay": 0.0, "logging_steps": 10}
 
@@ -91,13 +91,6 @@ class FiniteLoss(TrainerCallback):
 
 
 @contextmanager
-def few_casts(model: nn.Module) -> Iterator[None]:
-    """Leave PEFT's casts of inputs to autocast, which would undo them: same bits, less traffic."""
-    with disable_input_dtype_casting(model, active=torch.cuda.is_available()):
-        yield
-
-
-@contextmanager
 def trainer_arguments(plan: Plan) -> Iterator[tuple[dict[str, Any], CountingCollator]]:
     """Keyword arguments of a ``Trainer``, and the collator that counts."""
     collator = CountingCollator(plan.collator)
@@ -145,7 +138,7 @@ def fine_tune(
         trainer.remove_callback(PrinterCallback)
         began = time.perf_counter()
         try:
-            with few_casts(model):
+            with casts_left_to_autocast(model):
                 trainer.train()
             synchronise()
         finally:
