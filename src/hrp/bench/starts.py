@@ -243,9 +243,9 @@ def _layer_inputs(inputs: Any, positions: Any, layer: str) -> Tensor:
     """PEFT's choice of tokens, or all rows of a layer that sees one vector an example."""
     tensor = inputs if isinstance(inputs, Tensor) else inputs[0]
     if tensor.dim() == 2:
-        return tensor
+        return tensor.float()
     chosen: Tensor = prepare_layer_inputs_fn_language_modeling(inputs, positions, layer)
-    return chosen
+    return chosen.float()  # its incremental SVD has no bfloat16 on GPUs
 
 
 def eva(setup: Setup) -> Start:
