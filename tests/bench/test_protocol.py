@@ -127,13 +127,18 @@ def seeds_by_rate(records: dict[str, Record]) -> dict[float, set[int]]:
 
 
 SCREENED = {
-    "learning_rates": [5e-4, 1e-3, 2e-3, 4e-3, 8e-3], "seeds": [0, 1, 2], "screening_seeds": 1,
+    "learning_rates": [2e-3, 5e-4, 1e-3, 4e-3, 8e-3], "seeds": [0, 1, 2], "screening_seeds": 1,
 }  # fmt: skip
+
+
+GRID_FROM_LOW = [5e-4, 1e-3, 2e-3, 4e-3, 8e-3]
 
 
 def test_after_screening_the_other_seeds_run_the_best_rate_and_those_beside_it():
     experiment = made(**SCREENED)
-    assert {run.seed for run in plan(experiment, {})} == {0}
+    first = plan(experiment, {})
+    assert [run.seed for run in first] == [0, 1, 2, 0, 0, 0, 0]
+    assert rates(first[:3]) == [2e-3]
     found = seeds_by_rate(grown(experiment, lambda run: abs(run.learning_rate - 2e-3)))
     assert found == {5e-4: {0}, 1e-3: {0, 1, 2}, 2e-3: {0, 1, 2}, 4e-3: {0, 1, 2}, 8e-3: {0}}
 
@@ -142,9 +147,9 @@ def test_a_best_rate_that_only_the_screening_seed_likes_loses_and_its_rival_gets
     def loss(run: RunSpec) -> float:
         return abs(run.learning_rate - (2e-3 if run.seed == 0 else 4e-3))
 
-    found = seeds_by_rate(grown(made(**SCREENED), loss))
+    found = seeds_by_rate(grown(made(**SCREENED | {"learning_rates": GRID_FROM_LOW}), loss))
     assert found == {
-        5e-4: {0}, 1e-3: {0, 1, 2}, 2e-3: {0, 1, 2}, 4e-3: {0, 1, 2}, 8e-3: {0, 1, 2},
+        5e-4: {0, 1, 2}, 1e-3: {0, 1, 2}, 2e-3: {0, 1, 2}, 4e-3: {0, 1, 2}, 8e-3: {0, 1, 2},
     }  # fmt: skip
 
 

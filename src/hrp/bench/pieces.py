@@ -70,7 +70,7 @@ class PieceTrainer(Trainer):
         losses = [
             super(PieceTrainer, self).training_step(
                 model,
-                {name: inputs[name][begin:end, :length] for name in _KEPT},
+                {"use_cache": False} | {name: inputs[name][begin:end, :length] for name in _KEPT},
                 num_items_in_batch,
             )
             for begin, end, length in inputs[_PIECES]

@@ -2,8 +2,8 @@
 
 Order: all tasks, arms and seeds at each arm's first learning rate, then at the second, so that an
 interrupted experiment leaves whole comparisons. Put the best-known rates first. With
-``screening_seeds``, those sweep the grid, and the other seeds run each arm's best rate and the
-rates beside it.
+``screening_seeds``, those alone sweep the grid beyond its first rate, and the other seeds run each
+arm's best rate and the rates beside it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class Experiment:
         budgets: "equal_total" takes what an arm's start is charged out of its fine-tuning;
             "equal_finetuning" does not; both may be asked for.
         widen: how often an arm's grid is widened when its best rate sits on the edge.
-        screening_seeds: how many of ``seeds``, from the first, sweep the whole grid; None: all.
+        screening_seeds: how many of ``seeds``, from the first, sweep the whole grid; None: all. The
+            others run its first rate, then the best one and those beside it.
         metric: to judge by instead of the task's own.
         sections: settings of kinds of arms, see `hrp.bench.sections.SECTIONS`.
     """
@@ -171,7 +172,7 @@ def plan(experiment: Experiment, records: Mapping[str, Record]) -> list[RunSpec]
         for place in range(longest)
         for line in found
         if place < len(line.grid)
-        for run in line.runs(experiment, line.grid[place], seeds)
+        for run in line.runs(experiment, line.grid[place], seeds if place else None)
     ]
     for line in found:
         grid, wider = _widening(experiment, line, records, seeds)

@@ -243,9 +243,9 @@ def _layer_inputs(inputs: Any, positions: Any, layer: str) -> Tensor:
     """PEFT's choice of tokens, or all rows of a layer that sees one vector an example."""
     tensor = inputs if isinstance(inputs, Tensor) else inputs[0]
     if tensor.dim() == 2:
-        return tensor.float()
+        return tensor
     chosen: Tensor = prepare_layer_inputs_fn_language_modeling(inputs, positions, layer)
-    return chosen.float()  # its incremental SVD has no bfloat16 on GPUs
+    return chosen
 
 
 def eva(setup: Setup) -> Start:
@@ -262,9 +262,9 @@ def eva(setup: Setup) -> Start:
     )  # fmt: skip
     model = setup.linear_adapter(init_lora_weights="eva", eva_config=config)
     loader = _Limited(setup, settings["max_batches"])
-    with half_precision(setup.bench.device):
-        initialize_lora_eva_weights(
-            model, loader, prepare_layer_inputs_fn=_layer_inputs, show_progress_bar=False
-        )
+    # Without autocast, which would run EVA's incremental SVD in bfloat16 too.
+    initialize_lora_eva_weights(
+        model, loader, prepare_layer_inputs_fn=_layer_inputs, show_progress_bar=False
+    )
     flops = costs.forward_flops(setup.size, loader.tokens)
     return Start(model, _passes(setup, loader.tokens, flops, began))
