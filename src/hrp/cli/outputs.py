@@ -158,7 +158,7 @@ class Output:
 
 
 def check_place(folder: Path) -> None:
-    """Raise ``UsageError`` where ``folder`` cannot be made or written, before anything is loaded."""
+    """Raise ``UsageError`` where ``folder`` cannot be made or written; nothing is loaded yet."""
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=place):  # gone at once; permissions alone say little
