@@ -109,7 +109,7 @@ def _read_header(folder: Path) -> dict[str, Any]:
         if not needed.is_file():
             raise FileNotFoundError(
                 f"'{folder}' is no spectrum folder: it has no {needed.name}; write one with "
-                "`Spectrum.save`"
+                "`hrp preheat` or `Spectrum.save`"
             )
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
