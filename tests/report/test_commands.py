@@ -140,7 +140,7 @@ def test_inspect_writes_its_figures(spectrum, tmp_path, capsys):
         (["nowhere"], "is no spectrum folder"),
         (["{spectrum}", "--compare", "{other}"], "both spectra must have the same modules"),
         (["{spectrum}", "--rank", "0"], "`--rank` must be at least 1, got 0"),
-        (["{spectrum}", "--out", "{file}/figures"], "Not a directory"),
+        (["{spectrum}", "--out", "{file}/figures"], "is no folder; choose another"),
     ],
 )
 def test_inspect_says_what_is_wrong(spectrum, tmp_path, capsys, arguments, message):

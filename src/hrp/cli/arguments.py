@@ -11,7 +11,7 @@ from typing import Any
 from trl import TrlParser
 
 from hrp.cli.failures import UsageError
-from hrp.config import HRPConfig, check_integer
+from hrp.config import HRPConfig, check_integer, check_positive
 
 
 @dataclass
@@ -47,6 +47,8 @@ class HRPArguments:
     def hrp_config(self, seed: int) -> HRPConfig:
         """Settings as the core takes them; raises ``ValueError`` on a value out of range."""
         check_integer("preheat_save_steps", self.preheat_save_steps, minimum=1)
+        if self.preheat_learning_rate is not None:
+            check_positive("preheat_learning_rate", self.preheat_learning_rate)
         return HRPConfig(
             preheat_rank=self.preheat_rank,
             preheat_steps=_steps(self.preheat_steps),

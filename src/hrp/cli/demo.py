@@ -41,6 +41,9 @@ def main(argv: list[str]) -> int:
                 f"output folder '{options.out}' exists; name another with --out, or pass "
                 "--overwrite"
             )
+        from hrp.cli.outputs import check_place
+
+        check_place(options.out, "--out")
     except (ValueError, FileExistsError) as error:
         print(f"hrp demo: {error}", file=sys.stderr)
         return 2

@@ -111,10 +111,10 @@ def _run(options: InitOptions) -> int:
 
 
 def _check(options: InitOptions) -> None:
-    from hrp.config import check_integer, check_positive, check_scale
+    from hrp.cli.checks import check_lora
+    from hrp.config import check_integer, check_scale
 
-    check_integer("lora_r", options.lora_r, minimum=1)
-    check_positive("lora_alpha", options.lora_alpha)
+    check_lora(options)
     check_scale(options.scale, options.direction)
     if options.rank_budget is not None:
         check_integer("rank_budget", options.rank_budget, minimum=1)
@@ -136,9 +136,12 @@ def _check_output(folder: Path, overwrite: bool) -> None:
 
 
 def _base_name(options: InitOptions, provenance: dict[str, Any]) -> str:
+    from hrp.cli.checks import check_model
+
     base = options.model_name_or_path or provenance.get("base_model")
     if not base:
         raise ValueError("the spectrum names no base model; give `--model_name_or_path`")
+    check_model(str(base))
     return str(base)
 
 
@@ -147,13 +150,19 @@ def _adapter(options: InitOptions, spectrum: Any, base: str) -> tuple[Any, str]:
     from peft import LoraConfig, get_peft_model
 
     from hrp import initialize_lora_hrp_weights
+    from hrp.cli.checks import check_targets, mistakes_told
     from hrp.layers import lora_modules
 
-    skeleton = empty_base(base, options.lora_task_type, options.trust_remote_code)
+    with mistakes_told(None, f"--lora_task_type {options.lora_task_type}", base):
+        skeleton = empty_base(base, options.lora_task_type, options.trust_remote_code)
+    targets: list[str] | str | None = options.lora_target_modules
+    if targets == ["all-linear"]:  # which PEFT knows as a word only
+        targets = "all-linear"
+    check_targets(targets, skeleton)
     fields, note = _rank_fields(options, spectrum)
     config = LoraConfig(
         task_type=options.lora_task_type,
-        target_modules=options.lora_target_modules or _target_modules(skeleton, spectrum),
+        target_modules=targets or _target_modules(skeleton, spectrum),
         lora_dropout=options.lora_dropout,
         use_rslora=options.use_rslora,
         **fields,

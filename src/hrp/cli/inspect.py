@@ -46,6 +46,10 @@ def main(argv: list[str]) -> int:
     try:
         if options.rank < 1:
             raise ValueError(f"`--rank` must be at least 1, got {options.rank}")
+        if options.out:
+            from hrp.cli.outputs import check_place
+
+            check_place(options.out, "--out")
         spectrum = Spectrum.load(options.spectrum)
         other = Spectrum.load(options.compare) if options.compare else None
         facts = _facts(spectrum, other, options.rank)
