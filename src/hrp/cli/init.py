@@ -51,29 +51,44 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--spectrum", type=Path, required=True, metavar="DIR", help="from `hrp preheat`")
+    add("--spectrum", type=Path, required=True, metavar="DIR", help="folder from `hrp preheat`")
     add("--output_dir", type=Path, required=True, metavar="DIR", help="adapter folder to write")
     add("--model_name_or_path", help="the base model (default: the one the spectrum names)")
     add("--trust_remote_code", action="store_true", help="run code that comes with the model")
-    add("--direction", choices=("A", "B", "AB"), default="A", help="factor that carries it (A)")
-    add("--scale", type=float, default=1.0, help="norm of the directions (1.0)")
-    add("--lora_r", type=int, default=16, help="rank (16)")
-    add("--lora_alpha", type=float, default=32, help="as in PEFT; scaling is lora_alpha / r (32)")
-    add("--lora_dropout", type=float, default=0.05, help="written to the adapter's config (0.05)")
-    add("--lora_target_modules", nargs="+", help="default: the modules of the spectrum")
-    add("--lora_task_type", choices=sorted(AUTO_CLASSES), default="CAUSAL_LM", help="(CAUSAL_LM)")
+    add(
+        "--direction",
+        choices=("A", "B", "AB"),
+        default="A",
+        help="start lora_A (A), lora_B (B) or both (AB) from the spectrum (default: A)",
+    )
+    add("--scale", type=float, default=1.0, help="norm of each direction; 1 with AB (default: 1)")
+    add("--lora_r", type=int, default=16, help="rank, at most the spectrum's (default: 16)")
+    add("--lora_alpha", type=float, default=32, help="scaling is lora_alpha / r (default: 32)")
+    add("--lora_dropout", type=float, default=0.05, help="of later training (default: 0.05)")
+    add(
+        "--lora_target_modules",
+        nargs="+",
+        metavar="NAME",
+        help="modules to adapt (default: those of the spectrum)",
+    )
+    add(
+        "--lora_task_type",
+        choices=sorted(AUTO_CLASSES),
+        default="CAUSAL_LM",
+        help="what the base model is for (default: CAUSAL_LM)",
+    )
     add("--use_rslora", action="store_true", help="scaling is lora_alpha / sqrt(r)")
     add(
         "--allocation",
         choices=("uniform", "energy"),
         default="uniform",
-        help="energy: each module's own rank, where the parameters keep the most energy (uniform)",
+        help="one rank for all modules, or ranks that keep the most energy (default: uniform)",
     )
     add(
         "--rank_budget",
         type=int,
         metavar="N",
-        help="with energy: LoRA parameters in all (default: as many as uniform --lora_r takes)",
+        help="with energy: LoRA parameters in all (default: as many as --lora_r takes)",
     )
     add("--overwrite", action="store_true", help="replace --output_dir if it exists")
     return parser

@@ -18,7 +18,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hrp report",
         description="Write one self-contained HTML page from a benchmark's records and from\n"
-        "spectra: arms with spread and significance, loss curves, costs, provenance.",
+        "spectra: starts with spread and significance, loss curves, costs, provenance.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -31,12 +31,14 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         type=Path,
         metavar="DIR",
-        help="folder of a spectrum to show; give it again for more, aligned with the first",
+        help="a spectrum to show; give it again for more, compared with the first",
     )
-    parser.add_argument("--out", type=Path, required=True, help="the page to write")
-    parser.add_argument("--title", default="HRP benchmark", help="of the page")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the page to write")
+    parser.add_argument(
+        "--title", default="HRP benchmark", help="of the page (default: %(default)s)"
+    )
     parser.add_argument("--metric", help="to judge by (default: each task's own)")
-    parser.add_argument("--control", default="lora", help="arm to compare with (default: lora)")
+    parser.add_argument("--control", default="lora", help="start to compare with (default: lora)")
     return parser
 
 
