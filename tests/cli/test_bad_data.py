@@ -50,6 +50,7 @@ def templated(prompt: str, completion: str | None = "{answer}"):
         (["stray"], "unexpected argument 'stray'"),
         (["--preheat_rank", "many"], "argument --preheat_rank"),
         (["--preheat_learning_rate", "-1"], "`preheat_learning_rate` must be finite and > 0"),
+        (["--preheat_seed", "-1"], "`preheat_seed` must be an integer >= 0, got -1"),
         (["--learning_rate", "-1"], "`learning_rate` must be finite and > 0, got -1.0"),
         (["--lora_r", "0"], "`lora_r` must be an integer >= 1, got 0"),
         (["--lora_alpha", "0"], "`lora_alpha` must be finite and > 0, got 0"),

@@ -47,6 +47,7 @@ def test_report_judges_by_the_metric_and_control_asked_for(records, tmp_path):
     [
         (["nowhere"], "'nowhere' is no folder"),
         (["{records}", "--spectrum", "nowhere"], "is no spectrum folder"),
+        (["{records}", "--control", "lore"], "`--control` must be one of ['hrp-ab', 'lora'"),
         (["{records}", "--metric", "rouge"], "must be one of ['eval_loss', 'exact_match']"),
     ],
 )

@@ -55,6 +55,8 @@ class HRPArguments:
     def hrp_config(self, seed: int) -> HRPConfig:
         """Settings as the core takes them; raises ``ValueError`` on a value out of range."""
         check_integer("preheat_save_steps", self.preheat_save_steps, minimum=1)
+        if self.preheat_seed is not None:
+            check_integer("preheat_seed", self.preheat_seed, minimum=0)
         if self.preheat_learning_rate is not None:
             check_positive("preheat_learning_rate", self.preheat_learning_rate)
         return HRPConfig(

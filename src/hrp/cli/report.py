@@ -12,6 +12,7 @@ from hrp.spectrum import Spectrum
 EPILOG = """example:
   hrp report experiments/results/gsm8k-core --spectrum runs/spectrum --out report.html
 """
+_CONTROL = "lora"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         "--title", default="HRP benchmark", help="of the page (default: %(default)s)"
     )
     parser.add_argument("--metric", help="to judge by (default: each task's own)")
-    parser.add_argument("--control", default="lora", help="start to compare with (default: lora)")
+    parser.add_argument("--control", default=_CONTROL, help="start to compare with (default: lora)")
     return parser
 
 
@@ -61,6 +62,9 @@ def main(argv: list[str]) -> int:
         if options.metric and not any(options.metric in one.metrics for one in records):
             known = sorted({name for one in records for name in one.metrics})
             raise ValueError(f"`--metric` must be one of {known}, got {options.metric!r}")
+        arms = sorted({one.run.arm for one in records})
+        if options.control not in (_CONTROL, *arms):  # a page without the default one is a page
+            raise ValueError(f"`--control` must be one of {arms}, got {options.control!r}")
         spectra = {str(folder): Spectrum.load(folder) for folder in options.spectrum}
         text = report_page(records, spectra, options.title, options.metric, options.control)
         write_whole(options.out, text)
