@@ -144,6 +144,7 @@ def arguments(folder):
         ({"optimizers": (1, 2)}, ValueError, "`optimizers` cannot be given"),
         ({"peft_config": LoraConfig()}, ValueError, "`peft_config` cannot be given"),
         ({"loss_fn": print}, ValueError, "`loss_fn` goes with `dataloader`"),
+        ({"train_dataset": loader()}, TypeError, "must be a data set, got a DataLoader"),
     ],
 )
 def test_trainer_arguments_that_cannot_work_are_refused(model, tmp_path, changes, error, message):
@@ -154,6 +155,60 @@ def test_trainer_arguments_that_cannot_work_are_refused(model, tmp_path, changes
     }
     with pytest.raises(error, match=message):
         preheat(model, **data | changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "range_"),
+    [
+        ("learning_rate", -1.0, "finite and > 0"),
+        ("learning_rate", 0.0, "finite and > 0"),
+        ("per_device_train_batch_size", 0, "an integer >= 1"),
+        ("gradient_accumulation_steps", 0, "an integer >= 1"),
+    ],
+)
+def test_training_arguments_that_allow_no_step_are_refused(model, tmp_path, name, value, range_):
+    args = arguments(tmp_path)
+    setattr(args, name, value)
+    with pytest.raises(ValueError, match=f"`args.{name}` must be {range_}, got {value}"):
+        preheat(model, trainer_cls=Trainer, args=args, train_dataset=token_rows())
+
+
+def test_what_is_no_config_or_no_loader_is_refused(model):
+    with pytest.raises(TypeError, match=r"`config` must be an `hrp.HRPConfig`, got dict"):
+        preheat(model, {"preheat_rank": 8}, dataloader=UnreadLoader())
+    with pytest.raises(TypeError, match=r"must give batches, got the string 'rows.jsonl'"):
+        preheat(model, dataloader="rows.jsonl")
+
+
+def test_a_scaling_of_zero_is_refused_before_training():
+    model = with_lora(tiny_llama(), lora_alpha=0)
+    with pytest.raises(ValueError, match=r"scaling must be > 0, got 0.0 for module .*lora_alpha"):
+        preheat(model, dataloader=UnreadLoader())
+
+
+def test_a_merged_adapter_is_refused_and_the_base_stays(model):
+    model.add_adapter("other", LoraConfig(r=4, target_modules=["q_proj"]))
+    model.merge_adapter()
+    before = fingerprint(model)
+    for act in (
+        lambda: preheat(model, dataloader=UnreadLoader(), adapter_name="other"),
+        lambda: initialize(model, hrp.Spectrum({"m": module_spectrum()})),
+    ):
+        with pytest.raises(ValueError, match=r"no adapter may be merged, got \['default'\]"):
+            act()
+    assert_identical(before, fingerprint(model))
+
+
+@pytest.mark.parametrize("start", ["pissa", False])
+def test_apply_hrp_refuses_before_training_what_it_cannot_start(start):
+    model = with_lora(tiny_llama(), init_lora_weights=start)
+    with pytest.raises(ValueError, match=r"leaves the base weights|was trained or loaded"):
+        unchecked(hrp.apply_hrp)(model, CONFIG, dataloader=UnreadLoader())
+
+
+def test_a_spectrum_s_path_is_no_spectrum(model):
+    with pytest.raises(TypeError, match=r"must be an `hrp.Spectrum`, got str; read a folder"):
+        unchecked(initialize)(model, "runs/spectrum")
 
 
 def test_too_little_data_for_the_steps_is_an_error(model, tmp_path):
@@ -205,6 +260,14 @@ def test_a_grouped_convolution_is_refused():
         model = get_peft_model(model, LoraConfig(r=4, target_modules=["0"]))
     with pytest.raises(ValueError, match=r"module '0' is a grouped Conv1d \(groups=4\)"):
         preheat(model, dataloader=UnreadLoader())
+
+
+def test_a_config_that_no_longer_names_the_adapter_s_modules_is_refused(model):
+    before = fingerprint(model)
+    model.peft_config["default"].target_modules = {"q_proj"}
+    with pytest.raises(ValueError, match="does not sit on the modules of 'default'"):
+        preheat(model, dataloader=loader())
+    assert_identical(before, fingerprint(model))
 
 
 def spectrum_for(model, **changes) -> hrp.Spectrum:

@@ -103,14 +103,19 @@ def load(folder: Path) -> Spectrum:
     return Spectrum(modules, header["provenance"])
 
 
-def _read_header(folder: Path) -> dict[str, Any]:
-    path = folder / PROVENANCE_FILE
-    for needed in (path, folder / TENSORS_FILE):
+def check_folder(folder: Path) -> None:
+    """Raise ``FileNotFoundError`` unless ``folder`` has the files of a spectrum; reads none."""
+    for needed in (folder / PROVENANCE_FILE, folder / TENSORS_FILE):
         if not needed.is_file():
             raise FileNotFoundError(
                 f"'{folder}' is no spectrum folder: it has no {needed.name}; write one with "
-                "`Spectrum.save`"
+                "`hrp preheat` or `Spectrum.save`"
             )
+
+
+def _read_header(folder: Path) -> dict[str, Any]:
+    check_folder(folder)
+    path = folder / PROVENANCE_FILE
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hrp.config import Direction, HRPConfig, check_choice, check_scale
 from hrp.layers import LoraModule, lora_modules
-from hrp.preheating import check_rank_fits, preheat
+from hrp.preheating import check_rank_and_scaling, preheat
 from hrp.spectrum import ModuleSpectrum, Spectrum
 
 # Starts that moved part of the base weight into the adapter: other factors would break the sum.
@@ -57,6 +57,11 @@ def initialize_lora_hrp_weights(
     """
     check_choice("direction", direction, ("A", "B", "AB"))
     check_scale(scale, direction)
+    if not isinstance(spectrum, Spectrum):
+        raise TypeError(
+            f"`spectrum` must be an `hrp.Spectrum`, got {type(spectrum).__name__}; read a folder "
+            "with `hrp.Spectrum.load(folder)`"
+        )
     modules = lora_modules(model, adapter_name)
     _check_start(model, adapter_name, modules, force)
     _check_match(modules, spectrum)
@@ -67,9 +72,15 @@ def initialize_lora_hrp_weights(
 
 
 def apply_hrp(model: PeftModel, config: HRPConfig, **data: Any) -> PeftModel:
-    """Preheat and initialise in one call; ``data`` as for `preheat`. Returns ``model``."""
-    spectrum = preheat(model, config, **data)
+    """Preheat and initialise in one call; ``data`` as for `preheat`. Returns ``model``.
+
+    Raises:
+        See `preheat`; ValueError before any training for an adapter that
+            `initialize_lora_hrp_weights` would refuse after it.
+    """
     adapter_name = data.get("adapter_name", "default")
+    _check_start(model, adapter_name, lora_modules(model, adapter_name), force=False)
+    spectrum = preheat(model, config, **data)
     return initialize_lora_hrp_weights(
         model, spectrum, config.direction, config.scale, adapter_name
     )
@@ -97,12 +108,7 @@ def _check_start(
             f"for adapter {adapter_name!r}; make the adapter with `init_lora_weights=True`"
         )
     for name, module in modules.items():
-        check_rank_fits(name, module)
-        if not module.scaling > 0:
-            raise ValueError(
-                f"the scaling must be > 0, got {module.scaling} for module {name!r}; set a "
-                "positive `lora_alpha`"
-            )
+        check_rank_and_scaling(name, module)
         if not force and _was_trained(module):
             raise ValueError(
                 f"adapter {adapter_name!r} already changes the model (module {name!r}): it was "

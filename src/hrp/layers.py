@@ -125,13 +125,15 @@ def lora_modules(model: object, adapter_name: str) -> dict[str, LoraModule]:
 
     Raises:
         TypeError: ``model`` is no ``PeftModel``, or the adapter no LoRA.
-        ValueError: no such adapter, nothing adapted, or a layer kind or variant that HRP cannot
-            initialise; the message names the module and its kind.
+        ValueError: no such adapter, nothing adapted, factors tied by ``ensure_weight_tying``, a
+            merged adapter, or a layer kind or variant that HRP cannot initialise; the message
+            names the module and its kind.
     """
     base_model = _checked(model, adapter_name).get_base_model()
     found: dict[str, LoraModule] = {}
     for path, layer in base_model.named_modules():
         if isinstance(layer, lora.LoraLayer) and adapter_name in layer.r:
+            _check_unmerged(path, layer)
             for module in _update_matrices(path, layer, adapter_name):
                 found[module.name] = module
     if not found:
@@ -158,7 +160,28 @@ def _checked(model: object, adapter_name: str) -> PeftModel:
             f"adapter {adapter_name!r} must be of type LORA, got {kind}; HRP initialises LoRA "
             "factors: use a `peft.LoraConfig`"
         )
+    _check_untied(model, adapter_name)
     return model
+
+
+def _check_untied(model: PeftModel, adapter_name: str) -> None:
+    """PEFT ties the first adapter only, as two parameters on one memory until one is moved."""
+    tied = getattr(model.peft_config[adapter_name], "target_modules_to_tie", None)
+    if tied:
+        raise ValueError(
+            "`ensure_weight_tying` must be False where `target_modules` cover a tied embedding, "
+            f"got True for adapter {adapter_name!r} (tied: {sorted(tied)}): tied factors cannot "
+            "be preheated; make the adapter without it, or leave the embedding out"
+        )
+
+
+def _check_unmerged(name: str, layer: lora.LoraLayer) -> None:
+    """Activating another adapter unmerges this one; new factors would unmerge as what never was."""
+    if layer.merged:
+        raise ValueError(
+            f"no adapter may be merged, got {layer.merged_adapters} merged into module {name!r}; "
+            "call `model.unmerge_adapter()` first"
+        )
 
 
 def _update_matrices(path: str, layer: lora.LoraLayer, adapter_name: str) -> Iterator[LoraModule]:

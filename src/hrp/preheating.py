@@ -26,6 +26,7 @@ from hrp.training import (
     LossFn,
     check_not_empty,
     check_trainer_arguments,
+    check_training_arguments,
     train_with_dataloader,
     train_with_trainer,
 )
@@ -91,13 +92,14 @@ def preheat(
         The spectrum of ``scaling * lora_B @ lora_A`` by module, float32, on the CPU.
 
     Raises:
-        TypeError: ``model`` is no PeftModel, the adapter no LoRA, ``trainer_cls`` no Trainer.
+        TypeError: ``model`` is no PeftModel, the adapter no LoRA, ``trainer_cls`` no Trainer,
+            ``config`` no HRPConfig.
         ValueError: unknown adapter, unsupported layer, ranks that do not fit, both or none of
             ``dataloader`` and ``trainer_cls``, empty data, a batch without loss, FSDP or DeepSpeed.
         NonFiniteLossError: NaN or infinite loss, with its step.
         PreheatingError: training ended early, or left a module untrained.
     """
-    _check_data(dataloader, loss_fn, trainer_cls, trainer_kwargs)
+    _check_data(config, dataloader, loss_fn, trainer_cls, trainer_kwargs)
     spent = check_engine(trainer_kwargs.get("args"), spend_model) is not None
     if checkpoints is not None and trainer_cls is None:
         raise ValueError("`checkpoints` go with `trainer_cls`; a dataloader cannot be resumed")
@@ -138,8 +140,14 @@ def _memory_hint(config: HRPConfig) -> Iterator[None]:
 
 
 def _check_data(
-    dataloader: object, loss_fn: object, trainer_cls: object, trainer_kwargs: dict[str, Any]
+    config: object,
+    dataloader: object,
+    loss_fn: object,
+    trainer_cls: object,
+    trainer_kwargs: dict[str, Any],
 ) -> None:
+    if not isinstance(config, HRPConfig):
+        raise TypeError(f"`config` must be an `hrp.HRPConfig`, got {type(config).__name__}")
     if (dataloader is None) == (trainer_cls is None):
         given = "neither" if dataloader is None else "both"
         raise ValueError(
@@ -151,9 +159,12 @@ def _check_data(
                 "`loss_fn` goes with `dataloader`; a trainer has its own loss (`compute_loss_func`)"
             )
         check_trainer_arguments(trainer_cls, trainer_kwargs)
+        check_training_arguments(trainer_kwargs["args"], config.learning_rate)
         return
     if trainer_kwargs:
         raise TypeError(f"{sorted(trainer_kwargs)} go with `trainer_cls`, not with `dataloader`")
+    if isinstance(dataloader, str):
+        raise TypeError(f"`dataloader` must give batches, got the string {dataloader!r}")
     check_not_empty("dataloader", dataloader)
 
 
@@ -167,7 +178,7 @@ def check_preheatable(
             "needs; delete or rename it"
         )
     for name, module in targets.items():
-        check_rank_fits(name, module)
+        check_rank_and_scaling(name, module)
         if config.preheat_rank < module.rank:
             raise ValueError(
                 f"`preheat_rank` must be at least the adapter's rank {module.rank}, got "
@@ -175,8 +186,13 @@ def check_preheatable(
             )
 
 
-def check_rank_fits(name: str, module: LoraModule) -> None:
-    """Raise ``ValueError`` if the adapter's rank is over ``min(d_in, d_out)``."""
+def check_rank_and_scaling(name: str, module: LoraModule) -> None:
+    """Raise ``ValueError`` if the rank is over ``min(d_in, d_out)``, or the scaling not over 0."""
+    if not module.scaling > 0:
+        raise ValueError(
+            f"the scaling must be > 0, got {module.scaling} for module {name!r}; set a positive "
+            "`lora_alpha`"
+        )
     if module.rank > module.max_rank:
         d_out, d_in = module.shape
         raise ValueError(

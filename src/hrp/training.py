@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -30,7 +31,7 @@ from hrp.checkpoints import (
     keeping_frozen,
     last_complete,
 )
-from hrp.config import HRPConfig
+from hrp.config import HRPConfig, check_integer, check_positive
 from hrp.errors import NonFiniteLossError, PreheatingError
 from hrp.stopping import SubspaceStopping
 
@@ -72,7 +73,20 @@ def check_trainer_arguments(trainer_cls: object, trainer_kwargs: dict[str, Any])
         raise TypeError(f"`args` must be the TrainingArguments of the real run, got {found}")
     if trainer_kwargs.get("train_dataset") is None:
         raise ValueError("`train_dataset` must be given with `trainer_cls`, got None")
+    if isinstance(trainer_kwargs["train_dataset"], DataLoader):
+        raise TypeError("`train_dataset` must be a data set, got a DataLoader: give `dataloader`")
     check_not_empty("train_dataset", trainer_kwargs["train_dataset"])
+
+
+def check_training_arguments(args: TrainingArguments, learning_rate: float | None) -> None:
+    """Raise ``ValueError`` on numbers with which no step can be taken.
+
+    HF's trainers find them late, or never. ``learning_rate`` is HRPConfig's own, if it has one.
+    """
+    if learning_rate is None:
+        check_positive("args.learning_rate", args.learning_rate)
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        check_integer(f"args.{name}", getattr(args, name), minimum=1)
 
 
 def check_not_empty(name: str, data: object) -> None:

@@ -123,7 +123,7 @@ def base_changed(variant: Variant, model: PeftModel) -> bool:
 
     The latter because a back end packs its weights otherwise as soon as the mode changes.
     """
-    pristine, batch = variant.base(), variant.data()[0][0]
+    pristine, batch = variant.reference(), variant.data()[0][0]
     if variant.needs is None:
         now = base_weights(model.get_base_model())
         return any(not one.equal(now[name]) for name, one in base_weights(pristine).items())
@@ -149,7 +149,7 @@ def judged(variant: Variant, model: PeftModel, messages: Iterable[str]) -> Cell:
         return Cell("default, with a warning" if warned else "**silent default**")
     part = f"**part: {len(found) - len(default)} of {len(found)}**"
     batch = variant.data()[0][0]
-    base, now = output(variant.base(), batch), output(model, batch)
+    base, now = output(variant.reference(), batch), output(model, batch)
     return Cell(
         (part if default else "started")
         + (", base changed" if base_changed(variant, model) else "")

@@ -18,6 +18,7 @@ from hrp.layers import lora_modules
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Careful, disabling adapter layers with bias"),
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`"),
+    pytest.mark.filterwarnings("ignore:You have requested `ensure_weight_tying`"),
     pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to"),
     pytest.mark.filterwarnings("ignore:.*have invalid shape.*lora_B.bias"),
     pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated"),

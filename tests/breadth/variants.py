@@ -11,6 +11,7 @@ import torch
 from architectures import ARCHITECTURES
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig
+from peft.tuners.tuners_utils import replicate_layers
 from torch import nn
 from transformers import BitsAndBytesConfig, LlamaForCausalLM, TorchAoConfig
 
@@ -77,6 +78,13 @@ class Variant:
         torch.manual_seed(0)
         base = self.make()
         return base if self.dtype is None else base.to(self.dtype)
+
+    def reference(self) -> nn.Module:
+        """What an adapter without effect computes: the base, its layers replicated if so set."""
+        base = self.base()
+        if layers := self.settings.get("layer_replication"):
+            replicate_layers(base, layers)
+        return base
 
     def config(self, **changes: Any) -> LoraConfig:
         defaults = {"r": 4, "lora_alpha": 8, "target_modules": LINEAR}
@@ -153,6 +161,7 @@ VARIANTS = {
     ),
     "an odd rank": Variant({"r": 3}),
     "layers_to_transform": Variant({"target_modules": ["q_proj"], "layers_to_transform": [1]}),
+    "layer_replication": Variant({"layer_replication": [[0, 2], [1, 2]]}),
     "exclude_modules": Variant({"exclude_modules": ["down_proj"]}),
     "target_modules='all-linear'": Variant({"target_modules": "all-linear"}),
     "target_modules as a regex": Variant({"target_modules": r".*\.[qv]_proj"}),
@@ -166,7 +175,15 @@ VARIANTS = {
     ),
     "ensure_weight_tying": Variant(
         {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
-        "the temporary adapter does not sit on the modules",
+        "`ensure_weight_tying` must be False",
+        make=tied_llama,
+    ),
+    "ensure_weight_tying of modules_to_save": Variant(
+        {
+            "target_modules": ["q_proj"],
+            "modules_to_save": ["embed_tokens"],
+            "ensure_weight_tying": True,
+        },
         make=tied_llama,
     ),
     "nn.Embedding": on_layers("embedding"),

@@ -49,6 +49,18 @@ def templated(prompt: str, completion: str | None = "{answer}"):
         (["--qqqqqq"], "unknown flag '--qqqqqq'; hrp sft --help lists the flags"),
         (["stray"], "unexpected argument 'stray'"),
         (["--preheat_rank", "many"], "argument --preheat_rank"),
+        (["--preheat_learning_rate", "-1"], "`preheat_learning_rate` must be finite and > 0"),
+        (["--preheat_seed", "-1"], "`preheat_seed` must be an integer >= 0, got -1"),
+        (["--learning_rate", "-1"], "`learning_rate` must be finite and > 0, got -1.0"),
+        (["--lora_r", "0"], "`lora_r` must be an integer >= 1, got 0"),
+        (["--lora_alpha", "0"], "`lora_alpha` must be finite and > 0, got 0"),
+        (["--lora_dropout", "1.5"], "`lora_dropout` must be in [0, 1), got 1.5"),
+        (["--per_device_train_batch_size", "0"], "`per_device_train_batch_size` must be an int"),
+        (["--gradient_accumulation_steps", "0"], "`gradient_accumulation_steps` must be an int"),
+        (["--max_steps", "0", "--num_train_epochs", "0"], "`num_train_epochs` must be finite and"),
+        (["--max_length", "-3"], "`max_length` must be an integer >= 1, got -3"),
+        (["--lora_target_modules", "q_prj"], "of the base model, got ['q_prj']; give such as"),
+        (["--spectrum", "nowhere"], "'nowhere' is no spectrum folder"),
         (["--preheat_steps", "0"], "`preheat_steps` must be an integer >= 1, got 0"),
         (["--preheat_steps", "some"], "got 'some'; or give 'auto'"),
         (["--direction", "C"], "`direction` must be one of 'A', 'B', 'AB', got 'C'"),
@@ -66,6 +78,21 @@ def test_bad_flags_are_refused_before_anything_is_written(tmp_path, data, capsys
     output = tmp_path / "adapter"
     assert message in refused(capsys, "sft", *training(data, output, *flags))
     assert not output.exists()
+
+
+def test_a_single_target_module_is_a_name_and_no_pattern(tmp_path, data):
+    from hrp.spectrum import Spectrum
+
+    flags = training(data, tmp_path / "spectrum", "--lora_target_modules", "q_proj")
+    assert call("preheat", *flags) == 0
+    assert {name.rpartition(".")[2] for name in Spectrum.load(tmp_path / "spectrum")} == {"q_proj"}
+
+
+@pytest.mark.parametrize("command", ["sft", "preheat"])
+def test_one_unknown_target_among_known_ones_is_refused(command, tmp_path, data, capsys):
+    flags = training(data, tmp_path / "out", "--lora_target_modules", "q_proj", "v_prj")
+    assert "got 'v_prj'; did you mean v_proj?" in refused(capsys, command, *flags)
+    assert not list(tmp_path.glob("out/*"))
 
 
 def test_a_missing_model_flag_is_named(tmp_path, data, capsys):

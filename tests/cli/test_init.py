@@ -110,6 +110,12 @@ def test_other_target_modules_take_their_part_of_the_spectrum(base, spectrum, tm
     assert len([n for n, _ in model.named_parameters() if n.endswith("lora_A.default.weight")]) == 4
 
 
+def test_all_linear_is_no_name(base, spectrum, tmp_path):
+    assert run(spectrum, tmp_path / "start", "--lora_target_modules", "all-linear") == 0
+    model = PeftModel.from_pretrained(load(base), tmp_path / "start")
+    assert {name.rpartition(".")[2] for name in model.targeted_module_names} > {"q_proj", "up_proj"}
+
+
 def test_the_card_tells_settings_cost_versions_and_how_to_load(base, spectrum, tmp_path):
     assert run(spectrum, tmp_path / "start", "--direction", "B") == 0
     text = (tmp_path / "start" / "README.md").read_text()
@@ -146,6 +152,10 @@ def test_a_name_cannot_break_out_of_the_card():
             ["--allocation", "energy", "--rank_budget", "99"],
             "`rank_budget` must be at least 928 parameters",
         ),
+        (["--lora_dropout", "2"], "`lora_dropout` must be in [0, 1), got 2.0"),
+        (["--lora_target_modules", "q_proj", "v_prj"], "got 'v_prj'; did you mean v_proj?"),
+        (["--lora_task_type", "SEQ_2_SEQ_LM"], "is for another kind of model than"),
+        (["--model_name_or_path", "./nowhere"], "`--model_name_or_path` './nowhere' is no folder"),
         (["--lora_target_modules", "embed_tokens"], "`spectrum` lacks 1 of the adapter's"),
     ],
 )

@@ -93,6 +93,16 @@ def test_an_existing_folder_is_refused_before_any_training(
     assert (tmp_path / "kept").read_text() == "mine"
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_any_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["--out", str(tmp_path / "file" / "demo")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"'{tmp_path / 'file'}' is no folder; choose another" in captured.err
+
+
 @pytest.mark.parametrize(
     ("argument", "value", "message"),
     [("--steps", "1", "`steps`"), ("--seeds", "0", "`seeds`"), ("--seed", "-1", "`seed`")],

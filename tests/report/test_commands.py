@@ -47,6 +47,7 @@ def test_report_judges_by_the_metric_and_control_asked_for(records, tmp_path):
     [
         (["nowhere"], "'nowhere' is no folder"),
         (["{records}", "--spectrum", "nowhere"], "is no spectrum folder"),
+        (["{records}", "--control", "lore"], "`--control` must be one of ['hrp-ab', 'lora'"),
         (["{records}", "--metric", "rouge"], "must be one of ['eval_loss', 'exact_match']"),
     ],
 )
@@ -140,7 +141,7 @@ def test_inspect_writes_its_figures(spectrum, tmp_path, capsys):
         (["nowhere"], "is no spectrum folder"),
         (["{spectrum}", "--compare", "{other}"], "both spectra must have the same modules"),
         (["{spectrum}", "--rank", "0"], "`--rank` must be at least 1, got 0"),
-        (["{spectrum}", "--out", "{file}/figures"], "Not a directory"),
+        (["{spectrum}", "--out", "{file}/figures"], "is no folder; choose another"),
     ],
 )
 def test_inspect_says_what_is_wrong(spectrum, tmp_path, capsys, arguments, message):

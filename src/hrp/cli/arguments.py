@@ -11,7 +11,7 @@ from typing import Any
 from trl import TrlParser
 
 from hrp.cli.failures import UsageError
-from hrp.config import HRPConfig, check_integer
+from hrp.config import HRPConfig, check_integer, check_positive
 
 
 @dataclass
@@ -20,26 +20,34 @@ class HRPArguments:
 
     preheat_rank: int = field(default=128, metadata={"help": "Rank R of the temporary LoRA."})
     preheat_steps: str = field(
-        default="50", metadata={"help": "Steps K of preheating, or 'auto': until it settles."}
+        default="50",
+        metadata={"help": "Steps K of preheating, or 'auto': until its directions settle."},
     )
     preheat_learning_rate: float | None = field(
-        default=None, metadata={"help": "Of preheating; --learning_rate if not given."}
+        default=None,
+        metadata={"help": "Learning rate of preheating; --learning_rate if not given."},
     )
     preheat_seed: int | None = field(
-        default=None, metadata={"help": "Of preheating; --seed if not given."}
+        default=None, metadata={"help": "Seed of preheating; --seed if not given."}
     )
     direction: str = field(
-        default="A", metadata={"help": "Factor that carries the direction: A, B or AB."}
+        default="A",
+        metadata={"help": "Start lora_A (A), lora_B (B) or both (AB) from what preheating found."},
     )
-    scale: float = field(default=1.0, metadata={"help": "Norm of the directions at the start."})
+    scale: float = field(default=1.0, metadata={"help": "Norm of each direction; 1 with AB."})
     train_factors: str = field(
         default="both", metadata={"help": "Factors trained in preheating: both, A or B."}
     )
-    max_preheat_steps: int = field(default=200, metadata={"help": "With 'auto': at most."})
-    subspace_tolerance: float = field(
-        default=0.05, metadata={"help": "With 'auto': the turn under which subspaces have settled."}
+    max_preheat_steps: int = field(
+        default=200, metadata={"help": "With 'auto': most steps of preheating."}
     )
-    subspace_window: int = field(default=10, metadata={"help": "With 'auto': steps between looks."})
+    subspace_tolerance: float = field(
+        default=0.05,
+        metadata={"help": "With 'auto': settled means turning by less than this (0 to 1)."},
+    )
+    subspace_window: int = field(
+        default=10, metadata={"help": "With 'auto': steps between two looks at the directions."}
+    )
     preheat_save_steps: int = field(
         default=10, metadata={"help": "Steps between two checkpoints of preheating."}
     )
@@ -47,6 +55,10 @@ class HRPArguments:
     def hrp_config(self, seed: int) -> HRPConfig:
         """Settings as the core takes them; raises ``ValueError`` on a value out of range."""
         check_integer("preheat_save_steps", self.preheat_save_steps, minimum=1)
+        if self.preheat_seed is not None:
+            check_integer("preheat_seed", self.preheat_seed, minimum=0)
+        if self.preheat_learning_rate is not None:
+            check_positive("preheat_learning_rate", self.preheat_learning_rate)
         return HRPConfig(
             preheat_rank=self.preheat_rank,
             preheat_steps=_steps(self.preheat_steps),
@@ -83,15 +95,15 @@ class DataArguments:
     dataset_path: str | None = field(
         default=None,
         metadata={
-            "help": "Local JSON, JSONL, CSV or Parquet file, or folder, in --dataset_name's place."
+            "help": "Local JSON, JSONL, CSV or Parquet file, or folder, instead of --dataset_name."
         },
     )
     prompt_template: str | None = field(
         default=None,
-        metadata={"help": r"Makes the prompt of other columns: 'Question: {question}\nAnswer:'."},
+        metadata={"help": r"Makes the prompt from other columns: 'Question: {question}\nAnswer:'."},
     )
     completion_template: str | None = field(
-        default=None, metadata={"help": "Makes the completion, likewise: ' {answer}'."}
+        default=None, metadata={"help": "Makes the completion likewise: ' {answer}'."}
     )
 
 

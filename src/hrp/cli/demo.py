@@ -41,6 +41,9 @@ def main(argv: list[str]) -> int:
                 f"output folder '{options.out}' exists; name another with --out, or pass "
                 "--overwrite"
             )
+        from hrp.cli.outputs import check_place
+
+        check_place(options.out, "--out")
     except (ValueError, FileExistsError) as error:
         print(f"hrp demo: {error}", file=sys.stderr)
         return 2
@@ -56,9 +59,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: hrp demo --steps 80 --seed 3 --out /tmp/hrp-demo",
     )
     parser.add_argument(
-        "--steps", type=int, help=f"optimizer steps a run in all (default: {defaults.steps})"
+        "--steps",
+        type=int,
+        help=f"steps of each run, preheating included (default: {defaults.steps})",
     )
-    parser.add_argument("--seeds", type=int, help=f"runs a start (default: {defaults.seeds})")
+    parser.add_argument("--seeds", type=int, help=f"runs of each start (default: {defaults.seeds})")
     parser.add_argument(
         "--seed", type=int, default=defaults.seed, help="first seed (default: %(default)s)"
     )

@@ -36,9 +36,9 @@ from hrp.cli.trainers import HRPSeq2SeqTrainer, HRPTrainer, preheating
 
 DESCRIPTION = """\
 Fine-tune an encoder-decoder (--task seq2seq: columns prompt and completion) or a classifier
-(--task classification: columns text and label, text_pair where there are two texts) on HF's
-trainers, with LoRA started from a high-rank preheating. Flags as for `hrp sft`, and HF's
-Seq2SeqTrainingArguments.
+(--task classification: columns text and label, text_pair where there are two texts, or
+--prompt_template, which makes text) on HF's trainers, with LoRA started from a high-rank
+preheating. Flags as for `hrp sft`, and HF's Seq2SeqTrainingArguments.
 """
 EXAMPLE = """\
   hrp finetune --task classification --model_name_or_path FacebookAI/roberta-base \\
@@ -52,9 +52,13 @@ _TEXTS = ("text", "text_pair")
 class FinetuneArguments:
     """What TRL's and HF's arguments lack for these tasks."""
 
-    task: Literal["seq2seq", "classification"] = field(metadata={"help": "Kind of model."})
-    label_column: str = field(default="label", metadata={"help": "Of classification."})
-    max_length: int = field(default=512, metadata={"help": "Tokens of a text, at most."})
+    task: Literal["seq2seq", "classification"] = field(
+        metadata={"help": "Kind of model; required."}
+    )
+    label_column: str = field(default="label", metadata={"help": "Column of the classes."})
+    max_length: int = field(
+        default=512, metadata={"help": "Most tokens of a text; the rest is cut."}
+    )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run code that comes with the model."}
     )

@@ -51,29 +51,44 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--spectrum", type=Path, required=True, metavar="DIR", help="from `hrp preheat`")
+    add("--spectrum", type=Path, required=True, metavar="DIR", help="folder from `hrp preheat`")
     add("--output_dir", type=Path, required=True, metavar="DIR", help="adapter folder to write")
     add("--model_name_or_path", help="the base model (default: the one the spectrum names)")
     add("--trust_remote_code", action="store_true", help="run code that comes with the model")
-    add("--direction", choices=("A", "B", "AB"), default="A", help="factor that carries it (A)")
-    add("--scale", type=float, default=1.0, help="norm of the directions (1.0)")
-    add("--lora_r", type=int, default=16, help="rank (16)")
-    add("--lora_alpha", type=float, default=32, help="as in PEFT; scaling is lora_alpha / r (32)")
-    add("--lora_dropout", type=float, default=0.05, help="written to the adapter's config (0.05)")
-    add("--lora_target_modules", nargs="+", help="default: the modules of the spectrum")
-    add("--lora_task_type", choices=sorted(AUTO_CLASSES), default="CAUSAL_LM", help="(CAUSAL_LM)")
+    add(
+        "--direction",
+        choices=("A", "B", "AB"),
+        default="A",
+        help="start lora_A (A), lora_B (B) or both (AB) from the spectrum (default: A)",
+    )
+    add("--scale", type=float, default=1.0, help="norm of each direction; 1 with AB (default: 1)")
+    add("--lora_r", type=int, default=16, help="rank, at most the spectrum's (default: 16)")
+    add("--lora_alpha", type=float, default=32, help="scaling is lora_alpha / r (default: 32)")
+    add("--lora_dropout", type=float, default=0.05, help="of later training (default: 0.05)")
+    add(
+        "--lora_target_modules",
+        nargs="+",
+        metavar="NAME",
+        help="modules to adapt (default: those of the spectrum)",
+    )
+    add(
+        "--lora_task_type",
+        choices=sorted(AUTO_CLASSES),
+        default="CAUSAL_LM",
+        help="what the base model is for (default: CAUSAL_LM)",
+    )
     add("--use_rslora", action="store_true", help="scaling is lora_alpha / sqrt(r)")
     add(
         "--allocation",
         choices=("uniform", "energy"),
         default="uniform",
-        help="energy: each module's own rank, where the parameters keep the most energy (uniform)",
+        help="one rank for all modules, or ranks that keep the most energy (default: uniform)",
     )
     add(
         "--rank_budget",
         type=int,
         metavar="N",
-        help="with energy: LoRA parameters in all (default: as many as uniform --lora_r takes)",
+        help="with energy: LoRA parameters in all (default: as many as --lora_r takes)",
     )
     add("--overwrite", action="store_true", help="replace --output_dir if it exists")
     return parser
@@ -111,10 +126,10 @@ def _run(options: InitOptions) -> int:
 
 
 def _check(options: InitOptions) -> None:
-    from hrp.config import check_integer, check_positive, check_scale
+    from hrp.cli.checks import check_lora
+    from hrp.config import check_integer, check_scale
 
-    check_integer("lora_r", options.lora_r, minimum=1)
-    check_positive("lora_alpha", options.lora_alpha)
+    check_lora(options)
     check_scale(options.scale, options.direction)
     if options.rank_budget is not None:
         check_integer("rank_budget", options.rank_budget, minimum=1)
@@ -136,9 +151,12 @@ def _check_output(folder: Path, overwrite: bool) -> None:
 
 
 def _base_name(options: InitOptions, provenance: dict[str, Any]) -> str:
+    from hrp.cli.checks import check_model
+
     base = options.model_name_or_path or provenance.get("base_model")
     if not base:
         raise ValueError("the spectrum names no base model; give `--model_name_or_path`")
+    check_model(str(base))
     return str(base)
 
 
@@ -147,13 +165,19 @@ def _adapter(options: InitOptions, spectrum: Any, base: str) -> tuple[Any, str]:
     from peft import LoraConfig, get_peft_model
 
     from hrp import initialize_lora_hrp_weights
+    from hrp.cli.checks import check_targets, mistakes_told
     from hrp.layers import lora_modules
 
-    skeleton = empty_base(base, options.lora_task_type, options.trust_remote_code)
+    with mistakes_told(None, f"--lora_task_type {options.lora_task_type}", base):
+        skeleton = empty_base(base, options.lora_task_type, options.trust_remote_code)
+    targets: list[str] | str | None = options.lora_target_modules
+    if targets == ["all-linear"]:  # which PEFT knows as a word only
+        targets = "all-linear"
+    check_targets(targets, skeleton)
     fields, note = _rank_fields(options, spectrum)
     config = LoraConfig(
         task_type=options.lora_task_type,
-        target_modules=options.lora_target_modules or _target_modules(skeleton, spectrum),
+        target_modules=targets or _target_modules(skeleton, spectrum),
         lora_dropout=options.lora_dropout,
         use_rslora=options.use_rslora,
         **fields,

@@ -30,10 +30,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("spectrum", type=Path, help="folder written by `hrp preheat`")
     parser.add_argument(
-        "--compare", type=Path, metavar="DIR", help="another spectrum to align with"
+        "--compare", type=Path, metavar="DIR", help="another spectrum: how far both agree"
     )
     parser.add_argument(
-        "--rank", type=int, default=8, help="directions to align (default: 8, less if there are)"
+        "--rank",
+        type=int,
+        default=8,
+        help="with --compare: how many directions (default: 8)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write figures (PNG) to")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -46,6 +49,10 @@ def main(argv: list[str]) -> int:
     try:
         if options.rank < 1:
             raise ValueError(f"`--rank` must be at least 1, got {options.rank}")
+        if options.out:
+            from hrp.cli.outputs import check_place
+
+            check_place(options.out, "--out")
         spectrum = Spectrum.load(options.spectrum)
         other = Spectrum.load(options.compare) if options.compare else None
         facts = _facts(spectrum, other, options.rank)

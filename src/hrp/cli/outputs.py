@@ -157,8 +157,8 @@ class Output:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def check_place(folder: Path) -> None:
-    """Raise ``UsageError`` where ``folder`` cannot be written, before anything is loaded."""
+def check_place(folder: Path, flag: str = "--output_dir") -> None:
+    """Raise ``UsageError`` where ``folder`` cannot be made or written; nothing is loaded yet."""
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=place):  # gone at once; permissions alone say little
@@ -167,9 +167,7 @@ def check_place(folder: Path) -> None:
         fault = "is no folder"
     except OSError as error:
         fault = f"takes no file ({error.strerror})"
-    raise UsageError(
-        f"`--output_dir` '{folder}' cannot be written: '{place}' {fault}; choose another"
-    )
+    raise UsageError(f"`{flag}` '{folder}' cannot be written: '{place}' {fault}; choose another")
 
 
 def _read(path: Path) -> dict[str, Any] | None:

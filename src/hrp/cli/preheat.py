@@ -9,8 +9,8 @@ from hrp.artefact import PROVENANCE_FILE
 from hrp.cli.failures import UsageError, reported
 from hrp.cli.outputs import Output, check_place
 from hrp.cli.running import Job, preheat_into
-from hrp.cli.sft import build_trainer, parse_sft
-from hrp.cli.trainers import check_enough, sft_preheating
+from hrp.cli.sft import build_trainer, built, parse_sft
+from hrp.cli.trainers import sft_preheating
 
 DESCRIPTION = """\
 Preheat only: train a LoRA of high rank for a few steps and write its spectrum to --output_dir,
@@ -39,8 +39,7 @@ def _run(argv: list[str]) -> int:
     check_place(folder)
     work.check(request.output.overwrite, request.output.resume)
     request.training.output_dir = str(work.folder)
-    trainer = build_trainer(request)
-    check_enough(trainer, config)
+    trainer = built(request, build_trainer, config)
     if trainer.is_world_process_zero():
         work.begin(request.output.overwrite)
     trainer.accelerator.wait_for_everyone()

@@ -12,13 +12,14 @@ from hrp.spectrum import Spectrum
 EPILOG = """example:
   hrp report experiments/results/gsm8k-core --spectrum runs/spectrum --out report.html
 """
+_CONTROL = "lora"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hrp report",
         description="Write one self-contained HTML page from a benchmark's records and from\n"
-        "spectra: arms with spread and significance, loss curves, costs, provenance.",
+        "spectra: starts with spread and significance, loss curves, costs, provenance.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -31,12 +32,14 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         type=Path,
         metavar="DIR",
-        help="folder of a spectrum to show; give it again for more, aligned with the first",
+        help="a spectrum to show; give it again for more, compared with the first",
     )
-    parser.add_argument("--out", type=Path, required=True, help="the page to write")
-    parser.add_argument("--title", default="HRP benchmark", help="of the page")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the page to write")
+    parser.add_argument(
+        "--title", default="HRP benchmark", help="of the page (default: %(default)s)"
+    )
     parser.add_argument("--metric", help="to judge by (default: each task's own)")
-    parser.add_argument("--control", default="lora", help="arm to compare with (default: lora)")
+    parser.add_argument("--control", default=_CONTROL, help="start to compare with (default: lora)")
     return parser
 
 
@@ -59,6 +62,9 @@ def main(argv: list[str]) -> int:
         if options.metric and not any(options.metric in one.metrics for one in records):
             known = sorted({name for one in records for name in one.metrics})
             raise ValueError(f"`--metric` must be one of {known}, got {options.metric!r}")
+        arms = sorted({one.run.arm for one in records})
+        if options.control not in (_CONTROL, *arms):  # a page without the default one is a page
+            raise ValueError(f"`--control` must be one of {arms}, got {options.control!r}")
         spectra = {str(folder): Spectrum.load(folder) for folder in options.spectrum}
         text = report_page(records, spectra, options.title, options.metric, options.control)
         write_whole(options.out, text)

@@ -16,6 +16,7 @@ from trl import (
     get_quantization_config,
 )
 
+from hrp.artefact import check_folder as check_spectrum
 from hrp.cli.arguments import (
     DataArguments,
     HRPArguments,
@@ -23,11 +24,20 @@ from hrp.cli.arguments import (
     SpectrumArguments,
     parse,
 )
+from hrp.cli.checks import (
+    as_names,
+    check_lora,
+    check_model,
+    check_targets,
+    check_training,
+    mistakes_told,
+)
 from hrp.cli.datasets import check_columns, load_splits, split_of, with_templates
 from hrp.cli.failures import UsageError, reported
 from hrp.cli.outputs import Output
 from hrp.cli.running import Job, run
 from hrp.cli.trainers import HRPSFTTrainer, check_enough, sft_preheating
+from hrp.config import HRPConfig
 
 DESCRIPTION = """\
 Supervised fine-tuning as `trl sft` does it, with LoRA started from a high-rank preheating. Takes
@@ -127,8 +137,9 @@ def carry_out(
     output = Output(Path(request.training.output_dir), command, request.settings())
     if not output.check(request.output.overwrite, request.output.resume):
         return 0
-    trainer = build(request)
-    check_enough(trainer, config)
+    if request.spectrum.spectrum:
+        check_spectrum(Path(request.spectrum.spectrum))
+    trainer = built(request, build, config)
     if trainer.is_world_process_zero():
         output.begin(request.output.overwrite)
     trainer.accelerator.wait_for_everyone()
@@ -156,17 +167,24 @@ def check_common(training: Any, model: ModelConfig) -> None:
         raise UsageError("`--model_name_or_path` is needed: a hub id or a local folder")
     if training.resume_from_checkpoint is not None:
         raise UsageError("`--resume_from_checkpoint` does not know preheating; pass --resume")
-    _check_model(model.model_name_or_path)
+    check_model(model.model_name_or_path)
+    check_lora(model)
+    check_training(training)
+    model.lora_target_modules = as_names(model.lora_target_modules)
     if not model.use_peft:
         print("--use_peft is implied: HRP starts a LoRA")
         model.use_peft = True
 
 
-def _check_model(name: str) -> None:
-    """HF takes a path that is not there for a badly written hub id, and says only that."""
-    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if is_path and not Path(name).is_dir():
-        raise UsageError(f"`--model_name_or_path` '{name}' is no folder")
+def built(request: Any, build: Callable[[Any], Any], config: HRPConfig) -> Any:
+    """Make the trainer; raises ``UsageError`` for unknown target modules and too few rows."""
+    flags = request.model
+    task = f"--task {request.finetune.task}" if hasattr(request, "finetune") else "hrp sft"
+    with mistakes_told(flags.lora_target_modules, task, flags.model_name_or_path):
+        trainer = build(request)
+    check_targets(flags.lora_target_modules, trainer.model.get_base_model())
+    check_enough(trainer, config)
+    return trainer
 
 
 def build_trainer(request: SFTRequest) -> HRPSFTTrainer:

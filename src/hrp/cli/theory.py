@@ -28,6 +28,10 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     command = shlex.join(["hrp", "theory", *argv])
     try:
+        if getattr(options, "out", None):
+            from hrp.cli.outputs import check_place
+
+            check_place(options.out, "--out")
         return int(options.run(options, command))
     except (ValueError, ArithmeticError, OSError) as error:
         print(f"hrp theory {options.subcommand}: {error}", file=sys.stderr)

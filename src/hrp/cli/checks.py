@@ -1,0 +1,79 @@
+"""What the commands refuse before a model is loaded, and the target modules right after."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hrp.cli.failures import UsageError
+from hrp.config import check_integer, check_positive
+
+
+def check_model(name: str) -> None:
+    """HF takes a path that is not there for a badly written hub id, and says only that."""
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if is_path and not Path(name).is_dir():
+        raise UsageError(f"`--model_name_or_path` '{name}' is no folder")
+
+
+def check_lora(model: Any) -> None:
+    """Raise ``ValueError`` on LoRA's numbers out of range; ``model`` has them as ``lora_*``."""
+    check_integer("lora_r", model.lora_r, minimum=1)
+    check_positive("lora_alpha", model.lora_alpha)
+    if not 0 <= model.lora_dropout < 1:
+        raise UsageError(f"`lora_dropout` must be in [0, 1), got {model.lora_dropout}")
+
+
+def check_training(training: Any) -> None:
+    """Raise ``ValueError`` on numbers with which no step can be taken."""
+    check_positive("learning_rate", training.learning_rate)
+    check_integer("per_device_train_batch_size", training.per_device_train_batch_size, minimum=1)
+    check_integer("gradient_accumulation_steps", training.gradient_accumulation_steps, minimum=1)
+    if training.max_steps <= 0:
+        check_positive("num_train_epochs", training.num_train_epochs)
+    if getattr(training, "max_length", None) is not None:
+        check_integer("max_length", training.max_length, minimum=1)
+
+
+def as_names(targets: list[str] | str | None) -> list[str] | str | None:
+    """TRL makes a string of a single name, which PEFT would hold against whole paths."""
+    if isinstance(targets, str) and targets != "all-linear" and re.fullmatch(r"[\w.]+", targets):
+        return [targets]
+    return targets
+
+
+_SUCH = "give such as q_proj v_proj, or all-linear"
+
+
+@contextmanager
+def mistakes_told(targets: list[str] | str | None, task: str, model: str) -> Iterator[None]:
+    """Say which flag it is where PEFT knows no target module, or HF no such task for the model."""
+    try:
+        yield
+    except ValueError as error:
+        if "not found in the base model" in str(error):
+            raise UsageError(
+                f"`--lora_target_modules` must name modules of the base model, got {targets!r}; "
+                + _SUCH
+            ) from error
+        if "Unrecognized configuration class" in str(error):
+            raise UsageError(
+                f"`{task}` is for another kind of model than '{model}'; give the task of its kind"
+            ) from error
+        raise
+
+
+def check_targets(targets: list[str] | str | None, model: Any) -> None:
+    """Raise ``UsageError`` for a target that is no module of ``model``: PEFT passes over it."""
+    modules = [name for name, _ in model.named_modules()]
+    for target in targets if isinstance(targets, list) else ():
+        if not any(name == target or name.endswith(f".{target}") for name in modules):
+            near = difflib.get_close_matches(target, {n.rpartition(".")[2] for n in modules}, n=1)
+            raise UsageError(
+                f"`--lora_target_modules` must name modules of the base model, got {target!r}; "
+                + (f"did you mean {near[0]}?" if near else _SUCH)
+            )
