@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import tempfile
 import time
@@ -16,7 +15,6 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from hrp.bench.compiling import compiled_layers, compiles
 from hrp.bench.pieces import PieceCollator, PieceTrainer, splits
 from hrp.bench.tasks import Example, Task
 from hrp.casting import casts_left_to_autocast
@@ -28,8 +26,7 @@ DEFAULTS: dict[str, Any] = {"lr_scheduler_type": "cosine", "weight_decay": 0.0, 
 class Plan:
     """What a trainer is told: data, length, rate, seed, batch and further arguments.
 
-    ``micro_batch_size`` splits batches into pieces, see `hrp.bench.pieces`; ``torch_compile``
-    compiles the model's layers, see `hrp.bench.compiling`.
+    ``micro_batch_size`` splits batches into pieces, see `hrp.bench.pieces`.
     """
 
     task: Task
@@ -39,7 +36,6 @@ class Plan:
     batch_size: int
     training: Mapping[str, Any]
     micro_batch_size: int | None = None
-    torch_compile: bool = False
 
     @property
     def trainer_cls(self) -> type[Trainer]:
@@ -98,10 +94,7 @@ class FiniteLoss(TrainerCallback):
 def trainer_arguments(plan: Plan) -> Iterator[tuple[dict[str, Any], CountingCollator]]:
     """Keyword arguments of a ``Trainer``, and the collator that counts."""
     collator = CountingCollator(plan.collator)
-    with (
-        tempfile.TemporaryDirectory(prefix="hrp-bench-") as scratch,
-        compiled_layers(plan.torch_compile),
-    ):
+    with tempfile.TemporaryDirectory(prefix="hrp-bench-") as scratch:
         args = TrainingArguments(
             **DEFAULTS
             | {
@@ -113,7 +106,6 @@ def trainer_arguments(plan: Plan) -> Iterator[tuple[dict[str, Any], CountingColl
                 "bf16": torch.cuda.is_available(),
                 "use_cpu": not torch.cuda.is_available(),
                 "logging_nan_inf_filter": False,  # it would wait for the GPU at every step
-                "torch_compile": plan.torch_compile,
                 "remove_unused_columns": False,
                 "save_strategy": "no",
                 "report_to": "none",
@@ -136,8 +128,6 @@ def fine_tune(
     Raises:
         FloatingPointError: the loss became NaN or infinite.
     """
-    if not compiles(model):
-        plan = dataclasses.replace(plan, torch_compile=False)
     with trainer_arguments(plan) as (kwargs, collator):
         trainer = plan.trainer_cls(
             model=model,

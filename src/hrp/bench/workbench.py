@@ -45,7 +45,6 @@ class Places:
         command: command line, for the records.
         micro_batch_size: rows of the pieces that a causal task's batches are split into, for speed;
             see `hrp.bench.pieces`.
-        torch_compile: whether to compile the models' layers, for speed.
     """
 
     records: Path
@@ -55,7 +54,6 @@ class Places:
     git: tuple[str | None, bool | None] = (None, None)
     command: str = ""
     micro_batch_size: int | None = None
-    torch_compile: bool = False
 
 
 @dataclass
@@ -258,7 +256,7 @@ class Setup:
         config = self.spec.config
         return Plan(
             self.task, steps, learning_rate, self.spec.seed, config["batch_size"],
-            config["training"], self.bench.places.micro_batch_size, self.bench.places.torch_compile,
+            config["training"], self.bench.places.micro_batch_size,
         )  # fmt: skip
 
     def shared(self, kind: str, settings: dict[str, Any], make: Callable[[], Shared]) -> Shared:

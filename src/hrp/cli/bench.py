@@ -62,10 +62,6 @@ def _add_run(commands: Any) -> None:
         "gradient with less padding (default: whole batches)",
     )  # fmt: skip
     parser.add_argument(
-        "--torch_compile", action="store_true",
-        help="compile the layers: a minute at first, shorter steps (default: eager)",
-    )  # fmt: skip
-    parser.add_argument(
         "--engine", choices=("local", "ray"), default="local",
         help="local processes, or Ray tasks, N at a time (default: local)",
     )  # fmt: skip
@@ -129,7 +125,6 @@ def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
         git=_git(),
         command=shlex.join(["hrp", "bench", *argv]),
         micro_batch_size=options.micro_batch_size,
-        torch_compile=options.torch_compile,
     )
     driver = Driver(
         experiment, places, lambda line: print(line, flush=True), options.time_limit,
