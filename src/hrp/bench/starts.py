@@ -18,12 +18,13 @@ from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.eva import prepare_layer_inputs_fn_language_modeling
 from peft.tuners.lora.loraga import preprocess_loraga
 from torch import Tensor, nn
+from transformers import Trainer
 
 from hrp.bench import costs
 from hrp.bench.costs import Costs, equivalent_steps
 from hrp.bench.shared import Shared
 from hrp.bench.tasks.answers import IGNORED, half_precision
-from hrp.bench.training import trainer_arguments
+from hrp.bench.training import batches_for, trainer_arguments
 from hrp.bench.workbench import NotApplicable, Setup, Start
 from hrp.config import HRPConfig
 from hrp.preheating import preheat
@@ -56,7 +57,8 @@ def _preheat(setup: Setup, settings: dict[str, Any]) -> Shared:
     plan = setup.plan(config.step_limit, config.learning_rate or setup.spec.learning_rate)
     began = time.perf_counter()
     with trainer_arguments(plan) as (kwargs, collator):
-        spectrum = preheat(model, config, trainer_cls=plan.trainer_cls, **kwargs)
+        with batches_for(model, plan):
+            spectrum = preheat(model, config, trainer_cls=Trainer, **kwargs)
         accumulated = kwargs["args"].gradient_accumulation_steps
     steps = int(spectrum.provenance["steps"])
     tokens = collator.tokens(steps * accumulated)

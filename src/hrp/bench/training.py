@@ -6,7 +6,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from hrp.bench.pieces import PieceCollator, PieceTrainer, splits
+from hrp.bench.padding_free import PaddingFreeCollator, padding_free
 from hrp.bench.tasks import Example, Task
 from hrp.casting import casts_left_to_autocast
 
@@ -26,7 +26,7 @@ DEFAULTS: dict[str, Any] = {"lr_scheduler_type": "cosine", "weight_decay": 0.0, 
 class Plan:
     """What a trainer is told: data, length, rate, seed, batch and further arguments.
 
-    ``micro_batch_size`` splits batches into pieces, see `hrp.bench.pieces`.
+    ``padding_free`` leaves padding out of a causal task's batches, see `hrp.bench.padding_free`.
     """
 
     task: Task
@@ -35,20 +35,12 @@ class Plan:
     seed: int
     batch_size: int
     training: Mapping[str, Any]
-    micro_batch_size: int | None = None
+    padding_free: bool = False
 
     @property
-    def trainer_cls(self) -> type[Trainer]:
-        """HF's, or the one for pieces."""
-        return PieceTrainer if splits(self.task, self.micro_batch_size) else Trainer
-
-    @property
-    def collator(self) -> Callable[[list[Example]], Any]:
-        """The task's, or the one for pieces."""
-        size = self.micro_batch_size
-        if size is None or not splits(self.task, size):
-            return self.task.collator
-        return PieceCollator(self.task.collator, size)
+    def packs(self) -> bool:
+        """Whether batches come without padding: those of causal tasks, where asked for."""
+        return self.padding_free and self.task.task_type == "CAUSAL_LM"
 
 
 @dataclass(frozen=True)
@@ -90,10 +82,15 @@ class FiniteLoss(TrainerCallback):
             raise FloatingPointError(f"the training loss is {loss} at step {state.global_step}")
 
 
+def batches_for(model: nn.Module, plan: Plan) -> AbstractContextManager[None]:
+    """Within, ``model`` takes the batches of ``plan``."""
+    return padding_free(model) if plan.packs else nullcontext()
+
+
 @contextmanager
 def trainer_arguments(plan: Plan) -> Iterator[tuple[dict[str, Any], CountingCollator]]:
     """Keyword arguments of a ``Trainer``, and the collator that counts."""
-    collator = CountingCollator(plan.collator)
+    collator = CountingCollator(PaddingFreeCollator() if plan.packs else plan.task.collator)
     with tempfile.TemporaryDirectory(prefix="hrp-bench-") as scratch:
         args = TrainingArguments(
             **DEFAULTS
@@ -129,7 +126,7 @@ def fine_tune(
         FloatingPointError: the loss became NaN or infinite.
     """
     with trainer_arguments(plan) as (kwargs, collator):
-        trainer = plan.trainer_cls(
+        trainer = Trainer(
             model=model,
             optimizers=(optimizer, None),
             callbacks=[FiniteLoss(), *callbacks],
@@ -138,7 +135,7 @@ def fine_tune(
         trainer.remove_callback(PrinterCallback)
         began = time.perf_counter()
         try:
-            with casts_left_to_autocast(model):
+            with casts_left_to_autocast(model), batches_for(model, plan):
                 trainer.train()
             synchronise()
         finally:

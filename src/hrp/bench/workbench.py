@@ -43,8 +43,8 @@ class Places:
         dataset: local folder or hub name of the data; None means the task's own hub name.
         git: commit of the source tree and whether it was changed.
         command: command line, for the records.
-        micro_batch_size: rows of the pieces that a causal task's batches are split into, for speed;
-            see `hrp.bench.pieces`.
+        padding_free: whether to leave padding out of causal tasks' batches, for speed; see
+            `hrp.bench.padding_free`.
     """
 
     records: Path
@@ -53,7 +53,7 @@ class Places:
     dataset: str | None = None
     git: tuple[str | None, bool | None] = (None, None)
     command: str = ""
-    micro_batch_size: int | None = None
+    padding_free: bool = False
 
 
 @dataclass
@@ -256,7 +256,7 @@ class Setup:
         config = self.spec.config
         return Plan(
             self.task, steps, learning_rate, self.spec.seed, config["batch_size"],
-            config["training"], self.bench.places.micro_batch_size,
+            config["training"], self.bench.places.padding_free,
         )  # fmt: skip
 
     def shared(self, kind: str, settings: dict[str, Any], make: Callable[[], Shared]) -> Shared:

@@ -57,9 +57,8 @@ def _add_run(commands: Any) -> None:
         help="processes that share this machine's device; 1 runs in this one (default: 1)",
     )  # fmt: skip
     parser.add_argument(
-        "--micro_batch_size", type=int, metavar="ROWS",
-        help="split a causal task's batches into pieces of so many rows of like length: the same "
-        "gradient with less padding (default: whole batches)",
+        "--padding_free", action="store_true",
+        help="causal tasks' batches without padding: the same gradient, sooner",
     )  # fmt: skip
     parser.add_argument(
         "--engine", choices=("local", "ray"), default="local",
@@ -124,7 +123,7 @@ def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
         dataset=options.dataset_path,
         git=_git(),
         command=shlex.join(["hrp", "bench", *argv]),
-        micro_batch_size=options.micro_batch_size,
+        padding_free=options.padding_free,
     )
     driver = Driver(
         experiment, places, lambda line: print(line, flush=True), options.time_limit,
@@ -136,10 +135,8 @@ def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
 
 
 def _check_run(options: argparse.Namespace) -> None:
-    for flag in ("workers", "micro_batch_size"):
-        value = getattr(options, flag)
-        if value is not None and value < 1:
-            raise ValueError(f"`--{flag}` must be at least 1, got {value}")
+    if options.workers < 1:
+        raise ValueError(f"`--workers` must be at least 1, got {options.workers}")
     if options.time_limit is not None and not options.time_limit > 0:
         raise ValueError(f"`--time_limit` must be > 0, got {options.time_limit:g}")
 

@@ -1,0 +1,109 @@
+"""Batches without padding: the tokens of all rows in one row; only attention sees them padded.
+
+Random batches of GSM8K are half padding, and all of a causal model but its attention works token by
+token, so laying the rows end to end halves the work and changes no gradient. Sorting the *data* by
+length would save as much, but changes which examples share a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from hrp.bench.tasks import Example
+
+IMPLEMENTATION = "hrp_padding_free"
+_IGNORED = -100
+
+
+class PaddingFreeCollator:
+    """Lays rows of ``input_ids`` and ``labels`` end to end, in one row."""
+
+    def __call__(self, rows: list[Example]) -> dict[str, Any]:
+        """Collate ``rows``; ``places`` are the tokens' in rows padded to ``longest``, flattened."""
+        lengths = [len(row["input_ids"]) for row in rows]
+        longest = max(lengths)
+        # No row's first token is predicted, least of all from the row before.
+        labels = [label for row in rows for label in (_IGNORED, *row["labels"][1:])]
+        return {
+            "input_ids": torch.tensor([[token for row in rows for token in row["input_ids"]]]),
+            "labels": torch.tensor([labels]),
+            "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+            "places": torch.cat(
+                [torch.arange(length) + row * longest for row, length in enumerate(lengths)]
+            ),
+            "rows": len(rows),
+            "longest": longest,
+            "use_cache": False,
+        }
+
+
+@contextmanager
+def padding_free(model: nn.Module) -> Iterator[None]:
+    """Within, the attention of ``model`` takes what `PaddingFreeCollator` makes."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(base, PreTrainedModel):
+        raise TypeError(f"padding-free batches need a transformers model, got {type(base)}")
+    before = base.config._attn_implementation
+    base.set_attn_implementation(IMPLEMENTATION)
+    try:
+        yield
+    finally:
+        base.set_attn_implementation(before)
+
+
+def attention(
+    module: nn.Module,
+    query: Float[Tensor, "1 heads tokens d"],
+    key: Float[Tensor, "1 kv_heads tokens d"],
+    value: Float[Tensor, "1 kv_heads tokens d"],
+    attention_mask: None,
+    *,
+    places: Int[Tensor, " tokens"],
+    rows: int,
+    longest: int,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Float[Tensor, "1 tokens heads d"], None]:
+    """Causal attention within each row.
+
+    Padding is on the right, where a causal mask keeps it from every token of the row.
+
+    Raises:
+        ValueError: a window shorter than the rows, or capped scores, which this has not.
+    """
+    if softcap is not None or (sliding_window or longest) < longest:
+        raise ValueError(
+            "`padding_free` knows plain causal attention only, and the model has a sliding window "
+            "or capped scores; leave it out"
+        )
+
+    def padded(packed: Tensor) -> Tensor:
+        heads, d = packed.shape[1], packed.shape[3]
+        flat = packed.new_zeros(rows * longest, heads, d)
+        flat = flat.index_copy(0, places, packed[0].transpose(0, 1))
+        return flat.view(rows, longest, heads, d).transpose(1, 2)
+
+    out = nn.functional.scaled_dot_product_attention(
+        padded(query), padded(key), padded(value), dropout_p=dropout, is_causal=True,
+        scale=scaling, enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
+    return out.transpose(1, 2).flatten(0, 1).index_select(0, places)[None], None
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """Attention makes its own."""
+
+
+AttentionInterface.register(IMPLEMENTATION, attention)
+AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)

@@ -1,0 +1,116 @@
+"""Batches without padding give what padded batches give."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    DataCollatorForSeq2Seq,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+import hrp
+from bench.tiny_bench import tiny_task
+from conftest import tiny_llama
+from hrp.bench.padding_free import PaddingFreeCollator, padding_free
+from hrp.bench.tasks import Task
+from hrp.bench.training import Plan, batches_for, fine_tune, trainer_arguments
+from hrp.demo.base_model import load_base
+
+STEPS = 4
+TINY = {
+    "vocab_size": 16, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ragged() -> Task:
+    """Rows of 3 to 24 tokens, 23 of them: the last of batches of 8 is short."""
+    draw = random.Random(0)
+    rows = []
+    for _ in range(23):
+        ids = [draw.randrange(2, 16) for _ in range(draw.randint(3, 24))]
+        rows.append({"input_ids": ids, "labels": [-100, *ids[1:]]})
+    tokenizer = load_base()[1]
+    collator = DataCollatorForSeq2Seq(tokenizer, padding=True)
+    return dataclasses.replace(tiny_task(), train=rows, collator=collator, tokenizer=tokenizer)
+
+
+def adapter(make=tiny_llama):
+    torch.manual_seed(0)
+    return get_peft_model(make(), LoraConfig(r=2, target_modules="all-linear"))
+
+
+def plan(task: Task, without_padding: bool) -> Plan:
+    return Plan(task, STEPS, 1e-2, seed=0, batch_size=8, training={"logging_steps": 1},
+                padding_free=without_padding)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        tiny_llama,
+        lambda: Qwen3ForCausalLM(Qwen3Config(**TINY)),
+        lambda: MistralForCausalLM(MistralConfig(**TINY, sliding_window=None)),
+    ],
+    ids=["llama", "qwen3", "mistral"],
+)
+def test_without_padding_a_model_trains_as_with_it(ragged, make):
+    padded, packed = adapter(make), adapter(make)
+    expected = fine_tune(padded, plan(ragged, False))
+    found = fine_tune(packed, plan(ragged, True))
+    assert found.tokens == expected.tokens
+    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-4, atol=1e-4)
+    for one, other in zip(packed.parameters(), padded.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_without_padding_preheating_gives_the_same_spectrum(ragged):
+    config = hrp.HRPConfig(preheat_rank=8, preheat_steps=STEPS, learning_rate=1e-2)
+    spectra = []
+    for without_padding in (False, True):
+        told, model = plan(ragged, without_padding), adapter()
+        with trainer_arguments(told) as (kwargs, _), batches_for(model, told):
+            from transformers import Trainer
+
+            spectra.append(hrp.preheat(model, config, trainer_cls=Trainer, **kwargs))
+    for name, module in spectra[0].items():
+        torch.testing.assert_close(spectra[1][name].S, module.S, rtol=1e-3, atol=1e-5)
+
+
+def test_a_row_without_padding_sees_no_other_row(ragged):
+    model, rows = tiny_llama().eval(), [dict(row) for row in ragged.train[:3]]
+    first = len(rows[0]["input_ids"])
+
+    def logits() -> torch.Tensor:
+        with torch.no_grad(), padding_free(model):
+            return model(**PaddingFreeCollator()(rows)).logits[0]
+
+    before = logits()
+    rows[1]["input_ids"] = rows[1]["input_ids"][::-1]
+    after = logits()
+    assert torch.equal(before[:first], after[:first])
+    assert torch.equal(before[first + len(rows[1]["input_ids"]) :],
+                       after[first + len(rows[1]["input_ids"]) :])  # fmt: skip
+    assert not torch.allclose(before, after)
+
+
+def test_a_sliding_window_is_refused_and_the_model_keeps_its_attention(ragged):
+    model = MistralForCausalLM(MistralConfig(**TINY, sliding_window=2))
+    before = model.config._attn_implementation
+    with pytest.raises(ValueError, match="`padding_free` knows plain causal attention only"):
+        fine_tune(model, plan(ragged, True))
+    assert model.config._attn_implementation == before
+
+
+def test_only_causal_tasks_go_without_padding(ragged):
+    assert plan(ragged, True).packs
+    assert not plan(dataclasses.replace(ragged, task_type="SEQ_CLS"), True).packs
