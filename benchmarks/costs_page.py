@@ -69,9 +69,12 @@ def large_rows(record: dict) -> Iterator[list[str]]:
         step, once = result.get("median_step_seconds"), result.get("start_seconds")
         if "svd_seconds" in result:
             once = statistics.median(result["svd_seconds"])
+        way = result["way"]
+        if not result.get("converged", True):
+            way += f" (not converged in {result['batches']} batches)"
         yield [
             name,
-            result["way"],
+            way,
             ratio(result.get("peak_gib"), lora["peak_gib"] if step else None),
             ratio(step, lora["median_step_seconds"]),
             ratio(once, None),

@@ -22,7 +22,6 @@ import torch
 from peft import EvaConfig, LoraConfig, LoraGAConfig, PeftModel, get_peft_model
 from peft.tuners.lora import initialize_lora_eva_weights, preprocess_loraga
 from torch import nn
-from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import hrp
@@ -134,14 +133,40 @@ def start_lora_ga(model, batch, options) -> dict:
     return {"start_seconds": timed(lambda: preprocess_loraga(model, config, train_step), options)}
 
 
+class NotConvergedError(Exception):
+    """EVA asked for more batches than it is given."""
+
+
+class Limited:
+    """So many batches, and no more: EVA goes round its loader until it has converged."""
+
+    def __init__(self, batch: dict[str, torch.Tensor], count: int) -> None:
+        self._batch, self._count = batch, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self):
+        for _ in range(self._count):
+            yield dict(self._batch)
+        raise NotConvergedError
+
+
 def start_eva(model, batch, options) -> dict:
+    """Random weights and tokens have no leading directions, so EVA may not converge on them."""
     peft_model = with_lora(model, 8, init_lora_weights="eva", eva_config=EvaConfig())
-    rows = [{key: value[i] for key, value in batch.items()} for i in range(options.batch_size)]
-    loader = DataLoader(rows * options.eva_batches, batch_size=options.batch_size)
-    seconds = timed(
-        lambda: initialize_lora_eva_weights(peft_model, loader, show_progress_bar=False), options
-    )
-    return {"start_seconds": seconds}
+    loader = Limited(batch, options.eva_batches)
+    converged = True
+
+    def start() -> None:
+        nonlocal converged
+        try:
+            initialize_lora_eva_weights(peft_model, loader, show_progress_bar=False)
+        except NotConvergedError:
+            converged = False
+
+    seconds = timed(start, options)
+    return {"start_seconds": seconds, "batches": options.eva_batches, "converged": converged}
 
 
 def read_all_spectra(model, batch, options) -> dict:
@@ -217,7 +242,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--preheat_rank", type=int, default=128)
-    parser.add_argument("--eva_batches", type=int, default=4)
+    parser.add_argument("--eva_batches", type=int, default=4, help="EVA gets no more than these")
     parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--only", nargs="*", help="parts of the names of the ways to measure")

@@ -98,9 +98,11 @@ def test_help_has_an_example(capsys):
     assert "hrp bench run experiments/" in capsys.readouterr().out
 
 
-def test_a_tree_without_git_may_name_its_commit(monkeypatch):
+def test_a_copied_tree_may_name_its_commit(monkeypatch):
     from hrp.cli import bench
 
-    monkeypatch.setattr("hrp.bench.record.git_state", lambda folder: (None, None))
+    monkeypatch.setattr("hrp.bench.record.git_state", lambda folder: ("fff", True))
+    monkeypatch.delenv("HRP_GIT_COMMIT", raising=False)
+    assert bench._git() == ("fff", True)
     monkeypatch.setenv("HRP_GIT_COMMIT", "abc123")
     assert bench._git() == ("abc123", None)

@@ -31,6 +31,14 @@ def test_the_second_basis_is_left_out_where_nothing_is_charged():
     assert [view.basis for view in views(plain)] == ["equal total steps"]
 
 
+def test_a_control_that_is_charged_for_its_start_is_compared_at_its_total():
+    records = [one for one in benchmark() if one.costs.total_steps == 450]
+    found = {view.basis: view for view in views(records, control="hrp-ab")}
+    total = found["equal total steps"]
+    assert total.steps == 450
+    assert {one.arm for one in total.records} == set(JUDGED)
+
+
 def test_a_fraction_of_a_step_charged_counts_as_a_step():
     record = full_record("eva", steps=448)
     charged = dataclasses.replace(

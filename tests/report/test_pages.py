@@ -145,7 +145,7 @@ def test_the_reading_names_the_arms_by_verdict():
     assert "oracle-b, hrp-ab: significantly better than lora." in text
     single = report_page([full_record("hrp-ab", seed, 1e-3) for seed in range(2)])
     assert "No comparison: lora or all others have no results here." in single
-    assert "hrp-ab: one learning rate only, not swept." in single
+    assert "all arms: one learning rate only, not swept; nothing is said of their best." in single
 
 
 def test_records_alone_and_spectra_alone_make_a_page():

@@ -97,10 +97,12 @@ class Experiment:
 
 def load_experiment(path: Path) -> Experiment:
     """Read an experiment; raises ``ValueError`` or ``FileNotFoundError`` saying what is wrong."""
+    if not path.is_file():
+        raise FileNotFoundError(f"the experiment's file '{path}' is missing; give its path")
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"'{path}' is not YAML ({error})") from error
+        raise ValueError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
         raise ValueError(f"'{path}' must hold a mapping, got {type(found).__name__}")
     try:

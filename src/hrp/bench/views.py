@@ -91,14 +91,16 @@ def _views_of(key: tuple[str, str], group: list[Record], control: str) -> list[V
     records = [record for record in group if record.status == "ok"]
     failed = tuple(record for record in group if record.status == "failed")
     total = {record.run_id: math.ceil(record.costs.total_steps) for record in records}
-    own = {record.costs.finetune_steps for record in records if record.arm == control}
+    controls = [record for record in records if record.arm == control]
+    totals = {total[one.run_id] for one in controls} or set(total.values())
+    tunings = {one.costs.finetune_steps for one in controls}
     found = []
-    for steps in sorted(own or set(total.values())):
-        whole = tuple(one for one in records if total[one.run_id] == steps)
+    for steps in sorted(totals | tunings):
+        whole = tuple(one for one in records if steps in totals and total[one.run_id] == steps)
         tuned = tuple(one for one in records if one.costs.finetune_steps == steps)
         if whole:
             found.append(View(*key, "equal total steps", steps, whole, failed))
-        if own and {one.run_id for one in tuned} - {one.run_id for one in whole}:
+        if steps in tunings and {one.run_id for one in tuned} - {one.run_id for one in whole}:
             found.append(View(*key, "equal fine-tuning steps", steps, tuned, failed))
     return found
 

@@ -17,8 +17,8 @@ EPILOG = """examples:
       --dataset_path DIR/gsm8k --workers 14 --time_limit 540
   hrp bench report experiments/results/standin-gsm8k-450 --out docs/results.md
 
-A rerun does only what is missing. In a tree without .git, HRP_GIT_COMMIT names the commit for the
-records.
+A rerun does only what is missing. HRP_GIT_COMMIT names the commit for the records where the tree is
+a copy without .git, or with one that is not its own.
 """
 
 
@@ -158,8 +158,9 @@ def _git() -> tuple[str | None, bool | None]:
     import hrp
     from hrp.bench.record import git_state
 
-    commit, dirty = git_state(Path(hrp.__file__).parent)
-    return (commit, dirty) if commit else (os.environ.get("HRP_GIT_COMMIT"), None)
+    if named := os.environ.get("HRP_GIT_COMMIT"):
+        return named, None
+    return git_state(Path(hrp.__file__).parent)
 
 
 def _list(options: argparse.Namespace, _: Sequence[str]) -> int:

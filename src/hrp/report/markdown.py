@@ -13,13 +13,7 @@ from hrp.bench.stats import CONTROL
 from hrp.bench.views import Analysis, analyse, main_metric, views
 from hrp.report import plots, tables
 from hrp.report.figures import save
-
-_VERDICTS = (
-    ("better", "significantly better than {}"),
-    ("worse", "significantly worse than {}"),
-    ("no significant difference", "no significant difference to {}"),
-    ("incomplete", "seeds are missing, no verdict"),
-)
+from hrp.report.reading import sentences
 
 
 def write_page(
@@ -46,7 +40,11 @@ def write_page(
     for view in views(records, control):
         analysis = analyse(view, metric, control)
         text += [f"## {view.experiment}: {view.task}, {view.basis} ({view.steps})", ""]
-        text += [*_reading(analysis), "", tables.arms_table(analysis).markdown()]
+        text += [
+            *(f"- {line}" for line in sentences(analysis)),
+            "",
+            tables.arms_table(analysis).markdown(),
+        ]
         text += _figures(analysis, out, figures)
         text += ["### Costs", "", tables.cost_table(analysis).markdown()]
         text += _folded("Records behind the table", tables.sources_table(analysis).markdown())
@@ -55,18 +53,6 @@ def write_page(
     text += ["## Provenance", "", tables.provenance_table(records).markdown()]
     write_whole(out, "\n".join(text) + "\n")
     return len(figures)
-
-
-def _reading(analysis: Analysis) -> Iterator[str]:
-    """Say in words what the table says, and no more."""
-    for verdict, words in _VERDICTS:
-        arms = [one.arm for one in analysis.comparisons if one.verdict == verdict]
-        if arms:
-            yield f"- {', '.join(arms)}: {words.format(analysis.control)}."
-    if not analysis.comparisons:
-        yield f"- No comparison: {analysis.control} or all others have no results here."
-    if edges := [one.arm for one in analysis.best.values() if one.on_edge and len(one.grid) > 1]:
-        yield f"- {', '.join(edges)}: best at an end of the sweep, which should be wider."
 
 
 def _figures(analysis: Analysis, out: Path, figures: list[Path]) -> Iterator[str]:

@@ -12,11 +12,11 @@ from hrp.bench.views import Analysis, analyse, main_metric, views
 from hrp.report import plots, spectra, tables
 from hrp.report.figures import to_svg
 from hrp.report.html import Html, figure, joined, page, section, table, tag
+from hrp.report.reading import sentences
 from hrp.report.tables import DASH
 from hrp.spectrum import Spectrum
 
 ALIGNMENT_RANK = 8
-_NAMED = 16  # arms spelt out in a sentence
 _LONG = 24  # rows that a page shows unasked, where they matter less
 _LEAD = (
     "Every initialiser at its best learning rate, over seeds, its preheating charged. All tables "
@@ -110,34 +110,7 @@ def _view_drawings(analysis: Analysis) -> Iterator[tuple[Figure | None, str]]:
 
 
 def _reading(analysis: Analysis) -> Html:
-    """Say in words what the table says, and no more."""
-    arms: dict[str, list[str]] = {}
-    for one in analysis.comparisons:
-        arms.setdefault(one.verdict, []).append(one.arm)
-    control = analysis.control
-    lines = [
-        f"{_some(arms[verdict])}: {words}"
-        for verdict, words in (
-            ("better", f"significantly better than {control}."),
-            ("worse", f"significantly worse than {control}."),
-            ("no significant difference", f"no significant difference to {control}."),
-            ("incomplete", "seeds are missing, no verdict."),
-        )
-        if verdict in arms
-    ]
-    if not analysis.comparisons:
-        lines.append(f"No comparison: {control} or all others have no results here.")
-    best = analysis.best.values()
-    if edges := [one.arm for one in best if one.on_edge and len(one.grid) > 1]:
-        lines.append(f"{_some(edges)}: best at an end of the sweep; it should be widened.")
-    if unswept := [one.arm for one in best if len(one.grid) == 1]:
-        lines.append(f"{_some(unswept)}: one learning rate only, not swept.")
-    return tag("ul", *(tag("li", line) for line in lines))
-
-
-def _some(arms: Sequence[str]) -> str:
-    more = len(arms) - _NAMED
-    return ", ".join(arms[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return tag("ul", *(tag("li", line) for line in sentences(analysis)))
 
 
 def _ablations(records: Sequence[Record], metric: str | None) -> Iterator[Part]:
