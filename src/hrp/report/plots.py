@@ -85,9 +85,9 @@ def sweep_curves(analysis: Analysis) -> Figure | None:
     The range is that in which the arms are about the control; what diverged leaves the frame.
     None where no arm was swept.
     """
-    rates = sorted({rate for by_rate in analysis.table.values() for rate in by_rate})
-    if len(rates) < 2:
+    if all(len(by_rate) < 2 for by_rate in analysis.table.values()):
         return None
+    rates = sorted({rate for by_rate in analysis.table.values() for rate in by_rate})
     with drawn() as figure:
         axes = figure.add_subplot()
         for arm, look in _looks(analysis).items():
