@@ -103,6 +103,19 @@ def test_a_row_without_padding_sees_no_other_row(ragged):
     assert not torch.allclose(before, after)
 
 
+def test_filling_a_batch_up_changes_no_gradient(ragged):
+    gradients = []
+    for collator in (PaddingFreeCollator(), PaddingFreeCollator(64, 16)):
+        model, batch = tiny_llama(), collator(ragged.train[:8])
+        with padding_free(model):
+            model(**batch).loss.backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert batch["input_ids"].shape[1] % 64 == 0
+    assert batch["longest"] % 16 == 0
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_a_sliding_window_is_refused_and_the_model_keeps_its_attention(ragged):
     model = MistralForCausalLM(MistralConfig(**TINY, sliding_window=2))
     before = model.config._attn_implementation

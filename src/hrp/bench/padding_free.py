@@ -24,22 +24,34 @@ _IGNORED = -100
 
 
 class PaddingFreeCollator:
-    """Lays rows of ``input_ids`` and ``labels`` end to end, in one row."""
+    """Lays rows of ``input_ids`` and ``labels`` end to end, in one row.
+
+    Args:
+        tokens_multiple: tokens that nothing is learned from fill the batch up to a multiple of
+            this, where few shapes are wanted.
+        longest_multiple: the same for the length that attention pads to.
+    """
+
+    def __init__(self, tokens_multiple: int = 1, longest_multiple: int = 1) -> None:
+        self._tokens_multiple = tokens_multiple
+        self._longest_multiple = longest_multiple
 
     def __call__(self, rows: list[Example]) -> dict[str, Any]:
         """Collate ``rows``; ``places`` are the tokens' in rows padded to ``longest``, flattened."""
         lengths = [len(row["input_ids"]) for row in rows]
-        longest = max(lengths)
+        longest = -(-max(lengths) // self._longest_multiple) * self._longest_multiple
         # No row's first token is predicted, least of all from the row before.
         labels = [label for row in rows for label in (_IGNORED, *row["labels"][1:])]
+        places = [row * longest + i for row, length in enumerate(lengths) for i in range(length)]
+        filled = -sum(lengths) % self._tokens_multiple
+        fill = [0] * filled
         return {
-            "input_ids": torch.tensor([[token for row in rows for token in row["input_ids"]]]),
-            "labels": torch.tensor([labels]),
-            "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
-            "places": torch.cat(
-                [torch.arange(length) + row * longest for row, length in enumerate(lengths)]
-            ),
-            "rows": len(rows),
+            "input_ids": torch.tensor([[t for row in rows for t in row["input_ids"]] + fill]),
+            "labels": torch.tensor([labels + [_IGNORED] * filled]),
+            "position_ids": torch.tensor([[i for n in lengths for i in range(n)] + fill]),
+            # The filling is the first token of one row more.
+            "places": torch.tensor(places + [len(rows) * longest] * filled),
+            "rows": len(rows) + (self._tokens_multiple > 1),
             "longest": longest,
             "use_cache": False,
         }

@@ -18,7 +18,6 @@ from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.eva import prepare_layer_inputs_fn_language_modeling
 from peft.tuners.lora.loraga import preprocess_loraga
 from torch import Tensor, nn
-from transformers import Trainer
 
 from hrp.bench import costs
 from hrp.bench.costs import Costs, equivalent_steps
@@ -58,7 +57,7 @@ def _preheat(setup: Setup, settings: dict[str, Any]) -> Shared:
     began = time.perf_counter()
     with trainer_arguments(plan) as (kwargs, collator):
         with batches_for(model, plan):
-            spectrum = preheat(model, config, trainer_cls=Trainer, **kwargs)
+            spectrum = preheat(model, config, trainer_cls=plan.trainer_cls, **kwargs)
         accumulated = kwargs["args"].gradient_accumulation_steps
     steps = int(spectrum.provenance["steps"])
     tokens = collator.tokens(steps * accumulated)

@@ -15,18 +15,21 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from hrp.bench.cuda_graphs import GraphedTrainer, with_few_shapes
 from hrp.bench.padding_free import PaddingFreeCollator, padding_free
 from hrp.bench.tasks import Example, Task
 from hrp.casting import casts_left_to_autocast
 
 DEFAULTS: dict[str, Any] = {"lr_scheduler_type": "cosine", "weight_decay": 0.0, "logging_steps": 10}
+_FEW_SHAPES = 512, 128  # multiples of a batch's tokens, and of its longest row
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a trainer is told: data, length, rate, seed, batch and further arguments.
 
-    ``padding_free`` leaves padding out of a causal task's batches, see `hrp.bench.padding_free`.
+    ``padding_free`` leaves padding out of a causal task's batches, see `hrp.bench.padding_free`;
+    ``cuda_graphs`` replays steps, see `hrp.bench.cuda_graphs`.
     """
 
     task: Task
@@ -36,11 +39,23 @@ class Plan:
     batch_size: int
     training: Mapping[str, Any]
     padding_free: bool = False
+    cuda_graphs: bool = False
 
     @property
     def packs(self) -> bool:
         """Whether batches come without padding: those of causal tasks, where asked for."""
         return self.padding_free and self.task.task_type == "CAUSAL_LM"
+
+    @property
+    def trainer_cls(self) -> type[Trainer]:
+        """HF Trainer, as it is or replaying graphs."""
+        return GraphedTrainer if self.cuda_graphs else Trainer
+
+    def collator(self) -> Callable[[list[Example]], Any]:
+        """The task's, or one without padding; with few shapes of batches where graphs are made."""
+        if self.packs:
+            return PaddingFreeCollator(*(_FEW_SHAPES if self.cuda_graphs else ()))
+        return with_few_shapes(self.task.collator) if self.cuda_graphs else self.task.collator
 
 
 @dataclass(frozen=True)
@@ -90,7 +105,7 @@ def batches_for(model: nn.Module, plan: Plan) -> AbstractContextManager[None]:
 @contextmanager
 def trainer_arguments(plan: Plan) -> Iterator[tuple[dict[str, Any], CountingCollator]]:
     """Keyword arguments of a ``Trainer``, and the collator that counts."""
-    collator = CountingCollator(PaddingFreeCollator() if plan.packs else plan.task.collator)
+    collator = CountingCollator(plan.collator())
     with tempfile.TemporaryDirectory(prefix="hrp-bench-") as scratch:
         args = TrainingArguments(
             **DEFAULTS
@@ -126,7 +141,7 @@ def fine_tune(
         FloatingPointError: the loss became NaN or infinite.
     """
     with trainer_arguments(plan) as (kwargs, collator):
-        trainer = Trainer(
+        trainer = plan.trainer_cls(
             model=model,
             optimizers=(optimizer, None),
             callbacks=[FiniteLoss(), *callbacks],

@@ -45,6 +45,7 @@ class Places:
         command: command line, for the records.
         padding_free: whether to leave padding out of causal tasks' batches, for speed; see
             `hrp.bench.padding_free`.
+        cuda_graphs: whether to replay training steps, for speed; see `hrp.bench.cuda_graphs`.
     """
 
     records: Path
@@ -54,6 +55,7 @@ class Places:
     git: tuple[str | None, bool | None] = (None, None)
     command: str = ""
     padding_free: bool = False
+    cuda_graphs: bool = False
 
 
 @dataclass
@@ -256,7 +258,7 @@ class Setup:
         config = self.spec.config
         return Plan(
             self.task, steps, learning_rate, self.spec.seed, config["batch_size"],
-            config["training"], self.bench.places.padding_free,
+            config["training"], self.bench.places.padding_free, self.bench.places.cuda_graphs,
         )  # fmt: skip
 
     def shared(self, kind: str, settings: dict[str, Any], make: Callable[[], Shared]) -> Shared:

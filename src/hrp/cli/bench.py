@@ -61,6 +61,10 @@ def _add_run(commands: Any) -> None:
         help="causal tasks' batches without padding: the same gradient, sooner",
     )  # fmt: skip
     parser.add_argument(
+        "--cuda_graphs", action="store_true",
+        help="replay training steps as CUDA graphs: for models too small to keep a GPU busy",
+    )  # fmt: skip
+    parser.add_argument(
         "--engine", choices=("local", "ray"), default="local",
         help="local processes, or Ray tasks, N at a time (default: local)",
     )  # fmt: skip
@@ -124,6 +128,7 @@ def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
         git=_git(),
         command=shlex.join(["hrp", "bench", *argv]),
         padding_free=options.padding_free,
+        cuda_graphs=options.cuda_graphs,
     )
     driver = Driver(
         experiment, places, lambda line: print(line, flush=True), options.time_limit,
@@ -139,6 +144,13 @@ def _check_run(options: argparse.Namespace) -> None:
         raise ValueError(f"`--workers` must be at least 1, got {options.workers}")
     if options.time_limit is not None and not options.time_limit > 0:
         raise ValueError(f"`--time_limit` must be > 0, got {options.time_limit:g}")
+    if options.cuda_graphs:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError(
+                "`--cuda_graphs` needs an NVIDIA GPU, and PyTorch sees none; leave it out"
+            )
 
 
 def _engine(options: argparse.Namespace, places: Any) -> Any:

@@ -1,0 +1,89 @@
+"""Replayed steps are the steps that they replay."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
+
+import hrp
+from bench.tiny_bench import tiny_task
+from conftest import tiny_llama
+from hrp.bench.cuda_graphs import with_few_shapes
+from hrp.bench.tasks import Task
+from hrp.bench.training import Plan, batches_for, fine_tune, trainer_arguments
+from hrp.cli.bench import main
+from hrp.demo.base_model import load_base
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def ragged() -> Task:
+    """Rows of 3 to 24 tokens; the last batch of an epoch is short."""
+    draw = random.Random(0)
+    rows = []
+    for _ in range(23):
+        ids = [draw.randrange(2, 16) for _ in range(draw.randint(3, 24))]
+        rows.append({"input_ids": ids, "labels": [-100, *ids[1:]]})
+    tokenizer = load_base()[1]
+    collator = DataCollatorForSeq2Seq(tokenizer, padding=True)
+    return dataclasses.replace(tiny_task(), train=rows, collator=collator, tokenizer=tokenizer)
+
+
+def adapter(device: str):
+    torch.manual_seed(0)
+    return get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules="all-linear")).to(device)
+
+
+def plan(task: Task, **changes) -> Plan:
+    told = Plan(task, STEPS, 1e-2, seed=0, batch_size=8, training={"logging_steps": 1})
+    return dataclasses.replace(told, **changes)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_a_replayed_run_is_the_run_without_graphs(ragged, packed):
+    eager, replayed = adapter("cuda"), adapter("cuda")
+    expected = fine_tune(eager, plan(ragged, padding_free=packed))
+    found = fine_tune(replayed, plan(ragged, padding_free=packed, cuda_graphs=True))
+    assert found.tokens == expected.tokens
+    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-2, atol=1e-2)
+    assert found.losses[-1][1] < found.losses[0][1]
+
+
+@pytest.mark.gpu
+def test_replayed_preheating_gives_the_same_spectrum(ragged):
+    config = hrp.HRPConfig(preheat_rank=8, preheat_steps=STEPS, learning_rate=1e-2)
+    spectra = []
+    for graphs in (False, True):
+        told, model = plan(ragged, padding_free=True, cuda_graphs=graphs), adapter("cuda")
+        with trainer_arguments(told) as (kwargs, _), batches_for(model, told):
+            spectra.append(hrp.preheat(model, config, trainer_cls=told.trainer_cls, **kwargs))
+    for name, module in spectra[0].items():
+        torch.testing.assert_close(spectra[1][name].S[:2], module.S[:2], rtol=0.05, atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_accumulated_gradients_are_refused(ragged):
+    told = plan(ragged, cuda_graphs=True, training={"gradient_accumulation_steps": 2})
+    with pytest.raises(ValueError, match="`gradient_accumulation_steps` 1, got 'cuda' and 2"):
+        fine_tune(adapter("cuda"), told)
+
+
+def test_padding_collators_leave_few_shapes_and_others_stay():
+    tokenizer = load_base()[1]
+    for collator in (DataCollatorForSeq2Seq(tokenizer), DataCollatorWithPadding(tokenizer)):
+        assert with_few_shapes(collator).pad_to_multiple_of == 32
+        assert collator.pad_to_multiple_of is None
+    assert with_few_shapes(list) is list
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_graphs_are_refused_at_once(tmp_path, capsys):
+    assert main(["run", str(tmp_path / "absent.yaml"), "--cuda_graphs"]) == 2
+    assert "`--cuda_graphs` needs an NVIDIA GPU" in capsys.readouterr().err
