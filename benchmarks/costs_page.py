@@ -70,8 +70,6 @@ def large_rows(record: dict) -> Iterator[list[str]]:
         if "svd_seconds" in result:
             once = statistics.median(result["svd_seconds"])
         way = result["way"]
-        if not result.get("converged", True):
-            way += f" (not converged in {result['batches']} batches)"
         yield [
             name,
             way,

@@ -12,10 +12,12 @@ import argparse
 import gc
 import itertools
 import json
+import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -137,6 +139,22 @@ class NotConvergedError(Exception):
     """EVA asked for more batches than it is given."""
 
 
+@contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """Raise ``TimeoutError`` in what runs longer."""
+
+    def stop(*_) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 class Limited:
     """So many batches, and no more: EVA goes round its loader until it has converged."""
 
@@ -153,20 +171,25 @@ class Limited:
 
 
 def start_eva(model, batch, options) -> dict:
-    """Random weights and tokens have no leading directions, so EVA may not converge on them."""
+    """Random weights and tokens have no leading directions, so EVA may not converge on them.
+
+    Its incremental SVD takes whole batches of activations, so one batch can take many minutes.
+    """
     peft_model = with_lora(model, 8, init_lora_weights="eva", eva_config=EvaConfig())
     loader = Limited(batch, options.eva_batches)
-    converged = True
+    ended = "converged"
 
     def start() -> None:
-        nonlocal converged
+        nonlocal ended
         try:
-            initialize_lora_eva_weights(peft_model, loader, show_progress_bar=False)
+            with at_most(options.eva_seconds):
+                initialize_lora_eva_weights(peft_model, loader, show_progress_bar=False)
         except NotConvergedError:
-            converged = False
+            ended = f"not converged after {options.eva_batches} batches"
+        except TimeoutError:
+            ended = f"not done after {options.eva_seconds} s"
 
-    seconds = timed(start, options)
-    return {"start_seconds": seconds, "batches": options.eva_batches, "converged": converged}
+    return {"start_seconds": timed(start, options), "ended": ended}
 
 
 def read_all_spectra(model, batch, options) -> dict:
@@ -243,6 +266,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--preheat_rank", type=int, default=128)
     parser.add_argument("--eva_batches", type=int, default=4, help="EVA gets no more than these")
+    parser.add_argument("--eva_seconds", type=int, default=600, help="nor more than these")
     parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--only", nargs="*", help="parts of the names of the ways to measure")

@@ -185,11 +185,16 @@ def _check_started(exit_code: int) -> None:
 
 
 def _context() -> Any:
-    """Processes forked from a clean server that has paid for the imports; spawned elsewhere."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
+    """Processes forked from a clean server that has paid for the imports; spawned beside a GPU.
+
+    Some libraries start CUDA when they are imported (bitsandbytes, which PEFT imports where it is
+    installed), and no fork of such a server can use a GPU.
+    """
+    import torch
+
+    forks = "forkserver" in multiprocessing.get_all_start_methods()
+    if torch.cuda.is_available() or not forks:
         return multiprocessing.get_context("spawn")
-    # So that an import in the server may ask for a GPU without starting CUDA before the fork.
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([WORKER_MODULE])
     return context
