@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 RESULTS = Path(__file__).parents[1] / "experiments" / "results"
-SHAPES = ("1b", "8b")
+SHAPES = ("1b", "1b-eva", "8b-plain", "8b", "8b-eva")
 
 HEAD = """# What it costs
 
@@ -24,7 +24,8 @@ times are this machine's; read the ratios, which are each from one run.
 LARGE = """## Large models, one GPU
 
 Llama shapes with random weights in bfloat16, 4 x 2048 tokens a step, all seven linear kinds;
-medians of eight steps after warm-up. "once" is what a start costs beside training.
+medians of eight steps after warm-up. "once" is what a start costs beside training. EVA's first
+batch was stopped: its incremental SVD takes 8192 tokens of every layer at once.
 """
 
 SPECTRA = """## The SVD
@@ -69,13 +70,12 @@ def large_rows(record: dict) -> Iterator[list[str]]:
         step, once = result.get("median_step_seconds"), result.get("start_seconds")
         if "svd_seconds" in result:
             once = statistics.median(result["svd_seconds"])
-        way = result["way"]
         yield [
             name,
-            way,
+            result["way"],
             ratio(result.get("peak_gib"), lora["peak_gib"] if step else None),
-            ratio(step, lora["median_step_seconds"]),
-            ratio(once, None),
+            ratio(step, lora.get("median_step_seconds")),
+            ratio(once, None) + (f", {result['ended']}" if "ended" in result else ""),
         ]
 
 
