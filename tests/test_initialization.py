@@ -94,7 +94,7 @@ def test_one_spectrum_starts_adapters_of_several_ranks(model):
     spectrum = hrp.preheat(model, CONFIG, dataloader=loader())
     for rank in (1, 2, 8):
         other = with_lora(tiny_llama(), r=rank)
-        hrp.initialize_lora_hrp_weights(other, spectrum)
+        hrp.initialize_lora_hrp_weights(other, spectrum, "A")
         name = "model.layers.0.self_attn.q_proj"
         lora_A = lora_modules(other, "default")[name].views()[0]
         assert torch.equal(lora_A, spectrum[name].Vh[:rank])
@@ -112,6 +112,20 @@ def test_a_saved_adapter_loads_in_plain_peft_with_the_same_logits(
     loaded = PeftModel.from_pretrained(tiny_llama(), tmp_path)
     assert torch.equal(logits(loaded, batch), logits(model, batch))
     assert loaded.peft_config["default"].init_lora_weights is True
+
+
+def test_by_default_the_adapter_keeps_what_preheating_learned(model):
+    spectrum = hrp.preheat(model, CONFIG, dataloader=loader())
+    started = [
+        with_lora(tiny_llama()),
+        hrp.apply_hrp(with_lora(tiny_llama()), CONFIG, dataloader=loader()),
+    ]
+    hrp.initialize_lora_hrp_weights(started[0], spectrum)
+    for one in started:
+        for name, module in lora_modules(one, "default").items():
+            top = spectrum[name].crop(module.rank)
+            delta = module.layer.get_delta_weight("default")
+            assert torch.allclose(delta, top.U * top.S @ top.Vh, atol=1e-6), name
 
 
 def test_direction_b_trains_lora_a_first(model, batch):
@@ -184,7 +198,7 @@ def test_half_precision_adapters_keep_their_dtype(batch):
     torch.manual_seed(1)
     config = LoraConfig(r=4, target_modules="all-linear")
     model = get_peft_model(base, config, autocast_adapter_dtype=False)
-    hrp.apply_hrp(model, CONFIG, dataloader=loader())
+    hrp.apply_hrp(model, hrp.HRPConfig(16, 3, "A", learning_rate=1e-2), dataloader=loader())
     for module in lora_modules(model, "default").values():
         lora_A, _ = module.views()
         assert lora_A.dtype == torch.bfloat16

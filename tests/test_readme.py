@@ -53,11 +53,18 @@ def test_python_examples_run(tmp_path, monkeypatch):
     assert len(hrp.Spectrum.load("spectrum")) > 0
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/LOG.md", "docs/choosing.md"])
-def test_the_table_of_starts_is_the_one_generated_from_the_records(page):
-    command = [sys.executable, "experiments/arms_table.py", "experiments/results/gsm8k-core"]
+@pytest.mark.parametrize(
+    ("script", "records", "page"),
+    [
+        ("starts_table.py", "standin-gsm8k-450", "README.md"),
+        ("starts_table.py", "standin-gsm8k-450", "docs/choosing.md"),
+        ("arms_table.py", "gsm8k-core", "docs/LOG.md"),
+    ],
+)
+def test_the_table_of_starts_is_the_one_generated_from_the_records(script, records, page):
+    command = [sys.executable, f"experiments/{script}", f"experiments/results/{records}"]
     table = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert table.count("\n") == 6
+    assert table.count("\n") >= 6
     assert table in (ROOT / page).read_text()
 
 

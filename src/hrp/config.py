@@ -22,9 +22,9 @@ class HRPConfig:
             ``min(d_in, d_out) < R`` is preheated at ``min(d_in, d_out)``.
         preheat_steps: optimizer steps K of preheating; ``"auto"`` stops as soon as the leading
             subspaces have settled (`hrp.stopping`), at ``max_preheat_steps`` at the latest.
-        direction: which factor carries the leading singular vectors (HRP.md, table):
-            ``"A"`` (the paper's), ``"B"`` (derived, P5), or ``"AB"`` (ours: keeps the truncated
-            preheated update, so the adapter is not a no-op at step 0).
+        direction: what the adapter starts with (HRP.md, table): ``"AB"`` (ours, the default by
+            evidence, docs/LOG.md: the preheated update, truncated, so no no-op at step 0), or the
+            leading singular vectors in one factor: ``"A"`` (the paper's) or ``"B"`` (derived, P5).
         scale: norm of each row of ``lora_A`` ("A") or column of ``lora_B`` ("B") at the start.
             Has no meaning for "AB", whose scale is that of the preheated update.
         train_factors: factors trained in preheating; ``"A"`` or ``"B"`` freezes the other one
@@ -46,7 +46,7 @@ class HRPConfig:
 
     preheat_rank: int = 128
     preheat_steps: PreheatSteps = 50
-    direction: Direction = "A"
+    direction: Direction = "AB"
     scale: float = 1.0
     train_factors: TrainFactors = "both"
     learning_rate: float | None = None

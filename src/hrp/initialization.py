@@ -22,7 +22,7 @@ _SHOWN = 3
 def initialize_lora_hrp_weights(
     model: PeftModel,
     spectrum: Spectrum,
-    direction: Direction = "A",
+    direction: Direction = "AB",
     scale: float = 1.0,
     adapter_name: str = "default",
     force: bool = False,
@@ -42,7 +42,7 @@ def initialize_lora_hrp_weights(
     Args:
         model: a ``PeftModel``; written in place.
         spectrum: from `preheat`, or `Spectrum.load`; may hold more modules than the adapter.
-        direction: which factor carries the direction.
+        direction: which factor carries the direction; HRPConfig's default, "AB".
         scale: norm of the rows of ``lora_A`` ("A") or the columns of ``lora_B`` ("B").
         adapter_name: the adapter to write.
         force: also overwrite an adapter that was trained already.

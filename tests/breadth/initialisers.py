@@ -38,7 +38,7 @@ def one_row_each(batch: Any) -> Iterator[Any]:
 def by_hrp(variant: Variant) -> PeftModel:
     model = variant.model()
     batches, loss_fn = variant.data()
-    config = hrp.HRPConfig(preheat_rank=8, preheat_steps=3, learning_rate=1e-2)
+    config = hrp.HRPConfig(preheat_rank=8, preheat_steps=3, learning_rate=1e-2, direction="A")
     return hrp.apply_hrp(model, config, dataloader=batches, loss_fn=loss_fn)
 
 

@@ -148,6 +148,13 @@ def test_the_reading_names_the_arms_by_verdict():
     assert "all arms: one learning rate only, not swept; nothing is said of their best." in single
 
 
+def test_the_reading_says_where_another_rate_looks_better_on_fewer_seeds():
+    chosen = [full_record("lora", seed, 1e-3, loss=1.4) for seed in range(2)]
+    words = "lora: another learning rate does better on fewer seeds"
+    assert words in report_page([*chosen, full_record("lora", 0, 2e-3, loss=1.3)])
+    assert words not in report_page([*chosen, full_record("lora", 0, 2e-3, loss=1.5)])
+
+
 def test_records_alone_and_spectra_alone_make_a_page():
     assert "<h2>Spectrum a</h2>" in report_page([], {"a": made_spectrum()})
     assert "Spectrum" not in report_page(benchmark())

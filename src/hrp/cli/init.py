@@ -58,8 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--direction",
         choices=("A", "B", "AB"),
-        default="A",
-        help="start lora_A (A), lora_B (B) or both (AB) from the spectrum (default: A)",
+        default="AB",
+        help="start lora_A (A), lora_B (B) or both (AB) from the spectrum (default: AB)",
     )
     add("--scale", type=float, default=1.0, help="norm of each direction; 1 with AB (default: 1)")
     add("--lora_r", type=int, default=16, help="rank, at most the spectrum's (default: 16)")
