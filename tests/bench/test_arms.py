@@ -101,6 +101,12 @@ def test_hrp_ab_starts_from_the_truncated_preheated_update(bench):
         torch.testing.assert_close(columns @ columns.mT @ update, update, atol=1e-5, rtol=1e-4)
 
 
+def test_dora_starts_where_the_preheated_lora_does(bench):
+    plain, dora = (started(bench, arm)[1].model for arm in ("hrp-ab", "dora-hrp-ab"))
+    assert any("magnitude" in name for name, _ in dora.named_parameters())
+    torch.testing.assert_close(logits(dora), logits(plain), atol=1e-5, rtol=1e-4)
+
+
 def test_directions_of_one_seed_share_a_preheating_and_each_is_charged_for_it(tmp_path):
     bench = TinyBench(tmp_path)
     records = [execute(bench, spec(arm)) for arm in ("hrp-a", "hrp-b", "hrp-ab")]

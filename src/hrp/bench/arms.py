@@ -194,10 +194,15 @@ def lora_ga(setup: Setup) -> Start:
 
 
 def _directed(
-    setup: Setup, shared: Shared, direction: Direction, scale: float = 1.0, freeze: bool = False
+    setup: Setup,
+    shared: Shared,
+    direction: Direction,
+    scale: float = 1.0,
+    freeze: bool = False,
+    **variant: Any,
 ) -> Start:
     """A LoRA started from a shared spectrum; with ``freeze``, the direction's factor stays."""
-    model = setup.adapter()
+    model = setup.adapter(**variant)
     initialize_lora_hrp_weights(model, shared.spectrum, direction, scale)
     if freeze:
         _freeze(model, "lora_A" if direction == "A" else "lora_B")
@@ -224,10 +229,10 @@ for _direction, _name in (("A", "gradient-svd"), ("B", "gradient-svd-b")):
 # --- HRP -----------------------------------------------------------------------------------
 
 
-def _hrp(direction: Direction, freeze: bool = False) -> Callable[[Setup], Start]:
+def _hrp(direction: Direction, freeze: bool = False, **variant: Any) -> Callable[[Setup], Start]:
     def start(setup: Setup) -> Start:
         scale = 1.0 if direction == "AB" else setup.section("hrp")["scale"]
-        return _directed(setup, starts.preheated(setup), direction, scale, freeze)
+        return _directed(setup, starts.preheated(setup), direction, scale, freeze, **variant)
 
     return start
 
@@ -236,6 +241,7 @@ _HRP: Mapping[str, Any] = {"sections": ("hrp",), "charged": True, "shares": star
 register("hrp-a", "preheated right singular vectors in lora_A", **_HRP)(_hrp("A"))
 register("hrp-b", "preheated left singular vectors in lora_B", **_HRP)(_hrp("B"))
 register("hrp-ab", "the preheated update, truncated", **_HRP)(_hrp("AB"))
+register("dora-hrp-ab", "DoRA, started as hrp-ab", **_HRP)(_hrp("AB", use_dora=True))
 register("asymmetric-hrp-a", "as hrp-a, lora_A frozen", **_HRP)(_hrp("A", freeze=True))
 register("asymmetric-hrp-b", "as hrp-b, lora_B frozen", **_HRP)(_hrp("B", freeze=True))
 
