@@ -15,7 +15,7 @@ from bench.tiny_bench import tiny_task
 from conftest import tiny_llama
 from hrp.bench.cuda_graphs import with_few_shapes
 from hrp.bench.tasks import Task
-from hrp.bench.training import Plan, batches_for, fine_tune, trainer_arguments
+from hrp.bench.training import Plan, fine_tune, ready_for, trainer_arguments
 from hrp.cli.bench import main
 from hrp.demo.base_model import load_base
 
@@ -62,7 +62,7 @@ def test_replayed_preheating_gives_the_same_spectrum(ragged):
     spectra = []
     for graphs in (False, True):
         told, model = plan(ragged, padding_free=True, cuda_graphs=graphs), adapter("cuda")
-        with trainer_arguments(told) as (kwargs, _), batches_for(model, told):
+        with trainer_arguments(told) as (kwargs, _), ready_for(model, told):
             spectra.append(hrp.preheat(model, config, trainer_cls=told.trainer_cls, **kwargs))
     for name, module in spectra[0].items():
         torch.testing.assert_close(spectra[1][name].S[:2], module.S[:2], rtol=0.05, atol=1e-3)

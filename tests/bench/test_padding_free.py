@@ -21,7 +21,7 @@ from bench.tiny_bench import tiny_task
 from conftest import tiny_llama
 from hrp.bench.padding_free import PaddingFreeCollator, padding_free
 from hrp.bench.tasks import Task
-from hrp.bench.training import Plan, batches_for, fine_tune, trainer_arguments
+from hrp.bench.training import Plan, fine_tune, ready_for, trainer_arguments
 from hrp.demo.base_model import load_base
 
 STEPS = 4
@@ -78,7 +78,7 @@ def test_without_padding_preheating_gives_the_same_spectrum(ragged):
     spectra = []
     for without_padding in (False, True):
         told, model = plan(ragged, without_padding), adapter()
-        with trainer_arguments(told) as (kwargs, _), batches_for(model, told):
+        with trainer_arguments(told) as (kwargs, _), ready_for(model, told):
             from transformers import Trainer
 
             spectra.append(hrp.preheat(model, config, trainer_cls=Trainer, **kwargs))

@@ -110,7 +110,25 @@ def attention(
         padded(query), padded(key), padded(value), dropout_p=dropout, is_causal=True,
         scale=scaling, enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip
-    return out.transpose(1, 2).flatten(0, 1).index_select(0, places)[None], None
+    return _Packed.apply(out.transpose(1, 2).flatten(0, 1), places)[None], None
+
+
+class _Packed(torch.autograd.Function):
+    """``index_select`` of places that differ: its gradient needs no sum, which is slow on GPUs.
+
+    Only the filling shares a place, and no gradient comes from there.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.shape = padded.shape
+        return padded.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (places,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.shape).index_copy(0, places, gradient), None
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

@@ -23,7 +23,7 @@ from hrp.bench import costs
 from hrp.bench.costs import Costs, equivalent_steps
 from hrp.bench.shared import Shared
 from hrp.bench.tasks.answers import IGNORED, half_precision
-from hrp.bench.training import batches_for, trainer_arguments
+from hrp.bench.training import ready_for, trainer_arguments
 from hrp.bench.workbench import NotApplicable, Setup, Start
 from hrp.config import HRPConfig
 from hrp.preheating import preheat
@@ -56,7 +56,7 @@ def _preheat(setup: Setup, settings: dict[str, Any]) -> Shared:
     plan = setup.plan(config.step_limit, config.learning_rate or setup.spec.learning_rate)
     began = time.perf_counter()
     with trainer_arguments(plan) as (kwargs, collator):
-        with batches_for(model, plan):
+        with ready_for(model, plan):
             spectrum = preheat(model, config, trainer_cls=plan.trainer_cls, **kwargs)
         accumulated = kwargs["args"].gradient_accumulation_steps
     steps = int(spectrum.provenance["steps"])

@@ -6,7 +6,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from hrp.bench.compiled import compiled_blocks
 from hrp.bench.cuda_graphs import GraphedTrainer, with_few_shapes
 from hrp.bench.padding_free import PaddingFreeCollator, padding_free
 from hrp.bench.tasks import Example, Task
@@ -29,7 +30,8 @@ class Plan:
     """What a trainer is told: data, length, rate, seed, batch and further arguments.
 
     ``padding_free`` leaves padding out of a causal task's batches, see `hrp.bench.padding_free`;
-    ``cuda_graphs`` replays steps, see `hrp.bench.cuda_graphs`.
+    ``torch_compile`` compiles blocks, see `hrp.bench.compiled`; ``cuda_graphs`` replays steps, see
+    `hrp.bench.cuda_graphs`.
     """
 
     task: Task
@@ -39,6 +41,7 @@ class Plan:
     batch_size: int
     training: Mapping[str, Any]
     padding_free: bool = False
+    torch_compile: bool = False
     cuda_graphs: bool = False
 
     @property
@@ -97,9 +100,15 @@ class FiniteLoss(TrainerCallback):
             raise FloatingPointError(f"the training loss is {loss} at step {state.global_step}")
 
 
-def batches_for(model: nn.Module, plan: Plan) -> AbstractContextManager[None]:
-    """Within, ``model`` takes the batches of ``plan``."""
-    return padding_free(model) if plan.packs else nullcontext()
+@contextmanager
+def ready_for(model: nn.Module, plan: Plan) -> Iterator[None]:
+    """Within, ``model`` takes the batches of ``plan``, compiled where it says so."""
+    with ExitStack() as stack:
+        if plan.packs:
+            stack.enter_context(padding_free(model))
+        if plan.torch_compile:
+            stack.enter_context(compiled_blocks(model))
+        yield
 
 
 @contextmanager
@@ -150,7 +159,7 @@ def fine_tune(
         trainer.remove_callback(PrinterCallback)
         began = time.perf_counter()
         try:
-            with casts_left_to_autocast(model), batches_for(model, plan):
+            with casts_left_to_autocast(model), ready_for(model, plan):
                 trainer.train()
             synchronise()
         finally:

@@ -45,6 +45,7 @@ class Places:
         command: command line, for the records.
         padding_free: whether to leave padding out of causal tasks' batches, for speed; see
             `hrp.bench.padding_free`.
+        torch_compile: whether to compile the model's blocks, for speed; see `hrp.bench.compiled`.
         cuda_graphs: whether to replay training steps, for speed; see `hrp.bench.cuda_graphs`.
     """
 
@@ -55,6 +56,7 @@ class Places:
     git: tuple[str | None, bool | None] = (None, None)
     command: str = ""
     padding_free: bool = False
+    torch_compile: bool = False
     cuda_graphs: bool = False
 
 
@@ -255,10 +257,10 @@ class Setup:
 
     def plan(self, steps: int, learning_rate: float) -> Plan:
         """What the trainer is told."""
-        config = self.spec.config
+        config, places = self.spec.config, self.bench.places
         return Plan(
             self.task, steps, learning_rate, self.spec.seed, config["batch_size"],
-            config["training"], self.bench.places.padding_free, self.bench.places.cuda_graphs,
+            config["training"], places.padding_free, places.torch_compile, places.cuda_graphs,
         )  # fmt: skip
 
     def shared(self, kind: str, settings: dict[str, Any], make: Callable[[], Shared]) -> Shared:

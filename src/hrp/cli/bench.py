@@ -61,6 +61,10 @@ def _add_run(commands: Any) -> None:
         help="causal tasks' batches without padding: the same gradient, sooner",
     )  # fmt: skip
     parser.add_argument(
+        "--torch_compile", action="store_true",
+        help="compile the model's blocks, once a worker for each kind of adapter",
+    )  # fmt: skip
+    parser.add_argument(
         "--cuda_graphs", action="store_true",
         help="replay training steps as CUDA graphs: for models too small to keep a GPU busy",
     )  # fmt: skip
@@ -128,6 +132,7 @@ def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
         git=_git(),
         command=shlex.join(["hrp", "bench", *argv]),
         padding_free=options.padding_free,
+        torch_compile=options.torch_compile,
         cuda_graphs=options.cuda_graphs,
     )
     driver = Driver(
