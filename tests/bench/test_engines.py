@@ -123,7 +123,6 @@ def test_engines_give_the_same_records(tmp_path):
         )
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_ray_with_two_workers_resumes_after_a_kill(tmp_path):
     pytest.importorskip("ray")
