@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Every stand-in on one GPU, one after the other, for SECONDS; run again, it does what is missing.
+#
+#   experiments/standins.sh BASE_LM GSM8K MINILM GLUE SECONDS [WORKERS]
+#
+# BASE_LM, MINILM: folders of the two models; GSM8K, GLUE: folders of their data. Records land in
+# experiments/results/ (or RECORDS), what runs share in a temporary folder (or SHARED).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+base_lm=$1 gsm8k=$2 minilm=$3 glue=$4 ends=$((SECONDS + $5)) workers=${6:-15}
+records=${RECORDS:-experiments/results} shared=${SHARED:-$(mktemp -d)}
+
+# Small models leave a GPU idle unless its processes run side by side.
+export CUDA_MPS_PIPE_DIRECTORY=$shared/mps CUDA_MPS_LOG_DIRECTORY=$shared/mps OMP_NUM_THREADS=1
+mkdir -p "$shared/mps"
+nvidia-cuda-mps-control -d
+trap 'echo quit | nvidia-cuda-mps-control' EXIT
+
+run() { # EXPERIMENT MODEL DATA FLAGS...
+  local left=$((ends - SECONDS))
+  [ "$left" -lt 60 ] && return
+  echo "== $1, for at most $left s"
+  hrp bench run "experiments/$1.yaml" --model_name_or_path "$2" --dataset_path "$3" \
+    --records "$records/$1" --cache "$shared/cache" --workers "$workers" --cuda_graphs \
+    --time_limit "$left" "${@:4}"
+}
+
+run standin-gsm8k-450 "$base_lm" "$gsm8k" --padding_free --torch_compile
+run standin-cola "$minilm" "$glue"
+run standin-sst2 "$minilm" "$glue"
+run standin-ablation "$base_lm" "$gsm8k" --padding_free --torch_compile
+run standin-gsm8k-930 "$base_lm" "$gsm8k" --padding_free --torch_compile
