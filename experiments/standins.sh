@@ -6,6 +6,10 @@
 # BASE_LM, MINILM: folders of the two models; GSM8K, GLUE: folders of their data. Records land in
 # experiments/results/ (or RECORDS), what runs share in a temporary folder (or SHARED).
 set -euo pipefail
+if [ $# -lt 5 ] || ! command -v nvidia-cuda-mps-control > /dev/null; then
+  echo "usage: $0 BASE_LM GSM8K MINILM GLUE SECONDS [WORKERS], beside an NVIDIA GPU" >&2
+  exit 2
+fi
 cd "$(dirname "$0")/.."
 base_lm=$1 gsm8k=$2 minilm=$3 glue=$4 ends=$((SECONDS + $5)) workers=${6:-15}
 records=${RECORDS:-experiments/results} shared=${SHARED:-$(mktemp -d)}

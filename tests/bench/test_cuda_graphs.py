@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
 
 import hrp
-from bench.tiny_bench import tiny_task
+from bench.tiny_bench import ragged_task
 from conftest import tiny_llama
 from hrp.bench.cuda_graphs import with_few_shapes
 from hrp.bench.tasks import Task
@@ -24,15 +23,7 @@ STEPS = 12
 
 @pytest.fixture(scope="module")
 def ragged() -> Task:
-    """Rows of 3 to 24 tokens; the last batch of an epoch is short."""
-    draw = random.Random(0)
-    rows = []
-    for _ in range(23):
-        ids = [draw.randrange(2, 16) for _ in range(draw.randint(3, 24))]
-        rows.append({"input_ids": ids, "labels": [-100, *ids[1:]]})
-    tokenizer = load_base()[1]
-    collator = DataCollatorForSeq2Seq(tokenizer, padding=True)
-    return dataclasses.replace(tiny_task(), train=rows, collator=collator, tokenizer=tokenizer)
+    return ragged_task()
 
 
 def adapter(device: str):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import (
-    DataCollatorForSeq2Seq,
     MistralConfig,
     MistralForCausalLM,
     Qwen3Config,
@@ -17,12 +15,11 @@ from transformers import (
 )
 
 import hrp
-from bench.tiny_bench import tiny_task
+from bench.tiny_bench import ragged_task
 from conftest import tiny_llama
 from hrp.bench.padding_free import PaddingFreeCollator, padding_free
 from hrp.bench.tasks import Task
 from hrp.bench.training import Plan, fine_tune, ready_for, trainer_arguments
-from hrp.demo.base_model import load_base
 
 STEPS = 4
 TINY = {
@@ -33,15 +30,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def ragged() -> Task:
-    """Rows of 3 to 24 tokens, 23 of them: the last of batches of 8 is short."""
-    draw = random.Random(0)
-    rows = []
-    for _ in range(23):
-        ids = [draw.randrange(2, 16) for _ in range(draw.randint(3, 24))]
-        rows.append({"input_ids": ids, "labels": [-100, *ids[1:]]})
-    tokenizer = load_base()[1]
-    collator = DataCollatorForSeq2Seq(tokenizer, padding=True)
-    return dataclasses.replace(tiny_task(), train=rows, collator=collator, tokenizer=tokenizer)
+    return ragged_task()
 
 
 def adapter(make=tiny_llama):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import random
 from pathlib import Path
 
 import torch
+from transformers import DataCollatorForSeq2Seq
 
 from conftest import collate, tiny_llama, token_rows
 from hrp.bench.protocol import Experiment, experiment_from, plan
 from hrp.bench.record import RunSpec
 from hrp.bench.tasks import Task
 from hrp.bench.workbench import Bench, Places
+from hrp.demo.base_model import load_base
 
 STEPS = 12
 BASE: dict = {
@@ -72,3 +76,15 @@ def experiment(**changes) -> Experiment:
 
 def spec(arm: str, **changes) -> RunSpec:
     return plan(experiment(arms=[arm], **changes), {})[0]
+
+
+def ragged_task() -> Task:
+    """Rows of 3 to 24 tokens, 23 of them: the last of batches of 8 is short."""
+    draw = random.Random(0)
+    rows = []
+    for _ in range(23):
+        ids = [draw.randrange(2, 16) for _ in range(draw.randint(3, 24))]
+        rows.append({"input_ids": ids, "labels": [-100, *ids[1:]]})
+    tokenizer = load_base()[1]
+    padded = DataCollatorForSeq2Seq(tokenizer, padding=True)
+    return dataclasses.replace(tiny_task(), train=rows, collator=padded, tokenizer=tokenizer)
