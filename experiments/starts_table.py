@@ -1,5 +1,7 @@
 """The Markdown table of the starts in a benchmark's records, each at its best learning rate.
 
+A start whose best rate has not been run on all seeds is left out.
+
 python experiments/starts_table.py experiments/results/standin-gsm8k-450
 """
 
@@ -24,7 +26,8 @@ def starts_table(folder: Path) -> str:
     """Table of the first view of the records in ``folder``."""
     analysis = analyse(views(load_records(folder))[0])
     whole = arms_table(analysis)
-    rows = tuple(row[:COLUMNS] for row in whole.rows if row[0] in STARTS)
+    done = {arm for arm, best in analysis.best.items() if not best.is_overtaken(analysis.minimise)}
+    rows = tuple(row[:COLUMNS] for row in whole.rows if row[0] in done.intersection(STARTS))
     table: Table = dataclasses.replace(whole, header=whole.header[:COLUMNS], rows=rows)
     return table.markdown().partition("\n\n")[0] + "\n"
 

@@ -104,6 +104,11 @@ class Best:
         """Whether the best rate is the grid's smallest or largest: the sweep needs widening."""
         return self.learning_rate in (self.grid[0], self.grid[-1])
 
+    def is_overtaken(self, minimise: bool) -> bool:
+        """Whether a rate that had too few seeds to be chosen looks better than the chosen one."""
+        means = self.sweep.values()
+        return min(means) < self.mean if minimise else max(means) > self.mean
+
 
 def select(
     table: Scores, minimise: bool, failed: Mapping[str, frozenset[float]] | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from hrp.bench.sweeps import Best
 from hrp.bench.views import Analysis
 
 _NAMED = 16  # arms spelt out in a sentence
@@ -26,17 +25,11 @@ def sentences(analysis: Analysis) -> Iterator[str]:
     best = analysis.best.values()
     if edges := [one.arm for one in best if one.on_edge and len(one.grid) > 1]:
         yield f"{_some(edges)}: best at an end of the sweep; it should be widened."
-    if ahead := [one.arm for one in best if _a_rate_is_ahead(one, analysis.minimise)]:
+    if ahead := [one.arm for one in best if one.is_overtaken(analysis.minimise)]:
         yield f"{_some(ahead)}: another learning rate does better on fewer seeds; run it on all."
     if unswept := [one.arm for one in best if len(one.grid) == 1]:
         named = "all arms" if len(unswept) == len(best) else _some(unswept)
         yield f"{named}: one learning rate only, not swept; nothing is said of their best."
-
-
-def _a_rate_is_ahead(best: Best, minimise: bool) -> bool:
-    """Whether a rate that had too few seeds to be chosen looks better than the chosen one."""
-    means = best.sweep.values()
-    return min(means) < best.mean if minimise else max(means) > best.mean
 
 
 def _some(arms: Sequence[str]) -> str:
