@@ -145,6 +145,8 @@ def test_an_ablation_s_cells_are_means_at_the_best_rate_in_numeric_order():
 
 def test_there_is_no_ablation_where_only_one_setting_varies():
     assert plots.ablation(ablated((4, 16), (5,)), "eval_loss") is None
+    scales = [full_record(preheat_rank=4, preheat_steps=5, scale=scale) for scale in (1.0, 2.0)]
+    assert plots.ablation(scales, "eval_loss") is None
     assert plots.ablation([full_record()], "eval_loss") is None
 
 

@@ -199,13 +199,15 @@ def ablation(
     None where the settings do not vary both.
     """
     held = [r for r in records if setting(r, rows) is not None and setting(r, columns) is not None]
+    names = [
+        sorted({str(setting(r, name)) for r in held}, key=_by_size) for name in (rows, columns)
+    ]
+    if min(map(len, names)) < 2:
+        return None
     table = scores(held, metric, label=lambda r: f"{setting(r, rows)} {setting(r, columns)}")
     cells = {
         tuple(name.split(" ")): one.mean for name, one in select(table, minimised(metric)).items()
     }
-    names = [sorted({cell[axis] for cell in cells}, key=_by_size) for axis in (0, 1)]
-    if min(map(len, names)) < 2:
-        return None
     values = np.array([[cells.get((r, c), np.nan) for c in names[1]] for r in names[0]])
     with drawn(height=1.3 + 0.34 * len(names[0])) as figure:
         direction = "less" if minimised(metric) else "more"
