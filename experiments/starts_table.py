@@ -2,35 +2,46 @@
 
 A start whose best rate has not been run on all seeds is left out.
 
-python experiments/starts_table.py experiments/results/standin-gsm8k-450
+    python experiments/starts_table.py experiments/results/standin-gsm8k-450
+    python experiments/starts_table.py experiments/results/tries-wordproblems --control hrp-ab --all
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-import sys
 from pathlib import Path
 
 from hrp.bench.record import load_records
-from hrp.bench.views import analyse, views
-from hrp.report.tables import Table, arms_table
+from hrp.bench.views import Analysis, analyse, views
+from hrp.report.tables import arms_table
 
 STARTS = (
     "oracle-b", "oracle-a", "hrp-ab", "hrp-auto", "hrp-b", "lora", "hrp-a", "gradient-svd",
     "lora_ga", "eva", "gradient-svd-b", "pissa", "olora", "orthogonal", "gaussian", "corda", "mica",
 )  # fmt: skip
-COLUMNS = 6  # arm, metric, difference, p, verdict, gap closed
 
 
-def starts_table(folder: Path) -> str:
-    """Table of the first view of the records in ``folder``."""
-    analysis = analyse(views(load_records(folder))[0])
+def starts_table(analysis: Analysis, arms: set[str]) -> str:
+    """Difference to the control, p, verdict and, where there is an oracle, the gap closed."""
     whole = arms_table(analysis)
-    done = {arm for arm, best in analysis.best.items() if not best.is_overtaken(analysis.minimise)}
-    rows = tuple(row[:COLUMNS] for row in whole.rows if row[0] in done.intersection(STARTS))
-    table: Table = dataclasses.replace(whole, header=whole.header[:COLUMNS], rows=rows)
+    columns = whole.header.index("best learning rate")
+    rows = tuple(row[:columns] for row in whole.rows if row[0] in arms)
+    table = dataclasses.replace(whole, header=whole.header[:columns], rows=rows)
     return table.markdown().partition("\n\n")[0] + "\n"
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("records", type=Path, help="a folder of records")
+    parser.add_argument("--control", default="lora")
+    parser.add_argument("--all", action="store_true", help="not the starts alone")
+    options = parser.parse_args()
+    view = views(load_records(options.records), options.control)[-1]
+    analysis = analyse(view, control=options.control)
+    arms = {arm for arm, best in analysis.best.items() if not best.is_overtaken(analysis.minimise)}
+    print(starts_table(analysis, arms if options.all else arms.intersection(STARTS)), end="")
+
+
 if __name__ == "__main__":
-    print(starts_table(Path(sys.argv[1])), end="")
+    main()

@@ -58,11 +58,14 @@ def test_python_examples_run(tmp_path, monkeypatch):
     [
         ("starts_table.py", "standin-gsm8k-450", "README.md"),
         ("starts_table.py", "standin-gsm8k-450", "docs/choosing.md"),
+        ("starts_table.py", "tries-wordproblems --control hrp-ab --all", "docs/LOG.md"),
         ("arms_table.py", "gsm8k-core", "docs/LOG.md"),
+        ("arms_table.py", "stages-wordproblems", "docs/LOG.md"),
     ],
 )
 def test_the_table_of_starts_is_the_one_generated_from_the_records(script, records, page):
-    command = [sys.executable, f"experiments/{script}", f"experiments/results/{records}"]
+    command = [sys.executable, f"experiments/{script}"]
+    command += shlex.split(f"experiments/results/{records}")
     table = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert table.count("\n") >= 6
     assert table in (ROOT / page).read_text()
