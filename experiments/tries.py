@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from typing import Literal
 
 import torch
 from peft import PeftModel
-from peft.optimizers import create_loraplus_optimizer
 
 import hrp
 from hrp.bench import starts
-from hrp.bench.arms import register
+from hrp.bench.arms import loraplus_optimizer, register
 from hrp.bench.costs import Costs
 from hrp.bench.training import fine_tune
 from hrp.bench.workbench import Setup, Start
@@ -51,13 +51,7 @@ def with_ratio(setup: Setup, direction: Direction) -> Start:
     """A start whose ``lora_B`` has a learning rate of its own."""
     shared, model = starts.preheated(setup), setup.adapter()
     hrp.initialize_lora_hrp_weights(model, shared.spectrum, direction)
-    optimizer = create_loraplus_optimizer(
-        model,
-        torch.optim.AdamW,
-        lr=setup.spec.learning_rate,
-        loraplus_lr_ratio=setup.section("loraplus")["ratio"],
-    )
-    return Start(model, shared.costs, shared.losses, optimizer)
+    return Start(model, shared.costs, shared.losses, loraplus_optimizer(setup, model))
 
 
 register("ab-unit-a", "hrp-ab, rows of lora_A of norm `scale`", **HRP)(
@@ -81,11 +75,11 @@ def subspace(setup: Setup) -> Start:
     rank, steps = settings["preheat_rank"], settings["preheat_steps"]
     scaling = setup.lora_config().lora_alpha / setup.rank
     wide = setup.adapter(r=rank, lora_alpha=rank * scaling)
-    tokens = half(setup, wide, "lora_A", steps // 2)
+    tokens = half(setup, wide, "A", steps // 2)
     for module in lora_modules(wide, "default").values():
         lora_A, lora_B = module.views()
         module.write(torch.zeros_like(lora_A), torch.linalg.qr(lora_B)[0])
-    tokens += half(setup, wide, "lora_B", steps - steps // 2)
+    tokens += half(setup, wide, "B", steps - steps // 2)
     spectrum = read_spectrum(lora_modules(wide, "default"), {})
     del wide
     model = setup.adapter()
@@ -93,13 +87,14 @@ def subspace(setup: Setup) -> Start:
     return Start(model, Costs(preheat_steps=steps, charged_steps=steps, tokens=tokens))
 
 
-def half(setup: Setup, wide: PeftModel, frozen: str, steps: int) -> int:
+def half(setup: Setup, wide: PeftModel, frozen: Literal["A", "B"], steps: int) -> int:
     """Train the factor that is not ``frozen``, as preheating does; returns the tokens."""
-    for name, parameter in wide.named_parameters():
-        if ".lora_" in name:
-            parameter.requires_grad_(f".{frozen}." not in name)
+    for module in lora_modules(wide, "default").values():
+        for factor in module.parameters():
+            factor.requires_grad_(True)
+    hrp.freeze_factor(wide, frozen)
     plan = setup.plan(steps, setup.section("hrp")["learning_rate"])
-    seed = starts.PREHEAT_SEED + setup.spec.seed + (frozen == "lora_B") * 500
+    seed = starts.PREHEAT_SEED + setup.spec.seed + (frozen == "B") * 500
     constant = {**plan.training, "lr_scheduler_type": "constant"}
     return fine_tune(wide, dataclasses.replace(plan, seed=seed, training=constant)).tokens
 

@@ -22,7 +22,7 @@ _SHOWN = 3
 def initialize_lora_hrp_weights(
     model: PeftModel,
     spectrum: Spectrum,
-    direction: Direction = "AB",
+    direction: Direction = HRPConfig.direction,
     scale: float = 1.0,
     adapter_name: str = "default",
     force: bool = False,

@@ -20,6 +20,7 @@ from hrp.bench.costs import Costs
 from hrp.bench.shared import Shared
 from hrp.bench.workbench import NotApplicable, Setup, Start
 from hrp.config import Direction
+from hrp.freezing import freeze_factor
 from hrp.initialization import initialize_lora_hrp_weights
 from hrp.layers import lora_modules
 
@@ -106,13 +107,18 @@ def orthogonal(setup: Setup) -> Start:
 def lora_plus(setup: Setup) -> Start:
     """Hayou et al. 2024."""
     model = setup.adapter()
-    optimizer = create_loraplus_optimizer(
+    return Start(model, optimizer=loraplus_optimizer(setup, model))
+
+
+def loraplus_optimizer(setup: Setup, model: PeftModel) -> torch.optim.Optimizer:
+    """AdamW with LoRA+'s two learning rates."""
+    optimizer: torch.optim.Optimizer = create_loraplus_optimizer(
         model,
         torch.optim.AdamW,
         lr=setup.spec.learning_rate,
         loraplus_lr_ratio=setup.section("loraplus")["ratio"],
     )
-    return Start(model, optimizer=optimizer)
+    return optimizer
 
 
 @register("lora-fa", "lora_A frozen at random, gradient of lora_B corrected")
@@ -205,14 +211,8 @@ def _directed(
     model = setup.adapter(**variant)
     initialize_lora_hrp_weights(model, shared.spectrum, direction, scale)
     if freeze:
-        _freeze(model, "lora_A" if direction == "A" else "lora_B")
+        freeze_factor(model, "A" if direction == "A" else "B")
     return Start(model, shared.costs, shared.losses)
-
-
-def _freeze(model: PeftModel, factor: str) -> None:
-    for name, parameter in model.named_parameters():
-        if f".{factor}." in name:
-            parameter.requires_grad_(False)
 
 
 def _gradient(direction: Direction) -> Callable[[Setup], Start]:
@@ -267,7 +267,7 @@ def hrp_auto(setup: Setup) -> Start:
 def asymmetric_a(setup: Setup) -> Start:
     """Theorem 1's setting."""
     model = setup.adapter()
-    _freeze(model, "lora_A")
+    freeze_factor(model, "A")
     return Start(model)
 
 
@@ -280,7 +280,7 @@ def asymmetric_b(setup: Setup) -> Start:
         lora_A, lora_B = module.views()
         uniform = 2 * torch.rand(lora_B.shape, generator=generator) - 1
         module.write(torch.zeros_like(lora_A), uniform / lora_B.shape[0] ** 0.5)
-    _freeze(model, "lora_B")
+    freeze_factor(model, "B")
     return Start(model)
 
 

@@ -30,17 +30,15 @@ def compiled_blocks(model: nn.Module, backend: str = "inductor") -> Iterator[Non
         return
     # The first block's input would be the only one without a gradient: a graph of its own.
     base.enable_input_require_grads()
-    limit = torch._dynamo.config.recompile_limit
-    torch._dynamo.config.recompile_limit = _KINDS
     blocks = list(_repeated(base))
     for block in blocks:
         block.compile(dynamic=True, backend=backend)
     try:
-        yield
+        with torch._dynamo.config.patch(recompile_limit=_KINDS):
+            yield
     finally:
         for block in blocks:
             block._compiled_call_impl = None
-        torch._dynamo.config.recompile_limit = limit
         base.disable_input_require_grads()
 
 

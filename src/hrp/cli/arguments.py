@@ -31,7 +31,7 @@ class HRPArguments:
         default=None, metadata={"help": "Seed of preheating; --seed if not given."}
     )
     direction: str = field(
-        default="AB",
+        default=HRPConfig.direction,
         metadata={"help": "Start lora_A (A), lora_B (B) or both (AB) from what preheating found."},
     )
     scale: float = field(default=1.0, metadata={"help": "Norm of each direction; 1 with AB."})
