@@ -63,6 +63,13 @@ def test_every_arm_learns_within_its_budget(bench, arm):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_trains_float32_on_a_bfloat16_base(bench, arm):
+    _, start = started(bench, arm, dtype="bfloat16")
+    assert {p.dtype for p in start.model.parameters() if p.requires_grad} == {torch.float32}
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("arm", NO_OPS)
 def test_a_start_leaves_the_base_model_s_logits_as_they_are(bench, arm):
     _, start = started(bench, arm)

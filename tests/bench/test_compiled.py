@@ -56,7 +56,10 @@ def test_afterwards_the_model_is_as_it_was():
     assert torch._dynamo.config.recompile_limit == limit
 
 
-def test_variants_run_as_they_are():
-    model = adapter(use_dora=True)
+@pytest.mark.parametrize(
+    "settings", [{"use_dora": True}, {"rank_pattern": {"layers.1.mlp.up_proj": 3}}]
+)
+def test_variants_and_blocks_that_differ_run_as_they_are(settings):
+    model = adapter(**settings)
     with compiled_blocks(model):
         assert not any(one._compiled_call_impl for one in model.modules())

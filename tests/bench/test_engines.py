@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from hrp.bench import engines
 from hrp.bench.driver import Driver, existing
 from hrp.bench.engines import Ray, Sequential, Workers
 from hrp.bench.protocol import experiment_from, load_experiment, plan
 from hrp.bench.record import load_records
 from hrp.bench.workbench import Places
-from hrp.cli.bench import main
+from hrp.cli.bench import _engine, main
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes started here
 STANDIN = Path(__file__).parents[2] / "experiments" / "standin-wordproblems.yaml"
@@ -121,6 +124,50 @@ def test_engines_give_the_same_records(tmp_path):
         assert record.metrics["eval_loss"] == pytest.approx(
             found[1][run_id].metrics["eval_loss"], rel=1e-4
         )
+
+
+class FakeContext:
+    """Starts nothing; notes the GPUs that each process would have seen."""
+
+    def __init__(self) -> None:
+        self.seen: list[str | None] = []
+
+    def Pipe(self):  # noqa: N802 - multiprocessing's name
+        return multiprocessing.Pipe()
+
+    def Process(self, **_):  # noqa: N802
+        context = self
+
+        class Process:
+            def start(self) -> None:
+                context.seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+        return Process()
+
+
+def test_workers_are_spread_over_the_gpus_and_each_sees_one(tmp_path, monkeypatch):
+    context = FakeContext()
+    monkeypatch.setattr(engines, "_context", lambda: context)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    workers = Workers(Places(tmp_path, tmp_path), 5)
+    for _ in range(3):
+        workers._idle.append(workers._new())
+    assert context.seen == ["4", "7", "4"]
+    workers._idle.pop(0)  # one of the first GPU dies
+    workers._idle.append(workers._new())
+    workers._idle.append(workers._new())
+    assert sorted(one.gpu for one in workers._idle) == ["4", "4", "7", "7"]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,7"
+
+
+@pytest.mark.parametrize(("visible", "engine"), [("", Sequential), ("0", Sequential),
+                                                 ("0,1", Workers)])  # fmt: skip
+def test_one_worker_beside_several_gpus_is_a_process_that_sees_one(
+    tmp_path, monkeypatch, visible, engine
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    options = argparse.Namespace(engine="local", workers=1)
+    assert type(_engine(options, Places(tmp_path, tmp_path))) is engine
 
 
 @pytest.mark.filterwarnings("ignore")  # Ray's own

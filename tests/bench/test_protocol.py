@@ -143,6 +143,24 @@ def test_after_screening_the_other_seeds_run_the_best_rate_and_those_beside_it()
     assert found == {5e-4: {0}, 1e-3: {0, 1, 2}, 2e-3: {0, 1, 2}, 4e-3: {0, 1, 2}, 8e-3: {0}}
 
 
+def test_every_arm_s_best_rate_has_all_its_seeds_before_any_arm_s_neighbours():
+    experiment = made(**SCREENED, arms=["lora", "gaussian"])
+    first = {run.run_id: run for run in plan(experiment, {})}
+    records = recorded(list(first.values()), lambda run: abs(run.learning_rate - 1e-3))
+    added = [run for run in plan(experiment, records) if run.run_id not in first]
+    assert [(run.arm, run.learning_rate) for run in added[:4]] == [
+        ("lora", 1e-3), ("lora", 1e-3), ("gaussian", 1e-3), ("gaussian", 1e-3),
+    ]  # fmt: skip
+    assert len(added) == 8
+
+
+def test_a_plan_names_each_run_once():
+    experiment = made(**SCREENED)
+    records = grown(experiment, lambda run: abs(run.learning_rate - 2e-3))
+    runs = [run.run_id for run in plan(experiment, records)]
+    assert len(runs) == len(set(runs)) == len(records)
+
+
 def test_a_best_rate_that_only_the_screening_seed_likes_loses_and_its_rival_gets_neighbours():
     def loss(run: RunSpec) -> float:
         return abs(run.learning_rate - (2e-3 if run.seed == 0 else 4e-3))

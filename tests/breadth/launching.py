@@ -1,4 +1,4 @@
-"""Starts `two_processes.py` in two processes."""
+"""Starts `two_processes.py` in two processes, or as many as told."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
 
-def launch(engine: str, folder: Path, **settings: str) -> None:
-    """Start two processes by torchrun; fails the test with their output if they fail."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+def launch(engine: str, folder: Path, processes: int = 2, **settings: str) -> None:
+    """Start processes by torchrun; fails the test with their output if they fail."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
     command += ["--master_port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")]),

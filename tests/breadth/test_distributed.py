@@ -1,4 +1,7 @@
-"""Two processes on the CPU (gloo): the same spectrum as one, the same start on every rank."""
+"""Several processes: the same spectrum as one, the same start on every rank.
+
+On the CPU (gloo) by default; the tests marked gpu do the same on GPUs (NCCL).
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,21 @@ FSDP2 = {
 }
 
 
-def saved(folder: Path, name: str) -> list:
-    return [torch.load(folder / f"{name}-{rank}.pt") for rank in range(2)]
+ON_GPUS = {"ACCELERATE_USE_CPU": "false"}
+
+
+def zero(stage: int) -> dict[str, str]:
+    return {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage),
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+        "ACCELERATE_USE_CPU": "false",  # Accelerate has DeepSpeed for GPUs only
+    }
+
+
+def saved(folder: Path, name: str, processes: int = 2) -> list:
+    paths = [folder / f"{name}-{rank}.pt" for rank in range(processes)]
+    return [torch.load(path, map_location="cpu") for path in paths]
 
 
 def assert_same_subspaces(one: hrp.Spectrum, two: hrp.Spectrum) -> None:
@@ -94,21 +110,54 @@ def test_the_trainer_preheats_under_fsdp2_as_under_ddp(fsdp_folder, ddp_folder):
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
 @pytest.mark.parametrize("stage", [2, 3])
 def test_zero_gives_the_spectrum_of_one_process_on_the_same_global_batches(stage, tmp_path):
-    settings = {
-        "ACCELERATE_USE_DEEPSPEED": "true",
-        "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage),
-        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
-        "ACCELERATE_USE_CPU": "false",  # Accelerate has DeepSpeed for GPUs only
-        "DS_ACCELERATOR": "cpu",
-    }
-    launch("zero", tmp_path, **settings)
-    first, second = saved(tmp_path, "state")
-    assert first["stages"] == [stage]
-    assert first["sharded"] == (stage == 3)
-    for name, U in first["U"].items():
-        assert torch.equal(U, second["U"][name]), name
+    launch("zero", tmp_path, **zero(stage), DS_ACCELERATOR="cpu")
+    assert_zero_agrees(stage, tmp_path)
+
+
+def assert_zero_agrees(stage: int, folder: Path, processes: int = 2) -> None:
+    states = saved(folder, "state", processes)
+    for state in states:
+        assert state["stages"] == [stage]
+        assert state["sharded"] == (stage == 3)
+        for name, U in states[0]["U"].items():
+            assert torch.equal(U, state["U"][name]), name
+    one = preheated(with_lora(tiny_llama()), processes=1)
+    assert_same_subspaces(one, hrp.Spectrum.load(folder / "spectrum"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_give_the_spectrum_of_one_cpu_process_under_ddp(tmp_path):
+    launch("ddp", tmp_path, **ON_GPUS)
     one = preheated(with_lora(tiny_llama()), processes=1)
     assert_same_subspaces(one, hrp.Spectrum.load(tmp_path / "spectrum"))
+    first, second = saved(tmp_path, "state")
+    assert first["restored"]
+    assert second["restored"]
+    for name, value in first["weights"].items():
+        assert torch.equal(value, second["weights"][name]), name
+    for message in saved(tmp_path, "error"):
+        assert "the loss is nan at preheating step 1" in message
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_give_the_spectrum_of_one_cpu_process_under_fsdp2(tmp_path):
+    launch("fsdp", tmp_path, **FSDP2 | ON_GPUS)
+    one = preheated(with_lora(tiny_llama()), processes=1)
+    assert_same_subspaces(one, hrp.Spectrum.load(tmp_path / "spectrum"))
+    assert all(state["sharded"] for state in saved(tmp_path, "state"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_zero_on_gpus_gives_the_spectrum_of_one_cpu_process(stage, processes, tmp_path):
+    if torch.cuda.device_count() < processes:
+        pytest.skip(f"needs {processes} GPU(s)")
+    launch("zero", tmp_path, processes, **zero(stage))
+    assert_zero_agrees(stage, tmp_path, processes)
 
 
 @pytest.mark.parametrize("engine", ["FSDP", "DeepSpeed"])

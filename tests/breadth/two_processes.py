@@ -1,6 +1,8 @@
 """Run by `test_distributed.py` in each of two processes; writes what each process saw.
 
 torchrun --nproc_per_node 2 two_processes.py ENGINE FOLDER
+
+On the CPU (gloo) with ACCELERATE_USE_CPU true or DS_ACCELERATOR cpu, else on one GPU a process.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from transformers import Trainer, TrainingArguments
 import hrp
 from conftest import collate, fingerprint, tiny_llama, token_rows, with_lora
 
+ON_CPU = "true" in os.environ.get("ACCELERATE_USE_CPU", "") or "DS_ACCELERATOR" in os.environ
 CONFIG = hrp.HRPConfig(preheat_rank=8, preheat_steps=4, learning_rate=1e-2)
 GLOBAL_BATCH = 8
 
@@ -36,7 +39,7 @@ def preheated_by_trainer(model: PeftModel, folder: Path, sharded: bool = False) 
     args = TrainingArguments(
         output_dir=str(folder / "trainer"),
         per_device_train_batch_size=4,
-        use_cpu=True,
+        use_cpu=ON_CPU,
         report_to=[],
         disable_tqdm=True,
     )
@@ -58,7 +61,7 @@ def save(folder: Path, name: str, content: object) -> None:
 
 
 def ddp(folder: Path) -> None:
-    model = with_lora(tiny_llama())
+    model = with_lora(tiny_llama()).to(PartialState().device)
     before = fingerprint(model)
     spectrum = preheated(model, PartialState().num_processes)
     restored = all(value.equal(before[name]) for name, value in fingerprint(model).items())
@@ -86,7 +89,8 @@ def nan_in_one_rank(folder: Path) -> None:
 
 def as_if_on_gpus() -> None:
     """Let Accelerate shard on gloo: it has FSDP for GPUs only, FSDP2 itself runs anywhere."""
-    PartialState().distributed_type = DistributedType.MULTI_GPU
+    if ON_CPU:
+        PartialState().distributed_type = DistributedType.MULTI_GPU
 
 
 def fsdp(folder: Path) -> None:
@@ -146,7 +150,7 @@ def zero(folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     engine, target = sys.argv[1], Path(sys.argv[2])
-    PartialState(cpu=True)
+    PartialState(cpu=ON_CPU)
     if engine == "fsdp":
         fsdp(target)
     elif engine == "zero":

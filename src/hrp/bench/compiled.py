@@ -6,7 +6,7 @@ each kind of adapter and preheating rank that it meets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -20,17 +20,18 @@ _KINDS = 64  # of blocks that a worker may meet: arms, ranks, dtypes
 
 @contextmanager
 def compiled_blocks(model: nn.Module, backend: str = "inductor") -> Iterator[None]:
-    """Within, the blocks of ``model`` run compiled; variants of LoRA such as DoRA as they are.
+    """Within, the blocks of ``model`` run compiled, unless that would take minutes.
 
-    PEFT's variants break graphs, so that compiling them would take minutes.
+    PEFT's variants of LoRA, such as DoRA, break graphs; ranks that differ from block to block, as
+    EVA's do, need a graph a block. Such models run as they are.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not isinstance(base, PreTrainedModel) or _has_variants(model):
+    blocks = list(_repeated(base)) if isinstance(base, PreTrainedModel) else []
+    if not blocks or _has_variants(model) or not _are_alike(blocks):
         yield
         return
     # The first block's input would be the only one without a gradient: a graph of its own.
     base.enable_input_require_grads()
-    blocks = list(_repeated(base))
     for block in blocks:
         block.compile(dynamic=True, backend=backend)
     try:
@@ -44,6 +45,11 @@ def compiled_blocks(model: nn.Module, backend: str = "inductor") -> Iterator[Non
 
 def _has_variants(model: nn.Module) -> bool:
     return any(one.lora_variant for one in model.modules() if isinstance(one, LoraLayer))
+
+
+def _are_alike(blocks: Sequence[nn.Module]) -> bool:
+    shapes = [{name: p.shape for name, p in block.named_parameters()} for block in blocks]
+    return all(one == shapes[0] for one in shapes)
 
 
 def _repeated(model: nn.Module) -> Iterator[nn.Module]:

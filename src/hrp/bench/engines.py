@@ -112,7 +112,7 @@ class Sequential:
 
 
 class Workers:
-    """Several processes that share one device; one that dies is replaced.
+    """Several processes on this machine's device or, in turn, devices; one that dies is replaced.
 
     Args:
         places: see there.
@@ -123,6 +123,7 @@ class Workers:
         self.slots = count
         self._places = places
         self._context = _context()
+        self._gpus = visible_gpus()
         self._idle: list[_Worker] = []
         self._busy: dict[_Worker, Job] = {}
 
@@ -136,10 +137,16 @@ class Workers:
     def _new(self) -> _Worker:
         mine, its = self._context.Pipe()
         threads = max(1, (os.cpu_count() or 1) // self.slots)
+        gpu = self._least_used_gpu()
         process = self._context.Process(target=_serve, args=(its, self._places, threads))
-        process.start()
+        with _sees_only(gpu):
+            process.start()
         its.close()
-        return _Worker(process, mine)
+        return _Worker(process, mine, gpu)
+
+    def _least_used_gpu(self) -> str | None:
+        used = [worker.gpu for worker in (*self._idle, *self._busy)]
+        return min(self._gpus, key=used.count, default=None)
 
     def wait(self, timeout_s: float | None) -> list[Result]:
         """Collect what has come back, and who has died.
@@ -174,6 +181,31 @@ class Workers:
 class _Worker:
     process: Any
     connection: Connection
+    gpu: str | None = None
+
+
+def visible_gpus() -> list[str]:
+    """Names that ``CUDA_VISIBLE_DEVICES`` takes for the GPUs that this process may use."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name]
+    return [str(place) for place in range(torch.cuda.device_count())]
+
+
+@contextlib.contextmanager
+def _sees_only(gpu: str | None) -> Iterator[None]:
+    """Within, a process that is started inherits one GPU: a Trainer would use all that it sees."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    try:
+        yield
+    finally:
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 def _check_started(exit_code: int) -> None:

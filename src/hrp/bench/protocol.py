@@ -2,8 +2,8 @@
 
 Order: all tasks, arms and seeds at each arm's first learning rate, then at the second, so that an
 interrupted experiment leaves whole comparisons. Put the best-known rates first. With
-``screening_seeds``, those alone sweep the grid beyond its first rate, and the other seeds run each
-arm's best rate and the rates beside it.
+``screening_seeds``, those alone sweep the grid beyond its first rate, and the other seeds run every
+arm's best rate, then the rates beside it.
 """
 
 from __future__ import annotations
@@ -176,12 +176,16 @@ def plan(experiment: Experiment, records: Mapping[str, Record]) -> list[RunSpec]
         if place < len(line.grid)
         for run in line.runs(experiment, line.grid[place], seeds if place else None)
     ]
+    grids = []
     for line in found:
         grid, wider = _widening(experiment, line, records, seeds)
+        grids.append(grid)
         runs += wider
-        if len(seeds) < len(experiment.seeds):
-            runs += _around_best(experiment, line, records, grid)
-    return runs
+    if len(seeds) < len(experiment.seeds):
+        for reach in (0, 1):  # every line's best rate before any line's neighbours
+            for line, grid in zip(found, grids, strict=True):
+                runs += _around_best(experiment, line, records, grid, reach)
+    return list({run.run_id: run for run in runs}.values())
 
 
 def _widening(
@@ -203,9 +207,13 @@ def _widening(
 
 
 def _around_best(
-    experiment: Experiment, line: Line, records: Mapping[str, Record], grid: Sequence[float]
+    experiment: Experiment,
+    line: Line,
+    records: Mapping[str, Record],
+    grid: Sequence[float],
+    reach: int,
 ) -> list[RunSpec]:
-    """All seeds at the best rate and beside it, until the best of those has both its neighbours."""
+    """All seeds at the best rate and ``reach`` beside it, until the best of those has them too."""
     rates = sorted(grid)
     seeds = experiment.seeds[: experiment.screening_seeds]
     known = [run for rate in rates for run in line.runs(experiment, rate, seeds)]
@@ -214,7 +222,7 @@ def _around_best(
         place = rates.index(best)
         wanted = [
             run
-            for rate in rates[max(0, place - 1) : place + 2]
+            for rate in rates[max(0, place - reach) : place + reach + 1]
             for run in line.runs(experiment, rate)
         ]
         new = [run for run in wanted if run not in known and run not in added]

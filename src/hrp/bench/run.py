@@ -105,6 +105,7 @@ def _done(bench: Bench, spec: RunSpec, started: str) -> Record:
     began = time.perf_counter()
     start = ARMS[spec.arm].start(setup)
     start_s = time.perf_counter() - began - setup.sharing_s
+    _check_precision(spec.arm, start.model)
     steps = setup.steps_after(start.costs.charged_steps)
     trained = setup.train(start, steps, spec.learning_rate)
     used = _costs(setup, start, trained, start_s)
@@ -121,6 +122,16 @@ def _done(bench: Bench, spec: RunSpec, started: str) -> Record:
         costs=used,
     )
     return stamped(record, bench.places, started, device_name())
+
+
+def _check_precision(arm: str, model: nn.Module) -> None:
+    """Raise ``ValueError`` where the arm trains in less than float32: no fair comparison."""
+    coarse = {str(p.dtype) for p in model.parameters() if p.requires_grad} - {"torch.float32"}
+    if coarse:
+        raise ValueError(
+            f"arm {arm!r} would train parameters in {', '.join(sorted(coarse))}, all others train "
+            "float32; cast its start"
+        )
 
 
 def _costs(setup: Setup, start: Start, trained: Trained, start_s: float) -> Costs:

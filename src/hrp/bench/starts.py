@@ -17,6 +17,7 @@ from peft import EvaConfig, LoraGAConfig, initialize_lora_eva_weights
 from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.eva import prepare_layer_inputs_fn_language_modeling
 from peft.tuners.lora.loraga import preprocess_loraga
+from peft.tuners.tuners_utils import cast_adapter_dtype
 from torch import Tensor, nn
 
 from hrp.bench import costs
@@ -267,5 +268,7 @@ def eva(setup: Setup) -> Start:
     initialize_lora_eva_weights(
         model, loader, prepare_layer_inputs_fn=_layer_inputs, show_progress_bar=False
     )
+    # PEFT makes the factors of modules with a new rank in the base's dtype; all arms train float32.
+    cast_adapter_dtype(model, "default")
     flops = costs.forward_flops(setup.size, loader.tokens)
     return Start(model, _passes(setup, loader.tokens, flops, began))

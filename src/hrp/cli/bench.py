@@ -54,7 +54,7 @@ def _add_run(commands: Any) -> None:
     )
     parser.add_argument(
         "--workers", type=int, default=1, metavar="N",
-        help="processes that share this machine's device; 1 runs in this one (default: 1)",
+        help="processes, spread over this machine's GPUs (default: 1)",
     )  # fmt: skip
     parser.add_argument(
         "--padding_free", action="store_true",
@@ -159,11 +159,13 @@ def _check_run(options: argparse.Namespace) -> None:
 
 
 def _engine(options: argparse.Namespace, places: Any) -> Any:
-    from hrp.bench.engines import Ray, Sequential, Workers
+    from hrp.bench.engines import Ray, Sequential, Workers, visible_gpus
 
     if options.engine == "ray":
         return Ray(places, options.workers, options.ray_address)
-    return Sequential(places) if options.workers == 1 else Workers(places, options.workers)
+    if options.workers == 1 and len(visible_gpus()) < 2:
+        return Sequential(places)
+    return Workers(places, options.workers)
 
 
 def _records_folder(options: argparse.Namespace, experiment: str) -> Path:
