@@ -26,8 +26,9 @@ def compiled_blocks(model: nn.Module, backend: str = "inductor") -> Iterator[Non
     EVA's do, need a graph a block. Such models run as they are.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    blocks = list(_repeated(base)) if isinstance(base, PreTrainedModel) else []
-    if not blocks or _has_variants(model) or not _are_alike(blocks):
+    blocks = list(_repeated(base))
+    unlike = _has_variants(model) or not _are_alike(blocks)
+    if unlike or not isinstance(base, PreTrainedModel):
         yield
         return
     # The first block's input would be the only one without a gradient: a graph of its own.
