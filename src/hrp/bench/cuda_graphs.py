@@ -30,15 +30,15 @@ class GraphedTrainer(Trainer):
     """HF Trainer with graphs of its forward and backward passes; one process, one GPU.
 
     Raises:
-        ValueError: gradients are accumulated over several batches, or there is no GPU.
+        ValueError: gradients are accumulated over several batches, or there is not one GPU.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.args.gradient_accumulation_steps > 1 or self.args.device.type != "cuda":
+        if self.args.gradient_accumulation_steps > 1 or self.args.n_gpu != 1:
             raise ValueError(
-                "CUDA graphs need a GPU and `gradient_accumulation_steps` 1, got "
-                f"{self.args.device.type!r} and {self.args.gradient_accumulation_steps}; leave "
+                "CUDA graphs need one GPU a process and `gradient_accumulation_steps` 1, got "
+                f"{self.args.n_gpu} GPUs and {self.args.gradient_accumulation_steps}; leave "
                 "`--cuda_graphs` out"
             )
         self._graphs: _Graphs | None = None
