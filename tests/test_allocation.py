@@ -129,6 +129,36 @@ def test_each_module_keeps_the_scaling_of_the_uniform_adapter(use_rslora):
 
 def test_a_name_that_ends_in_another_gets_its_own_rank():
     fields = lora_fields({"proj": 2, "block.proj": 3, "other": 4}, 2.0)
-    assert list(fields["rank_pattern"].items()) == [(r"block\.proj", 3), ("proj", 2)]
+    assert list(fields["rank_pattern"].items()) == [(r"block\.proj", 3), ("^proj", 2)]
     assert fields["lora_alpha"] == 8
-    assert fields["alpha_pattern"] == {r"block\.proj": 6, "proj": 4}
+    assert fields["alpha_pattern"] == {r"block\.proj": 6, "^proj": 4}
+
+
+class NestedNames(torch.nn.Module):
+    """A module's name is the end of another's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = torch.nn.ModuleDict({"proj": torch.nn.Linear(32, 32)})
+        self.proj = torch.nn.Linear(32, 6)
+
+    def forward(self, x):
+        return self.proj(self.block["proj"](x))
+
+
+def test_a_pattern_for_a_module_leaves_alone_one_whose_name_ends_in_it():
+    fields = lora_fields({"block.proj": 8, "proj": 2}, 2.0)
+    config = LoraConfig(target_modules=["block.proj", "proj"], **fields)
+    found = lora_modules(get_peft_model(NestedNames(), config), "default")
+    assert {name: module.rank for name, module in found.items()} == {"block.proj": 8, "proj": 2}
+
+
+def test_the_cap_of_a_small_module_leaves_alone_one_whose_name_ends_in_its_name():
+    torch.manual_seed(0)
+    model = get_peft_model(NestedNames(), LoraConfig(r=2, target_modules=["block.proj", "proj"]))
+    batches = [torch.randn(4, 32) for _ in range(3)]
+    spectrum = hrp.preheat(
+        model, hrp.HRPConfig(16, 3), dataloader=batches,
+        loss_fn=lambda net, x: net(x).square().mean(),
+    )  # fmt: skip
+    assert {name: one.rank for name, one in spectrum.items()} == {"block.proj": 16, "proj": 6}

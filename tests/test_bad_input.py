@@ -5,6 +5,8 @@ And it gets it before any training: `UnreadLoader` fails the test if a batch is 
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
@@ -334,3 +336,61 @@ def test_a_start_that_changed_the_base_weights_is_refused(start):
     model = with_lora(tiny_llama(), init_lora_weights=start)
     with pytest.raises(ValueError, match=f"leaves the base weights alone, got '{start}'"):
         initialize(model, spectrum)
+
+
+def test_several_active_adapters_are_refused_as_preheating_would_train_without_the_others(model):
+    model.add_adapter("two", LoraConfig(r=2, target_modules="all-linear"))
+    model.base_model.set_adapter(["default", "two"])
+    with pytest.raises(ValueError, match=r"only one adapter may be active .*\['default', 'two'\]"):
+        hrp.preheat(model, CONFIG, dataloader=loader(), adapter_name="two")
+
+
+def test_disabled_adapters_are_refused(model):
+    with model.disable_adapter(), pytest.raises(ValueError, match="adapters must be enabled"):
+        hrp.preheat(model, CONFIG, dataloader=loader())
+
+
+def test_batches_that_are_no_mappings_need_a_loss_function(model):
+    with pytest.raises(TypeError, match=r"must give mappings .* got batches of type tuple"):
+        hrp.preheat(model, CONFIG, dataloader=[(torch.ones(1, 2), torch.ones(1))])
+
+
+def test_apply_hrp_refuses_to_spend_the_model_it_is_to_start(model):
+    with pytest.raises(ValueError, match="`spend_model` must be False with `apply_hrp`"):
+        hrp.apply_hrp(model, CONFIG, dataloader=loader(), spend_model=True)
+
+
+def test_apply_hrp_overwrites_a_trained_adapter_only_when_forced(model):
+    hrp.apply_hrp(model, CONFIG, dataloader=loader())
+    with pytest.raises(ValueError, match="pass `force=True`"):
+        hrp.apply_hrp(model, CONFIG, dataloader=loader())
+    hrp.apply_hrp(model, CONFIG, dataloader=loader(), force=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*lora_bias")
+def test_a_trained_bias_is_a_trained_adapter_and_a_start_clears_it(batch):
+    model = with_lora(tiny_llama(), lora_bias=True)
+    base = model.eval()(**batch).logits
+    spectrum = hrp.preheat(model, CONFIG, dataloader=loader())
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name and name.endswith("bias"):
+            torch.nn.init.ones_(parameter)
+    with pytest.raises(ValueError, match="already changes the model"):
+        hrp.initialize_lora_hrp_weights(model, spectrum, "B")
+    hrp.initialize_lora_hrp_weights(model, spectrum, "B", force=True)
+    assert torch.equal(model.eval()(**batch).logits, base)
+
+
+def test_a_reference_model_is_not_moved_in_silence(model, tmp_path):
+    class DPOTrainer(Trainer):
+        """TRL's copies the adapter's start for its reference."""
+
+    args = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True,
+        per_device_train_batch_size=8,
+    )  # fmt: skip
+    data = {"trainer_cls": DPOTrainer, "args": args, "train_dataset": token_rows(),
+            "data_collator": collate}  # fmt: skip
+    with pytest.warns(UserWarning, match="DPOTrainer takes the adapter's start"):
+        hrp.apply_hrp(model, CONFIG, **data)
+    hrp.apply_hrp(model, dataclasses.replace(CONFIG, direction="B"), **data, force=True)

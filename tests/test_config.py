@@ -26,6 +26,7 @@ from hrp import HRPConfig
         ("learning_rate", -1e-3, "`learning_rate` must be finite and > 0, got -0.001"),
         ("learning_rate", "fast", "`learning_rate` must be a number > 0, got 'fast'"),
         ("seed", -1, "`seed` must be an integer >= 0, got -1"),
+        ("seed", 2**32, "`seed` must be an integer <= 4294967295, got 4294967296"),
     ],
 )
 def test_config_refuses_with_the_range_and_the_value(field, value, message):
@@ -36,6 +37,11 @@ def test_config_refuses_with_the_range_and_the_value(field, value, message):
 def test_scale_has_no_meaning_with_direction_ab():
     with pytest.raises(ValueError, match="`scale` must be 1 with `direction` 'AB'"):
         HRPConfig(direction="AB", scale=2.0)
+
+
+def test_an_automatic_length_must_have_time_for_two_looks():
+    with pytest.raises(ValueError, match=r"`max_preheat_steps` must be at least two windows.*10"):
+        HRPConfig(preheat_steps="auto", max_preheat_steps=10, subspace_window=10)
 
 
 def test_json_round_trip():

@@ -7,8 +7,10 @@ import random
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 import hrp
@@ -51,6 +53,59 @@ class Interrupting(Trainer):
 
 def global_rng():
     return random.random(), np.random.rand(), torch.rand(1).item()
+
+
+def test_the_user_s_gradient_accumulation_is_as_it_was(model, tmp_path):
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
+    hrp.preheat(model, CONFIG, dataloader=loader())
+    hrp.preheat(model, CONFIG, trainer_cls=Trainer, **trainer_arguments(tmp_path))
+    assert accelerator.gradient_accumulation_steps == 4
+
+
+def test_the_dataloader_s_own_generator_is_as_it_was(model):
+    generator = torch.Generator().manual_seed(3)
+    data = DataLoader(
+        token_rows(), batch_size=8, shuffle=True, collate_fn=collate, generator=generator
+    )
+    before = generator.get_state()
+    hrp.preheat(model, CONFIG, dataloader=data)
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_the_config_s_rate_is_that_of_an_optimizer_class_given_apart(model, tmp_path):
+    losses = []
+    for rate in (1e-2, 1e-6):
+        config = hrp.HRPConfig(16, 3, learning_rate=rate)
+        given = trainer_arguments(tmp_path) | {
+            "optimizer_cls_and_kwargs": (torch.optim.AdamW, {"lr": 0.5, "weight_decay": 0.0})
+        }
+        spectrum = hrp.preheat(model, config, trainer_cls=Trainer, **given)
+        losses.append(spectrum.provenance["losses"])
+    assert losses[0][-1] < losses[1][-1] - 0.01
+
+
+def test_a_trainer_whose_own_optimizer_passes_over_the_rate_is_refused(model, tmp_path):
+    class Stubborn(Trainer):
+        def create_optimizer(self, *_):
+            trained = [p for p in self.model.parameters() if p.requires_grad]
+            self.optimizer = torch.optim.AdamW(trained, lr=0.25)
+            return self.optimizer
+
+    with pytest.raises(ValueError, match=r"`learning_rate`.*got 0.01 where .* \[0.25\]"):
+        hrp.preheat(model, CONFIG, trainer_cls=Stubborn, **trainer_arguments(tmp_path))
+    free = hrp.HRPConfig(16, 3)
+    hrp.preheat(model, free, trainer_cls=Stubborn, **trainer_arguments(tmp_path))
+
+
+def test_the_config_s_seed_orders_the_data_whatever_data_seed_says(model, tmp_path):
+    losses = [
+        hrp.preheat(
+            model, hrp.HRPConfig(16, 3, learning_rate=1e-2, seed=seed), trainer_cls=Trainer,
+            **trainer_arguments(tmp_path, data_seed=7),
+        ).provenance["losses"][0]
+        for seed in (0, 1)
+    ]  # fmt: skip
+    assert losses[0] != losses[1]
 
 
 def test_preheating_learns(model):

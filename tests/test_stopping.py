@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import Trainer, TrainingArguments
@@ -10,8 +13,9 @@ import hrp
 from conftest import assert_identical, collate, fingerprint, loader, token_rows, with_lora
 from conftest import tiny_llama as tiny
 from hrp.checkpoints import MARKER, Checkpoints, last_complete
+from hrp.layers import lora_modules
 from hrp.spectrum import ModuleSpectrum, Spectrum
-from hrp.stopping import subspace_turn
+from hrp.stopping import SubspaceStopping, subspace_turn
 
 
 class KilledError(Exception):
@@ -185,3 +189,36 @@ def test_checkpoints_need_a_positive_interval(tmp_path):
 def test_bad_settings_are_refused(field, value, message):
     with pytest.raises(ValueError, match=message):
         hrp.HRPConfig(**{field: value})
+
+
+def test_a_folder_of_another_preheating_s_checkpoints_is_refused(tmp_path):
+    config = hrp.HRPConfig(preheat_rank=8, preheat_steps=6, learning_rate=1e-2)
+    with pytest.raises(KilledError):
+        run(tmp_path, config, dying_trainer(5))
+    other = dataclasses.replace(config, seed=1, learning_rate=2e-2)
+    with pytest.raises(
+        ValueError, match=r"learning_rate 0.01 there, 0.02 now; seed 0 there, 1 now"
+    ):
+        run(tmp_path, other)
+    with pytest.raises(
+        ValueError, match=r"per_device_train_batch_size|gradient_accumulation_steps"
+    ):
+        run(tmp_path, config, gradient_accumulation_steps=2)
+    assert run(tmp_path, config).provenance["steps"] == 6
+
+
+def test_a_folder_may_be_given_as_a_string():
+    assert Checkpoints("work").folder == Path("work")
+
+
+def test_modules_that_no_gradient_has_reached_yet_are_passed_over(model):
+    modules = lora_modules(model, "default")
+    config = hrp.HRPConfig(4, "auto", subspace_window=1, max_preheat_steps=9)
+    stopping = SubspaceStopping(config, modules, dict.fromkeys(modules, 2))
+    assert not stopping.update(1)  # PEFT's start: every lora_B is zero
+    first = next(iter(modules.values()))
+    for step in (2, 3):
+        first.write(*(torch.ones_like(factor) for factor in first.views()))
+        stopping.update(step)
+    assert [step for step, _ in stopping.curve] == [3]
+    assert stopping.settled

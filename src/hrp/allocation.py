@@ -9,12 +9,13 @@ from __future__ import annotations
 import heapq
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
 
 from hrp.spectrum import Spectrum
 
 Ranks = dict[str, int]
+Value = TypeVar("Value")
 
 
 def parameter_count(spectrum: Spectrum, ranks: Mapping[str, int]) -> int:
@@ -98,11 +99,24 @@ def lora_fields(
         value = scaling * (math.sqrt(rank) if use_rslora else rank)
         return int(value) if value.is_integer() else value  # as a user would write it
 
-    # PEFT matches a pattern against the end of a name, first come first served: longest first.
-    names = sorted(lower, key=len, reverse=True)
+    alphas = {name: alpha(rank) for name, rank in lower.items()}
     return {
         "r": largest,
         "lora_alpha": alpha(largest),
-        "rank_pattern": {re.escape(name): lower[name] for name in names},
-        "alpha_pattern": {re.escape(name): alpha(lower[name]) for name in names},
+        "rank_pattern": exact_patterns(lower, ranks),
+        "alpha_pattern": exact_patterns(alphas, ranks),
     }
+
+
+def exact_patterns(values: Mapping[str, Value], names: Collection[str]) -> dict[str, Value]:
+    """PEFT patterns that give each module its value, and none of the other ``names`` any.
+
+    PEFT matches a pattern against the end of a name, first come first served: longest first, and a
+    name that is the end of another one is tied to the beginning.
+    """
+
+    def pattern(name: str) -> str:
+        ends_another = any(other.endswith(f".{name}") for other in names)
+        return f"^{re.escape(name)}" if ends_another else re.escape(name)
+
+    return {pattern(name): values[name] for name in sorted(values, key=len, reverse=True)}

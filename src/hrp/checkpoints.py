@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,9 @@ class Checkpoints:
     every: int = 10
 
     def __post_init__(self) -> None:
-        """Check the fields."""
+        """Check the fields; a string is as good a folder as a ``Path``."""
         check_integer("every", self.every, minimum=1)
+        object.__setattr__(self, "folder", Path(self.folder))
 
 
 def checkpointing_arguments(args: TrainingArguments, checkpoints: Checkpoints) -> None:
@@ -59,6 +61,18 @@ def last_complete(folder: Path, before: int | None = None) -> Path | None:
     whole = [marker.parent for marker in folder.glob(f"checkpoint-*/{MARKER}")]
     eligible = [path for path in whole if before is None or checkpoint_step(path) < before]
     return max(eligible, key=checkpoint_step, default=None)
+
+
+def check_same_run(checkpoint: Path, run: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` unless a checkpoint was made by a run of these settings."""
+    made_by = json.loads((checkpoint / MARKER).read_text(encoding="utf-8")).get("run", {})
+    other = [f"{k} {made_by.get(k)!r} there, {v!r} now" for k, v in run.items()
+             if made_by.get(k) != v]  # fmt: skip
+    if other:
+        raise ValueError(
+            f"`checkpoints` in '{checkpoint.parent}' must be of the same preheating, got another: "
+            f"{'; '.join(other)}; give another folder, or remove this one to begin anew"
+        )
 
 
 def keeping_frozen(trainer_cls: Any) -> Any:
@@ -86,10 +100,14 @@ class CompletionMarker(TrainerCallback):
     Args:
         stopping: saved along, and restored; a checkpoint at the step where it stops preheating
             gets no marker, as there is nothing left to resume.
+        run: settings that a resumed run must share, see `check_same_run`.
     """
 
-    def __init__(self, stopping: SubspaceStopping | None = None) -> None:
+    def __init__(
+        self, stopping: SubspaceStopping | None = None, run: Mapping[str, Any] | None = None
+    ) -> None:
         self._stopping = stopping
+        self._run = dict(run or {})
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Take up the stopping rule where the checkpoint left it."""
@@ -106,5 +124,6 @@ class CompletionMarker(TrainerCallback):
         if self._stopping is not None:
             self._stopping.save(folder / SUBSPACES)
         staging = folder / f".{MARKER}"
-        staging.write_text(json.dumps({"step": state.global_step}) + "\n", encoding="utf-8")
+        content = {"step": state.global_step, "run": self._run}
+        staging.write_text(json.dumps(content) + "\n", encoding="utf-8")
         os.replace(staging, folder / MARKER)

@@ -59,7 +59,7 @@ class HRPConfig:
         """Check every field, before any time is spent on training."""
         check_integer("preheat_rank", self.preheat_rank, minimum=1)
         check_steps(self.preheat_steps)
-        check_integer("seed", self.seed, minimum=0)
+        check_integer("seed", self.seed, minimum=0, maximum=2**32 - 1)
         check_choice("direction", self.direction, get_args(Direction))
         check_choice("train_factors", self.train_factors, get_args(TrainFactors))
         check_scale(self.scale, self.direction)
@@ -68,6 +68,13 @@ class HRPConfig:
         check_integer("max_preheat_steps", self.max_preheat_steps, minimum=1)
         check_integer("subspace_window", self.subspace_window, minimum=1)
         check_positive("subspace_tolerance", self.subspace_tolerance)
+        if self.preheat_steps == "auto" and self.max_preheat_steps < 2 * self.subspace_window:
+            raise ValueError(
+                "`max_preheat_steps` must be at least two windows of `subspace_window` "
+                f"({2 * self.subspace_window}) with `preheat_steps` 'auto', got "
+                f"{self.max_preheat_steps}: subspaces settle between two looks; raise it, or lower "
+                "`subspace_window`"
+            )
 
     @property
     def step_limit(self) -> int:
@@ -100,10 +107,12 @@ class HRPConfig:
         return cls.from_dict(fields)
 
 
-def check_integer(name: str, value: object, minimum: int) -> None:
-    """Raise ``ValueError`` unless ``value`` is an integer of at least ``minimum``."""
+def check_integer(name: str, value: object, minimum: int, maximum: int | None = None) -> None:
+    """Raise ``ValueError`` unless ``value`` is an integer from ``minimum`` to ``maximum``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise ValueError(f"`{name}` must be an integer >= {minimum}, got {value!r}")
+    if maximum is not None and value > maximum:
+        raise ValueError(f"`{name}` must be an integer <= {maximum}, got {value!r}")
 
 
 def check_steps(value: object) -> None:

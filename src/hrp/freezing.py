@@ -17,7 +17,8 @@ def freeze_factor(
 
     With direction "A" freeze "A" (the start that HRP.md T1 and P4 speak of), with "B" freeze "B":
     the frozen factor then carries the preheated direction to the end. The other way round nothing
-    would train, as the factor left would be multiplied by zeros for ever.
+    would train, as the factor left would be multiplied by zeros for ever. PEFT's ``set_adapter``
+    makes both factors trainable again: freeze after it.
 
     Returns:
         ``model``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from hrp.spectrum import ModuleSpectrum, Spectrum
 # Starts that moved part of the base weight into the adapter: other factors would break the sum.
 _BASE_CHANGING_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _SHOWN = 3
+# TRL's: given a PeftModel, they copy the adapter as it starts, and are held near that copy.
+_REFERENCE_TRAINERS = ("DPOTrainer", "GRPOTrainer", "KTOTrainer", "RLOOTrainer")
 
 
 def initialize_lora_hrp_weights(
@@ -71,19 +74,44 @@ def initialize_lora_hrp_weights(
     return model
 
 
-def apply_hrp(model: PeftModel, config: HRPConfig, **data: Any) -> PeftModel:
+def apply_hrp(
+    model: PeftModel, config: HRPConfig, *, force: bool = False, **data: Any
+) -> PeftModel:
     """Preheat and initialise in one call; ``data`` as for `preheat`. Returns ``model``.
+
+    With ``force`` an adapter that was trained already is overwritten.
 
     Raises:
         See `preheat`; ValueError before any training for an adapter that
-            `initialize_lora_hrp_weights` would refuse after it.
+            `initialize_lora_hrp_weights` would refuse after it, and for ``spend_model``, after
+            which there is no model to initialise.
+
+    Warns:
+        UserWarning: direction "AB" with one of TRL's trainers that take the adapter's start for
+            their reference model.
     """
     adapter_name = data.get("adapter_name", "default")
-    _check_start(model, adapter_name, lora_modules(model, adapter_name), force=False)
+    if data.get("spend_model"):
+        raise ValueError(
+            "`spend_model` must be False with `apply_hrp`, got True: a spent model cannot be "
+            "initialised; save what `preheat` returns and initialise in a second launch"
+        )
+    _check_start(model, adapter_name, lora_modules(model, adapter_name), force)
+    _warn_of_reference(data.get("trainer_cls"), config.direction)
     spectrum = preheat(model, config, **data)
     return initialize_lora_hrp_weights(
-        model, spectrum, config.direction, config.scale, adapter_name
+        model, spectrum, config.direction, config.scale, adapter_name, force
     )
+
+
+def _warn_of_reference(trainer_cls: object, direction: Direction) -> None:
+    kinds = [kind.__name__ for kind in getattr(trainer_cls, "__mro__", ())]
+    if direction == "AB" and (found := next((k for k in kinds if k in _REFERENCE_TRAINERS), None)):
+        warnings.warn(
+            f"{found} takes the adapter's start for its reference model, and direction 'AB' starts "
+            "with the preheated update in it; direction 'B' or 'A' leaves the reference the base",
+            stacklevel=3,
+        )
 
 
 def _factors(
@@ -118,6 +146,8 @@ def _check_start(
 
 def _was_trained(module: LoraModule) -> bool:
     """Whether the update is over rounding; ||BA||^2 = tr(B^T B A A^T) needs r x r matrices only."""
+    if (bias := module.bias()) is not None and bool(bias.any()):
+        return True
     lora_A, lora_B = (factor.double() for factor in module.views())
     gram_A, gram_B = lora_A @ lora_A.mT, lora_B.mT @ lora_B
     bound = gram_A.trace() * gram_B.trace()

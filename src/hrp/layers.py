@@ -77,6 +77,17 @@ class LoraModule:
         holders = self.layer.lora_A, self.layer.lora_B
         return holders[0][self.adapter_name].weight, holders[1][self.adapter_name].weight
 
+    def bias(self) -> nn.Parameter | None:
+        """The bias of ``lora_B``, which PEFT's ``lora_bias`` adds."""
+        if self.adapter_name not in self.layer.lora_B:
+            return None
+        found: nn.Parameter | None = self.layer.lora_B[self.adapter_name].bias
+        return found
+
+    def is_trained(self) -> bool:
+        """Whether neither factor is all zeros."""
+        return all(bool(factor.any()) for factor in self.views())
+
     def views(self) -> tuple[Float[Tensor, "rank d_in"], Float[Tensor, "d_out rank"]]:
         """Both factors as matrices without gradient, in the parameters' memory unless sharded."""
         lora_A, lora_B = (whole(parameter) for parameter in self.parameters())
@@ -95,7 +106,8 @@ class LoraModule:
     ) -> None:
         """Copy both factors into the adapter, in its own dtype and on its own device.
 
-        A DoRA magnitude follows, so that the layer computes ``base + scaling * lora_B @ lora_A``.
+        A bias of ``lora_B`` becomes zero and a DoRA magnitude follows, so that the layer computes
+        ``base + scaling * lora_B @ lora_A``.
         """
         factors = [whole(parameter) for parameter in self.parameters()]
         targets = factors if self.expert is None else self._of_expert(*factors)
@@ -103,6 +115,8 @@ class LoraModule:
             target.copy_(value.reshape(target.shape))
         for parameter, value in zip(self.parameters(), factors, strict=True):
             scatter(parameter, value)
+        if (bias := self.bias()) is not None:
+            scatter(bias, whole(bias).zero_())
         if self.adapter_name in self.layer.lora_magnitude_vector:
             self._refresh_magnitude()
 

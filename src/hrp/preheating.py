@@ -5,20 +5,25 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
 from transformers import Trainer, set_seed
 
+from hrp.allocation import exact_patterns
 from hrp.casting import casts_left_to_autocast
 from hrp.checkpoints import Checkpoints
 from hrp.config import HRPConfig
 from hrp.layers import LoraModule, lora_modules, read_spectrum
-from hrp.restoring import restored_model, restored_rng
+from hrp.restoring import (
+    restored_accumulation,
+    restored_generators,
+    restored_model,
+    restored_rng,
+)
 from hrp.sharding import check_engine
 from hrp.spectrum import Spectrum
 from hrp.stopping import SubspaceStopping
@@ -78,8 +83,9 @@ def preheat(
 
     Afterwards, also if training raises or is interrupted, the model is bit for bit as before:
     parameters, buffers, ``requires_grad``, active adapter, train mode; so are the global random
-    generators. ``modules_to_save`` are trained along on a copy that is dropped. DoRA adapters
-    are preheated as plain LoRA: only the direction is sought.
+    generators, the dataloader's own, and Accelerate's gradient accumulation. ``modules_to_save``
+    are trained along on a copy that is dropped. DoRA adapters are preheated as plain LoRA: only
+    the direction is sought.
 
     With ``checkpoints`` (and ``trainer_cls``), an interrupted preheating goes on from the last
     complete checkpoint in that folder, to the same spectrum; the caller removes the folder.
@@ -106,7 +112,10 @@ def preheat(
     targets = lora_modules(model, adapter_name)
     check_preheatable(model, adapter_name, targets, config)
     restored = nullcontext() if spent else restored_model(model)
-    with restored_rng(), restored, _memory_hint(config):
+    surroundings = restored_rng(), restored_accumulation(), restored_generators(dataloader)
+    with ExitStack() as stack:
+        for context in (*surroundings, restored, _memory_hint(config)):
+            stack.enter_context(context)
         set_seed(config.seed)
         with _temporary_adapter(model, config, adapter_name, targets) as modules:
             stopping = None
@@ -177,6 +186,7 @@ def check_preheatable(
             f"the model already has an adapter {TEMPORARY_ADAPTER!r}, the name that preheating "
             "needs; delete or rename it"
         )
+    _check_active(model, adapter_name, targets)
     for name, module in targets.items():
         check_rank_and_scaling(name, module)
         if config.preheat_rank < module.rank:
@@ -184,6 +194,22 @@ def check_preheatable(
                 f"`preheat_rank` must be at least the adapter's rank {module.rank}, got "
                 f"{config.preheat_rank} for module {name!r}; raise `preheat_rank`"
             )
+
+
+def _check_active(model: PeftModel, adapter_name: str, targets: dict[str, LoraModule]) -> None:
+    """The temporary adapter is trained alone, which is not what several adapters would see."""
+    active = list(model.active_adapters)
+    if adapter_name in active and len(active) > 1:
+        raise ValueError(
+            f"only one adapter may be active while preheating, got {active}; preheating would "
+            "train without the others: merge them into the base, or activate one alone"
+        )
+    disabled = next((name for name, one in targets.items() if one.layer.disable_adapters), None)
+    if disabled:
+        raise ValueError(
+            f"adapters must be enabled while preheating, got disabled ones (module {disabled!r}); "
+            "leave `disable_adapter()` first"
+        )
 
 
 def check_rank_and_scaling(name: str, module: LoraModule) -> None:
@@ -245,13 +271,8 @@ def _temporary_config(
         **placement,
         r=config.preheat_rank,
         lora_alpha=config.preheat_rank,
-        rank_pattern=_exact_patterns(capped),
+        rank_pattern=exact_patterns(capped, {one.pattern_key for one in targets.values()}),
     )
-
-
-def _exact_patterns(ranks: dict[str, int]) -> dict[str, int]:
-    """PEFT matches patterns against the end of a name, first come first served: longest first."""
-    return {re.escape(name): ranks[name] for name in sorted(ranks, key=len, reverse=True)}
 
 
 @torch.no_grad()

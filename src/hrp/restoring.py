@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.state import GradientState
 from torch import Tensor, nn
 
 _TENSOR_DICTS = ("_parameters", "_buffers")
@@ -56,6 +57,38 @@ def restored_rng() -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+@contextmanager
+def restored_accumulation() -> Iterator[None]:
+    """Restore, on exit, the gradient accumulation that the user's own Accelerator has set.
+
+    Accelerate keeps it once a process: any later Accelerator, a Trainer's too, overwrites it.
+    """
+    shared = GradientState._shared_state
+    before = dict(shared)
+    try:
+        yield
+    finally:
+        if before:
+            shared.clear()
+            shared.update(before)
+
+
+@contextmanager
+def restored_generators(dataloader: object) -> Iterator[None]:
+    """Restore, on exit, the generators that a DataLoader and its samplers draw from."""
+    batch_sampler = getattr(dataloader, "batch_sampler", None)
+    samplers = (getattr(dataloader, "sampler", None), getattr(batch_sampler, "sampler", None))
+    found = [
+        getattr(holder, "generator", None) for holder in (dataloader, batch_sampler, *samplers)
+    ]
+    states = [(one, one.get_state()) for one in found if isinstance(one, torch.Generator)]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
 
 
 def _configs(model: nn.Module) -> list[Any]:

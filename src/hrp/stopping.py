@@ -18,7 +18,8 @@ SIDES: dict[Direction, tuple[Side, ...]] = {"A": ("Vh",), "B": ("U",), "AB": ("U
 def subspace_turn(before: Spectrum, after: Spectrum, sides: tuple[Side, ...]) -> float:
     """How far the subspaces turned: 1 - the smallest principal cosine, the median over modules.
 
-    Both spectra are cropped to the ranks that matter, module by module. 0: they did not move;
+    Both spectra are cropped to the ranks that matter, module by module; a module that one of them
+    lacks is passed over. 0: they did not move;
     1: in at least half of the modules some direction of one is orthogonal to all of the other.
     """
     smallest = [
@@ -26,6 +27,7 @@ def subspace_turn(before: Spectrum, after: Spectrum, sides: tuple[Side, ...]) ->
             float(module.subspace_alignment(after[name], module.rank, side).min()) for side in sides
         )
         for name, module in before.items()
+        if name in after
     ]
     return 1.0 - median(smallest)
 
@@ -56,7 +58,11 @@ class SubspaceStopping:
         """Return whether preheating may stop after ``step``; looks only at the window's end."""
         if step % self._config.subspace_window:
             return False
-        found = read_spectrum(self._modules, {})
+        # An expert that no token has reached yet has no subspace to look at.
+        reached = {name: one for name, one in self._modules.items() if one.is_trained()}
+        if not reached:
+            return False
+        found = read_spectrum(reached, {})
         current = Spectrum({name: found[name].crop(self._ranks[name]) for name in found})
         if self._last is not None:
             turn = subspace_turn(self._last, current, SIDES[self._config.direction])

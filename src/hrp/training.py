@@ -10,7 +10,7 @@ import itertools
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +27,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from hrp.checkpoints import (
     Checkpoints,
     CompletionMarker,
+    check_same_run,
     checkpointing_arguments,
     keeping_frozen,
     last_complete,
@@ -109,8 +110,11 @@ def train_with_trainer(
     copied, with a constant learning rate and without evaluation, saving or reporting. With
     ``checkpoints``, training goes on from the last complete one there is.
     """
-    recorder = _StepRecorder(config.step_limit, stopping)
+    recorder = _StepRecorder(config, stopping)
     kept = {k: v for k, v in trainer_kwargs.items() if k not in _DROPPED_TRAINER_ARGUMENTS}
+    if config.learning_rate is not None and kept.get("optimizer_cls_and_kwargs"):
+        optimizer_cls, settings = kept["optimizer_cls_and_kwargs"]
+        kept["optimizer_cls_and_kwargs"] = optimizer_cls, {**settings, "lr": config.learning_rate}
     resume_from = None
     callbacks: list[TrainerCallback] = [recorder]
     with tempfile.TemporaryDirectory(prefix="hrp-preheating-") as scratch:
@@ -118,8 +122,11 @@ def train_with_trainer(
         if checkpoints is not None:
             checkpointing_arguments(kept["args"], checkpoints)
             trainer_cls = keeping_frozen(trainer_cls)
-            callbacks.append(CompletionMarker(stopping))
+            run = _resumable_settings(config, kept["args"])
+            callbacks.append(CompletionMarker(stopping, run))
             resume_from = last_complete(checkpoints.folder, before=config.step_limit)
+            if resume_from is not None:
+                check_same_run(resume_from, run)
         trainer = trainer_cls(model=model, callbacks=callbacks, **kept)
         for printing in (ProgressCallback, PrinterCallback):
             trainer.remove_callback(printing)
@@ -129,6 +136,15 @@ def train_with_trainer(
             recorder.close()
             trainer.accelerator.free_memory()
     return _checked_length(recorder.losses, config, stopping)
+
+
+def _resumable_settings(config: HRPConfig, args: TrainingArguments) -> dict[str, Any]:
+    """What makes two preheatings the same run, as JSON has it."""
+    batch = {
+        name: getattr(args, name)
+        for name in ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps")
+    }
+    return config.to_dict() | batch
 
 
 def preheating_arguments(
@@ -146,6 +162,7 @@ def preheating_arguments(
         "lr_scheduler_kwargs": {},
         "warmup_steps": 0,
         "seed": config.seed,
+        "data_seed": None,
         "eval_strategy": "no",
         "save_strategy": "no",
         "load_best_model_at_end": False,
@@ -245,6 +262,11 @@ def _autocast(model: nn.Module, device: torch.device) -> torch.autocast:
 
 
 def _loss(model: nn.Module, batch: Any, loss_fn: LossFn | None) -> Tensor:
+    if loss_fn is None and not isinstance(batch, Mapping):
+        raise TypeError(
+            "`dataloader` must give mappings of the model's arguments unless `loss_fn` is given, "
+            f"got batches of type {type(batch).__name__}; pass `loss_fn(model, batch)`"
+        )
     loss = model(**batch).loss if loss_fn is None else loss_fn(model, batch)
     if loss is None:
         keys = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
@@ -275,21 +297,37 @@ def _own_accelerator() -> Iterator[Accelerator]:
             processes.distributed_type = launched_as  # an engine has put its own name there
 
 
+def _check_rate(optimizer: Any, asked: float | None) -> None:
+    """Raise ``ValueError`` where a trainer's own optimizer passes over the rate asked for."""
+    groups = getattr(optimizer, "param_groups", None)
+    if asked is None or not groups:
+        return
+    rates = sorted({float(group["lr"]) for group in groups})
+    if not any(math.isclose(rate, asked) for rate in rates):
+        raise ValueError(
+            f"`learning_rate` of the HRPConfig must be the optimizer's, got {asked:g} where the "
+            f"trainer's own optimizer has {rates}; set it there and leave `learning_rate` None"
+        )
+
+
 class _StepRecorder(TrainerCallback):
     """Records and checks the loss of each step, shows one progress bar, and stops when told."""
 
-    def __init__(self, steps: int, stopping: SubspaceStopping | None) -> None:
+    def __init__(self, config: HRPConfig, stopping: SubspaceStopping | None) -> None:
         self.losses: list[float] = []
-        self._steps = steps
+        self._config = config
         self._stopping = stopping
         self._bar: tqdm | None = None
 
-    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: Any, control: Any, optimizer: Any = None, **_: Any
+    ) -> None:
+        _check_rate(optimizer, self._config.learning_rate)
         hidden = args.disable_tqdm or not state.is_world_process_zero
         # What was trained before an interruption is in the checkpoint's history.
         self.losses = [float(entry["loss"]) for entry in state.log_history if "loss" in entry]
         self._bar = tqdm(
-            total=self._steps,
+            total=self._config.step_limit,
             initial=len(self.losses),
             desc="Preheating",
             disable=hidden,

@@ -14,7 +14,8 @@ from hrp.bench.run import execute
 from hrp.bench.workbench import NotApplicable, Setup
 
 NO_OPS = (
-    "lora", "gaussian", "orthogonal", "mica", "rslora", "dora", "lora+", "lora-fa", "adalora",
+    "lora", "gaussian", "random-a", "random-b", "orthogonal", "mica", "rslora", "dora", "lora+",
+    "lora-fa", "adalora",
     "eva", "gradient-svd", "gradient-svd-b", "hrp-a", "hrp-b", "asymmetric-a", "asymmetric-b",
     "asymmetric-hrp-a", "asymmetric-hrp-b", "oracle-a", "oracle-b", "full",
 )  # fmt: skip
@@ -237,3 +238,54 @@ def test_batches_are_drawn_by_the_seed(bench):
 
 def test_not_applicable_is_no_failure():
     assert not issubclass(NotApplicable, RuntimeError)
+
+
+def test_equal_compute_charges_preheating_by_its_flops(bench):
+    by_steps = execute(bench, spec("hrp-ab")).costs
+    by_flops = execute(bench, spec("hrp-ab", budgets=["equal_compute"])).costs
+    control = execute(bench, spec("lora")).costs
+    assert by_flops.charged_steps > by_steps.charged_steps
+    assert by_flops.finetune_steps < by_steps.finetune_steps
+    step = control.flops / control.finetune_steps
+    assert by_flops.flops <= control.flops * 1.02
+    assert by_flops.flops > control.flops - 2 * step
+    assert by_steps.flops > by_flops.flops
+
+
+def test_without_a_rate_of_its_own_preheating_has_that_of_the_run_whatever_ran_before(tmp_path):
+    rates = [1e-3, 3e-2]
+    changes = {"hrp": {"preheat_rank": 8, "preheat_steps": 4, "learning_rate": None}}
+
+    def losses(folder, order):
+        bench = TinyBench(tmp_path / folder)
+        runs = {rate: spec("hrp-ab", learning_rates=[rate], **changes) for rate in order}
+        return {rate: execute(bench, run).preheat_losses for rate, run in runs.items()}
+
+    first, second = losses("up", rates), losses("down", rates[::-1])
+    assert first == second
+    assert first[1e-3] != first[3e-2]
+
+
+def test_a_metric_that_the_task_lacks_is_a_failure_that_names_those_it_has(bench):
+    record = execute(bench, spec("lora", metric="accuracy"))
+    assert record.status == "failed"
+    assert "`metric` must be one of the task's ['eval_loss'], got 'accuracy'" in record.reason
+
+
+def test_automatic_length_without_time_for_two_looks_does_not_run_and_says_why(bench):
+    record = execute(bench, spec("hrp-auto", auto={"subspace_window": 10}))
+    assert record.status == "not-applicable"
+    assert "two looks at the subspaces take 20" in record.reason
+
+
+@pytest.mark.parametrize(("arm", "factor"), [("random-a", 0), ("random-b", 1)])
+def test_a_random_direction_is_orthonormal_and_differs_by_seed(bench, arm, factor):
+    drawn = []
+    for seed in (0, 1):
+        _, start = started(bench, arm, seeds=[seed])
+        for pair in factors(start.model).values():
+            direction = pair[factor] if factor == 0 else pair[factor].mT
+            torch.testing.assert_close(direction @ direction.mT, torch.eye(len(direction)))
+            assert not pair[1 - factor].any()
+        drawn.append(direction)
+    assert not torch.allclose(*drawn)

@@ -19,6 +19,9 @@ from hrp.cli.bench import main
 from hrp.demo.base_model import load_base
 
 STEPS = 12
+needs_one_gpu = pytest.mark.skipif(
+    torch.cuda.device_count() != 1, reason="needs CUDA_VISIBLE_DEVICES to name one GPU"
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,7 @@ def plan(task: Task, **changes) -> Plan:
 
 
 @pytest.mark.gpu
+@needs_one_gpu
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 def test_a_replayed_run_is_the_run_without_graphs(ragged, packed):
     eager, replayed = adapter("cuda"), adapter("cuda")
@@ -48,6 +52,7 @@ def test_a_replayed_run_is_the_run_without_graphs(ragged, packed):
 
 
 @pytest.mark.gpu
+@needs_one_gpu
 def test_replayed_preheating_gives_the_same_spectrum(ragged):
     config = hrp.HRPConfig(preheat_rank=8, preheat_steps=STEPS, learning_rate=1e-2)
     spectra = []
@@ -60,9 +65,10 @@ def test_replayed_preheating_gives_the_same_spectrum(ragged):
 
 
 @pytest.mark.gpu
+@needs_one_gpu
 def test_accumulated_gradients_are_refused(ragged):
     told = plan(ragged, cuda_graphs=True, training={"gradient_accumulation_steps": 2})
-    with pytest.raises(ValueError, match="`gradient_accumulation_steps` 1, got 'cuda' and 2"):
+    with pytest.raises(ValueError, match="`gradient_accumulation_steps` 1, got 1 GPUs and 2"):
         fine_tune(adapter("cuda"), told)
 
 

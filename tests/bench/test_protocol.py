@@ -161,6 +161,15 @@ def test_a_plan_names_each_run_once():
     assert len(runs) == len(set(runs)) == len(records)
 
 
+def test_a_grid_is_widened_again_where_all_seeds_prefer_its_edge():
+    def loss(run: RunSpec) -> float:  # the first seed alone prefers a rate inside the grid
+        return abs(run.learning_rate - (4e-3 if run.seed == 0 else 3.2e-2))
+
+    found = seeds_by_rate(grown(made(**SCREENED, widen=2), loss))
+    assert found[1.6e-2] == found[3.2e-2] == {0, 1, 2}
+    assert 6.4e-2 not in found
+
+
 def test_a_best_rate_that_only_the_screening_seed_likes_loses_and_its_rival_gets_neighbours():
     def loss(run: RunSpec) -> float:
         return abs(run.learning_rate - (2e-3 if run.seed == 0 else 4e-3))

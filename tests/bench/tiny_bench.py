@@ -31,6 +31,7 @@ BASE: dict = {
     "lora": {"r": 2, "lora_alpha": 4, "target_modules": "all-linear"},
     "training": {"logging_steps": 5},
     "hrp": {"preheat_rank": 8, "preheat_steps": 2, "learning_rate": 1e-2},
+    "auto": {"subspace_window": 2},
     "gradient": {"batches": 1},
     "covariance": {"rows": 2},
     "oracle": {"learning_rate": 3e-3, "steps": 3},

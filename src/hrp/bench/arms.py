@@ -103,6 +103,24 @@ def orthogonal(setup: Setup) -> Start:
     return Start(setup.linear_adapter(init_lora_weights="orthogonal"))
 
 
+def _random(direction: Direction) -> Callable[[Setup], Start]:
+    def start(setup: Setup) -> Start:
+        model = setup.adapter()
+        generator = torch.Generator().manual_seed(setup.spec.seed)
+        for module in lora_modules(model, "default").values():
+            factors = [torch.zeros(factor.shape) for factor in module.views()]
+            chosen = "AB".index(direction)
+            torch.nn.init.orthogonal_(factors[chosen], generator=generator)
+            module.write(factors[0], factors[1])
+        return Start(model)
+
+    return start
+
+
+register("random-a", "random orthonormal rows in lora_A, lora_B = 0")(_random("A"))
+register("random-b", "random orthonormal columns in lora_B, lora_A = 0")(_random("B"))
+
+
 @register("lora+", "a higher learning rate for lora_B", sections=("loraplus",))
 def lora_plus(setup: Setup) -> Start:
     """Hayou et al. 2024."""

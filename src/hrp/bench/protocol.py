@@ -24,7 +24,7 @@ from hrp.bench.sweeps import minimised, select, widened
 from hrp.bench.tasks import TASKS, check_task
 from hrp.config import check_choice, check_integer, check_positive
 
-Budget = Literal["equal_total", "equal_finetuning"]
+Budget = Literal["equal_total", "equal_compute", "equal_finetuning"]
 _ARM_KEYS = ("name", "learning_rates", "lora", *SECTIONS)
 _TASK_KEYS = ("name", "options", "steps", "batch_size")
 
@@ -47,8 +47,9 @@ class Experiment:
         dtype: of the frozen base, "float32" or "bfloat16"; adapters are float32.
         lora: settings of PEFT's ``LoraConfig``, shared by all arms.
         training: settings of HF's ``TrainingArguments``, for preheating and fine-tuning alike.
-        budgets: "equal_total" takes what an arm's start is charged out of its fine-tuning;
-            "equal_finetuning" does not; both may be asked for.
+        budgets: "equal_total" takes what an arm's start is charged out of its fine-tuning, step for
+            step where it takes steps; "equal_compute" charges every start by its FLOPs;
+            "equal_finetuning" takes nothing out; several may be asked for.
         widen: how often an arm's grid is widened when its best rate sits on the edge.
         screening_seeds: how many of ``seeds``, from the first, sweep the whole grid; None: all. The
             others run its first rate, then the best one and those beside it.
@@ -213,8 +214,13 @@ def _around_best(
     grid: Sequence[float],
     reach: int,
 ) -> list[RunSpec]:
-    """All seeds at the best rate and ``reach`` beside it, until the best of those has them too."""
+    """All seeds at the best rate and ``reach`` beside it, until the best of those has them too.
+
+    Where that best sits on the edge, the grid is widened once more: all seeds may disagree with
+    those that screened.
+    """
     rates = sorted(grid)
+    widenings = experiment.widen - (len(grid) - len(line.grid))
     seeds = experiment.seeds[: experiment.screening_seeds]
     known = [run for rate in rates for run in line.runs(experiment, rate, seeds)]
     added: list[RunSpec] = []
@@ -226,6 +232,11 @@ def _around_best(
             for run in line.runs(experiment, rate)
         ]
         new = [run for run in wanted if run not in known and run not in added]
+        wider = sorted(set(widened(rates, best)) - set(rates))
+        if not new and reach and widenings > 0 and wider:
+            widenings -= 1
+            rates = sorted([*rates, *wider])
+            new = [run for rate in wider for run in line.runs(experiment, rate)]
         if not new:
             break
         added += new

@@ -14,7 +14,7 @@ from torch import nn
 
 from hrp.bench import costs
 from hrp.bench.arms import ARMS
-from hrp.bench.costs import Costs
+from hrp.bench.costs import Costs, equivalent_steps
 from hrp.bench.record import Record, RunSpec
 from hrp.bench.starts import peak_memory
 from hrp.bench.training import Trained
@@ -106,10 +106,15 @@ def _done(bench: Bench, spec: RunSpec, started: str) -> Record:
     start = ARMS[spec.arm].start(setup)
     start_s = time.perf_counter() - began - setup.sharing_s
     _check_precision(spec.arm, start.model)
+    start = charged(setup, start)
     steps = setup.steps_after(start.costs.charged_steps)
     trained = setup.train(start, steps, spec.learning_rate)
     used = _costs(setup, start, trained, start_s)
     metrics = bench.task(spec).evaluate(start.model)
+    if spec.config["metric"] not in metrics:
+        raise ValueError(
+            f"`metric` must be one of the task's {sorted(metrics)}, got {spec.config['metric']!r}"
+        )
     lost = [name for name, value in metrics.items() if not math.isfinite(value)]
     if lost:
         raise FloatingPointError(f"the metrics {lost} are not finite after fine-tuning")
@@ -122,6 +127,19 @@ def _done(bench: Bench, spec: RunSpec, started: str) -> Record:
         costs=used,
     )
     return stamped(record, bench.places, started, device_name())
+
+
+def charged(setup: Setup, start: Start) -> Start:
+    """The start as the run's budget charges it.
+
+    "equal_compute" charges every start the fine-tuning steps that cost as many FLOPs; the other
+    budgets charge preheating its own steps, though one at a high rank costs more than one of
+    fine-tuning.
+    """
+    if setup.spec.config["budget"] != "equal_compute":
+        return start
+    steps = equivalent_steps(start.costs.flops, setup.step_flops)
+    return dataclasses.replace(start, costs=dataclasses.replace(start.costs, charged_steps=steps))
 
 
 def _check_precision(arm: str, model: nn.Module) -> None:

@@ -36,25 +36,36 @@ _KEPT_RANKS = 4  # times the adapter's rank, of each spectrum that is kept
 
 def preheated(setup: Setup) -> Shared:
     """Spectrum of HRP's preheating by the experiment's section ``hrp``."""
-    settings = setup.section("hrp")
-    settings.pop("scale")
+    settings = _preheating(setup)
     return setup.shared("preheat", settings, lambda: _preheat(setup, settings))
 
 
 def preheated_until_settled(setup: Setup) -> Shared:
     """The same with ``preheat_steps="auto"``, at most ``max_share`` of all steps."""
-    settings, auto = setup.section("hrp"), setup.section("auto")
-    settings.pop("scale")
-    limit = max(1, round(auto.pop("max_share") * setup.spec.config["steps"]))
+    settings, auto = _preheating(setup), setup.section("auto")
+    limit = round(auto.pop("max_share") * setup.spec.config["steps"])
+    window = auto.get("subspace_window", HRPConfig.subspace_window)
+    if limit < 2 * window:
+        raise NotApplicable(
+            f"`max_share` allows {limit} preheating steps, and two looks at the subspaces take "
+            f"{2 * window}"
+        )
     auto.pop("direction")
     settings |= {"preheat_steps": "auto", "max_preheat_steps": limit, **auto}
     return setup.shared("preheat", settings, lambda: _preheat(setup, settings))
 
 
+def _preheating(setup: Setup) -> dict[str, Any]:
+    """Section ``hrp`` without what is no part of preheating, and with the rate that it has."""
+    settings = {"learning_rate": setup.spec.learning_rate} | setup.section("hrp")
+    settings.pop("scale")
+    return settings
+
+
 def _preheat(setup: Setup, settings: dict[str, Any]) -> Shared:
     config = HRPConfig(seed=PREHEAT_SEED + setup.spec.seed, **settings)
     model = setup.adapter()
-    plan = setup.plan(config.step_limit, config.learning_rate or setup.spec.learning_rate)
+    plan = setup.plan(config.step_limit, settings["learning_rate"])
     began = time.perf_counter()
     with trainer_arguments(plan) as (kwargs, collator):
         with ready_for(model, plan):

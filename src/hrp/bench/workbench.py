@@ -226,7 +226,7 @@ class Setup:
     def steps_after(self, charged: float) -> int:
         """Fine-tuning steps that are left; raises `NotApplicable` where none is."""
         config = self.spec.config
-        left = int(config["steps"] - (charged if config["budget"] == "equal_total" else 0))
+        left = int(config["steps"] - (0 if config["budget"] == "equal_finetuning" else charged))
         if left < 1:
             raise NotApplicable(
                 f"its start is charged {charged:g} steps of {config['steps']} in all; none is left"
