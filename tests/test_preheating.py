@@ -23,6 +23,7 @@ from conftest import (
     token_rows,
     with_lora,
 )
+from hrp.training import with_preheating_rate
 
 CONFIG = hrp.HRPConfig(preheat_rank=16, preheat_steps=3, learning_rate=1e-2)
 
@@ -82,6 +83,23 @@ def test_the_config_s_rate_is_that_of_an_optimizer_class_given_apart(model, tmp_
         spectrum = hrp.preheat(model, config, trainer_cls=Trainer, **given)
         losses.append(spectrum.provenance["losses"])
     assert losses[0][-1] < losses[1][-1] - 0.01
+
+
+def test_by_default_the_rate_is_the_trainer_s_own_times_the_root_of_the_ranks(model, tmp_path):
+    given = trainer_arguments(tmp_path, learning_rate=2e-2)  # r = 4, R = 16
+    spectrum = hrp.preheat(model, hrp.HRPConfig(16, 3), trainer_cls=Trainer, **given)
+    assert spectrum.provenance["learning_rate"] == pytest.approx(1e-2)
+    asked = hrp.preheat(model, CONFIG, trainer_cls=Trainer, **given)
+    assert spectrum.provenance["losses"] == asked.provenance["losses"]
+    assert given["args"].learning_rate == 2e-2
+
+
+def test_the_rate_is_lowered_in_an_optimizer_class_given_apart_too(model, tmp_path):
+    given = trainer_arguments(tmp_path)
+    given["optimizer_cls_and_kwargs"] = torch.optim.AdamW, {"lr": 2e-2}
+    changed = with_preheating_rate(given, hrp.HRPConfig(16, 3), rank=4)
+    assert changed["optimizer_cls_and_kwargs"] == (torch.optim.AdamW, {"lr": pytest.approx(1e-2)})
+    assert given["optimizer_cls_and_kwargs"][1]["lr"] == 2e-2
 
 
 def test_a_trainer_whose_own_optimizer_passes_over_the_rate_is_refused(model, tmp_path):

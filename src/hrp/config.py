@@ -29,8 +29,9 @@ class HRPConfig:
             Has no meaning for "AB", whose scale is that of the preheated update.
         train_factors: factors trained in preheating; ``"A"`` or ``"B"`` freezes the other one
             at a random start (asymmetric LoRA).
-        learning_rate: of preheating; ``None`` means the trainer's own, or
-            `hrp.preheating.DEFAULT_LEARNING_RATE` with a bare dataloader.
+        learning_rate: of preheating; ``None`` means the trainer's own times
+            ``sqrt(r / preheat_rank)``, r being the adapter's rank, or
+            `hrp.training.DEFAULT_LEARNING_RATE` with a bare dataloader.
         seed: of the temporary adapter's start and of preheating's data order and dropout.
         max_preheat_steps: the most steps with ``preheat_steps="auto"``; no meaning otherwise.
         subspace_tolerance: with "auto", stop once the leading subspace of the median module turns

@@ -28,12 +28,14 @@ from hrp.sharding import check_engine
 from hrp.spectrum import Spectrum
 from hrp.stopping import SubspaceStopping
 from hrp.training import (
+    DEFAULT_LEARNING_RATE,
     LossFn,
     check_not_empty,
     check_trainer_arguments,
     check_training_arguments,
     train_with_dataloader,
     train_with_trainer,
+    with_preheating_rate,
 )
 from hrp.versions import installed_versions
 
@@ -122,14 +124,19 @@ def preheat(
             if config.preheat_steps == "auto":
                 ranks = {name: module.rank for name, module in targets.items()}
                 stopping = SubspaceStopping(config, modules, ranks)
+            rate = config.learning_rate or DEFAULT_LEARNING_RATE
             with casts_left_to_autocast(model):
                 if dataloader is not None:
                     losses = train_with_dataloader(model, config, dataloader, loss_fn, stopping)
                 else:
+                    rank = int(model.peft_config[adapter_name].r)
+                    trainer_kwargs = with_preheating_rate(trainer_kwargs, config, rank)
+                    rate = trainer_kwargs["args"].learning_rate
                     losses = train_with_trainer(
                         model, config, trainer_cls, trainer_kwargs, stopping, checkpoints
                     )
             provenance = _provenance(model, config, adapter_name, losses)
+            provenance["learning_rate"] = rate
             if stopping is not None:
                 provenance["stopping"] = stopping.to_dict()
             return read_spectrum(modules, provenance)

@@ -96,6 +96,30 @@ def check_not_empty(name: str, data: object) -> None:
         raise ValueError(f"`{name}` must hold at least one batch, got an empty one")
 
 
+def with_preheating_rate(
+    trainer_kwargs: dict[str, Any], config: HRPConfig, rank: int
+) -> dict[str, Any]:
+    """Arguments of a trainer, with preheating's learning rate in place of their own.
+
+    That is ``config.learning_rate`` or, where it is None, the trainer's own times
+    ``sqrt(rank / preheat_rank)``, ``rank`` being the real adapter's: at one rate and one scaling a
+    step changes the weights the more the higher the rank (docs/choosing.md has the evidence).
+    """
+    factor = math.sqrt(min(1.0, rank / config.preheat_rank))
+
+    def rate(own: float) -> float:
+        return own * factor if config.learning_rate is None else config.learning_rate
+
+    args = copy.copy(trainer_kwargs["args"])
+    args.learning_rate = rate(args.learning_rate)
+    changed = trainer_kwargs | {"args": args}
+    if given := trainer_kwargs.get("optimizer_cls_and_kwargs"):
+        optimizer_cls, settings = given
+        own = settings.get("lr", trainer_kwargs["args"].learning_rate)
+        changed["optimizer_cls_and_kwargs"] = optimizer_cls, {**settings, "lr": rate(own)}
+    return changed
+
+
 def train_with_trainer(
     model: nn.Module,
     config: HRPConfig,
@@ -112,9 +136,6 @@ def train_with_trainer(
     """
     recorder = _StepRecorder(config, stopping)
     kept = {k: v for k, v in trainer_kwargs.items() if k not in _DROPPED_TRAINER_ARGUMENTS}
-    if config.learning_rate is not None and kept.get("optimizer_cls_and_kwargs"):
-        optimizer_cls, settings = kept["optimizer_cls_and_kwargs"]
-        kept["optimizer_cls_and_kwargs"] = optimizer_cls, {**settings, "lr": config.learning_rate}
     resume_from = None
     callbacks: list[TrainerCallback] = [recorder]
     with tempfile.TemporaryDirectory(prefix="hrp-preheating-") as scratch:
@@ -150,7 +171,7 @@ def _resumable_settings(config: HRPConfig, args: TrainingArguments) -> dict[str,
 def preheating_arguments(
     args: TrainingArguments, config: HRPConfig, output_dir: str
 ) -> TrainingArguments:
-    """Copy ``args`` for preheating: only its length, schedule, seed and bookkeeping differ."""
+    """Copy ``args`` for preheating: its length, schedule, seed and bookkeeping change here."""
     changed = copy.copy(args)
     for name, value in vars(changed).items():
         if isinstance(value, dict | list):
@@ -173,8 +194,6 @@ def preheating_arguments(
         "logging_nan_inf_filter": False,
         "resume_from_checkpoint": None,
     }
-    if config.learning_rate is not None:
-        overrides["learning_rate"] = config.learning_rate
     for name, value in overrides.items():
         setattr(changed, name, value)
     return changed

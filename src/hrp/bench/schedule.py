@@ -38,7 +38,7 @@ def need(spec: RunSpec) -> str | None:
     settings = {name: dict(spec.config[name]) for name in arm.sections}
     for section, field in (("hrp", "scale"), ("auto", "direction")):
         settings.get(section, {}).pop(field, None)
-    if "hrp" in settings:  # without a rate of its own, preheating has that of fine-tuning
+    if "hrp" in settings:  # without a rate of its own, preheating's depends on fine-tuning's
         settings["hrp"].setdefault("learning_rate", spec.learning_rate)
     kind = getattr(arm.shares, "__name__", "shared")
     return shared_key(kind, spec, {"steps": spec.config["steps"], **settings})

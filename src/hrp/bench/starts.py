@@ -7,6 +7,7 @@ fine-tuning steps that cost as many FLOPs; an oracle nothing.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -56,9 +57,11 @@ def preheated_until_settled(setup: Setup) -> Shared:
 
 
 def _preheating(setup: Setup) -> dict[str, Any]:
-    """Section ``hrp`` without what is no part of preheating, and with the rate that it has."""
-    settings = {"learning_rate": setup.spec.learning_rate} | setup.section("hrp")
+    """Section ``hrp`` without what is no part of preheating, and with the library's own rate."""
+    settings = setup.section("hrp")
     settings.pop("scale")
+    ratio = setup.rank / settings["preheat_rank"]
+    settings.setdefault("learning_rate", setup.spec.learning_rate * math.sqrt(min(1.0, ratio)))
     return settings
 
 
