@@ -16,7 +16,6 @@ from trl import (
     get_quantization_config,
 )
 
-from hrp.artefact import check_folder as check_spectrum
 from hrp.cli.arguments import (
     DataArguments,
     HRPArguments,
@@ -35,9 +34,10 @@ from hrp.cli.checks import (
 from hrp.cli.datasets import check_columns, load_splits, split_of, with_templates
 from hrp.cli.failures import UsageError, reported
 from hrp.cli.outputs import Output
-from hrp.cli.running import Job, run
+from hrp.cli.running import Job, check_preheating, run, start
 from hrp.cli.trainers import HRPSFTTrainer, check_enough, sft_preheating
 from hrp.config import HRPConfig
+from hrp.spectrum import Spectrum
 
 DESCRIPTION = """\
 Supervised fine-tuning as `trl sft` does it, with LoRA started from a high-rank preheating. Takes
@@ -134,17 +134,22 @@ def carry_out(
 ) -> int:
     """Do what ``request`` asks for, with the trainer that ``build`` makes; returns 0."""
     config = request.hrp.hrp_config(request.training.seed)
-    output = Output(Path(request.training.output_dir), command, request.settings())
+    given = Path(request.spectrum.spectrum) if request.spectrum.spectrum else None
+    output = Output(Path(request.training.output_dir), command, request.settings(), given)
     if not output.check(request.output.overwrite, request.output.resume):
         return 0
-    if request.spectrum.spectrum:
-        check_spectrum(Path(request.spectrum.spectrum))
+    spectrum = None if given is None else Spectrum.load(given)
     trainer = built(request, build, config)
+    job = Job(trainer, preheating(trainer), config, request.hrp.preheat_save_steps)
+    # What can be refused is refused before `begin` removes what an earlier run has left.
+    if given is not None and spectrum is not None:
+        start(job, spectrum, given)
+    else:
+        check_preheating(job)
     if trainer.is_world_process_zero():
         output.begin(request.output.overwrite)
     trainer.accelerator.wait_for_everyone()
-    job = Job(trainer, preheating(trainer), config, request.hrp.preheat_save_steps)
-    run(job, output, request.spectrum.spectrum, request.data_name())
+    run(job, output, spectrum, request.data_name())
     if request.training.push_to_hub:
         trainer.push_to_hub(dataset_name=request.script.dataset_name)
     if hasattr(trainer, "end"):  # since transformers 5.18: closes the reporters
