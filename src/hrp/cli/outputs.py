@@ -14,6 +14,7 @@ from typing import Any, Literal
 from hrp.artefact import PROVENANCE_FILE
 from hrp.checkpoints import last_complete
 from hrp.cli.failures import UsageError
+from hrp.cli.settings import changed
 from hrp.versions import installed_versions
 
 RECORD = "hrp.json"
@@ -125,7 +126,7 @@ class Output:
 
     def _write_record(self, content: dict[str, Any]) -> None:
         staging = self.folder / f".{RECORD}"
-        staging.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+        staging.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         os.replace(staging, self.folder / RECORD)
 
     def publish(self, write: Callable[[Path], None]) -> None:
@@ -144,17 +145,11 @@ class Output:
             shutil.rmtree(staging, ignore_errors=True)
 
     def _check_same(self) -> None:
-        before = (self._read_record() or {"settings": {}})["settings"]
-        now = json.loads(json.dumps(self.settings, default=str))
-        names = sorted(set(before) | set(now))
-        changed = [
-            f"{name} (was {before.get(name)!r}, now {now.get(name)!r})"
-            for name in names
-            if before.get(name) != now.get(name)
-        ]
-        if changed:
+        record = self._read_record()
+        differing = changed(record["settings"], self.settings) if record else []
+        if differing:
             raise UsageError(
-                f"the run in '{self.folder}' had other settings: {', '.join(changed)}; give "
+                f"the run in '{self.folder}' had other settings: {', '.join(differing)}; give "
                 "them as they were, or pass --overwrite to begin again"
             )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from hrp.cli.datasets import check_columns, load_splits, split_of, with_template
 from hrp.cli.failures import UsageError, reported
 from hrp.cli.outputs import Output
 from hrp.cli.running import Job, check_preheating, run, start
+from hrp.cli.settings import binding
 from hrp.cli.trainers import HRPSFTTrainer, check_enough, sft_preheating
 from hrp.config import HRPConfig
 from hrp.spectrum import Spectrum
@@ -49,33 +50,6 @@ EXAMPLE = """\
       --prompt_template 'Question: {question}\\nAnswer:' --completion_template ' {answer}' \\
       --lora_r 16 --preheat_steps 50 --direction AB --learning_rate 2e-4 --output_dir runs/adapter
 """
-# What a resumed run must have in common with the interrupted one; more steps are allowed.
-MODEL_SETTINGS = (
-    "model_name_or_path",
-    "model_revision",
-    "dtype",
-    "lora_r",
-    "lora_alpha",
-    "lora_dropout",
-    "lora_target_modules",
-    "lora_target_parameters",
-    "lora_modules_to_save",
-    "use_rslora",
-    "use_dora",
-    "load_in_4bit",
-    "load_in_8bit",
-)
-TRAINING_SETTINGS = (
-    "seed",
-    "learning_rate",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "optim",
-    "max_length",
-    "packing",
-    "bf16",
-    "fp16",
-)
 # What TRL's SFTTrainer recognises, each a set of columns that suffice.
 SFT_FORMS = ({"messages"}, {"conversations"}, {"prompt", "completion"}, {"input_ids"})
 
@@ -94,15 +68,8 @@ class Request:
 
     def settings(self) -> dict[str, Any]:
         """What a resumed run must have in common with the interrupted one."""
-        return {
-            **{k: v for k, v in vars(self.hrp).items() if k != "preheat_save_steps"},
-            **{name: getattr(self.model, name) for name in MODEL_SETTINGS},
-            **{name: getattr(self.training, name, None) for name in TRAINING_SETTINGS},
-            **vars(self.data),
-            **vars(self.spectrum),
-            "dataset_name": self.script.dataset_name,
-            "dataset_train_split": self.script.dataset_train_split,
-        }
+        groups = [getattr(self, field.name) for field in fields(self)]
+        return binding(*groups)
 
     def data_name(self) -> str:
         """How the model card names the data."""
