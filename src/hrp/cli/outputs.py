@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from accelerate import PartialState
+
 from hrp.artefact import PROVENANCE_FILE
 from hrp.checkpoints import last_complete
 from hrp.cli.failures import UsageError
@@ -82,7 +84,7 @@ class Output:
         check_place(self.folder)
         state = self.state()
         if state == "finished" and not overwrite:
-            print(f"'{self.folder}' is finished: nothing to do; --overwrite runs it again")
+            say(f"'{self.folder}' is finished: nothing to do; --overwrite runs it again")
             return False
         self._check_spectra()
         if overwrite or state == "absent":
@@ -226,6 +228,11 @@ def _broken(path: Path, fault: str) -> UsageError:
 def _made_spectrum(record: dict[str, Any]) -> bool:
     """Whether a run made its spectrum itself, and was not given one."""
     return record["settings"].get("spectrum") is None
+
+
+def say(text: str) -> None:
+    """Print once, however many processes there are."""
+    PartialState().print(text)
 
 
 def check_place(folder: Path, flag: str = "--output_dir") -> None:

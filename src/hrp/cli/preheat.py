@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hrp.artefact import FILES, PROVENANCE_FILE, check_replaceable
 from hrp.cli.failures import UsageError, reported
-from hrp.cli.outputs import Output, check_place
+from hrp.cli.outputs import Output, check_place, say
 from hrp.cli.running import Job, preheat_into
 from hrp.cli.sft import build_trainer, built, parse_sft
 from hrp.cli.trainers import sft_preheating
@@ -62,5 +62,5 @@ def _finished(folder: Path, work: Path, overwrite: bool) -> bool:
         check_replaceable(folder, FILES)
         return False
     shutil.rmtree(work, ignore_errors=True)  # left by a run that was killed right after saving
-    print(f"'{folder}' is finished: nothing to do; --overwrite preheats again")
+    say(f"'{folder}' is finished: nothing to do; --overwrite preheats again")
     return True

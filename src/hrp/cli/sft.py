@@ -33,7 +33,7 @@ from hrp.cli.checks import (
 )
 from hrp.cli.datasets import check_columns, load_splits, split_of, with_templates
 from hrp.cli.failures import UsageError, reported
-from hrp.cli.outputs import Output
+from hrp.cli.outputs import Output, say
 from hrp.cli.running import Job, check_preheating, run, start
 from hrp.cli.settings import binding
 from hrp.cli.trainers import HRPSFTTrainer, check_enough, sft_preheating
@@ -144,7 +144,7 @@ def check_common(training: Any, model: ModelConfig) -> None:
     check_training(training)
     model.lora_target_modules = as_names(model.lora_target_modules)
     if not model.use_peft:
-        print("--use_peft is implied: HRP starts a LoRA")
+        say("--use_peft is implied: HRP starts a LoRA")
         model.use_peft = True
 
 
