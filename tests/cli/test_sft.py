@@ -124,6 +124,16 @@ def test_a_second_run_says_so_and_does_nothing(finished, data, capsys):
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == stamps
 
 
+def test_only_one_of_many_processes_speaks(finished, data, capsys, monkeypatch):
+    from accelerate import PartialState
+
+    monkeypatch.setattr(PartialState, "is_local_main_process", property(lambda _: False))
+    assert call("sft", *training(data, finished, "--direction", "B")) == 0
+    text = capsys.readouterr().out
+    assert "is finished" not in text
+    assert "--use_peft is implied" not in text
+
+
 def test_overwrite_runs_again(finished, data, tmp_path):
     copied = tmp_path / "adapter"
     shutil.copytree(finished, copied)
