@@ -48,12 +48,41 @@ def test_an_existing_folder_is_not_overwritten_unasked(folder):
     assert sorted(path.read_bytes() for path in folder.iterdir()) == before
 
 
-def test_overwriting_replaces_the_whole_folder(folder):
-    (folder / "stale.txt").write_text("old")
+def test_overwriting_replaces_the_spectrum_whole(folder):
     some_spectrum().crop(2).save(folder, overwrite=True)
     assert hrp.Spectrum.load(folder)["a.q"].rank == 2
-    assert not (folder / "stale.txt").exists()
     assert [path.name for path in folder.parent.iterdir()] == ["spectrum"]
+
+
+def test_overwriting_removes_nothing_but_a_spectrum(folder):
+    (folder / "thesis.txt").write_text("mine")
+    (folder / "checkpoint-5").mkdir()
+    with pytest.raises(FileExistsError, match="holds 'checkpoint-5' and 1 more besides"):
+        some_spectrum().crop(2).save(folder, overwrite=True)
+    assert (folder / "thesis.txt").read_text() == "mine"
+    assert (folder / "checkpoint-5").is_dir()
+    assert hrp.Spectrum.load(folder)["a.q"].rank == 6
+    assert [path.name for path in folder.parent.iterdir()] == ["spectrum"]
+
+
+def test_overwriting_does_not_replace_a_file(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="is a file and not replaced by a folder"):
+        some_spectrum().save(tmp_path / "thesis.txt", overwrite=True)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_a_folder_with_anything_that_is_not_written_anew_is_not_replaced(tmp_path):
+    def write(folder):
+        (folder / "data").mkdir()
+        (folder / "data" / "new").write_text("new")
+
+    artefact.write_folder(tmp_path / "out", write)
+    artefact.write_folder(tmp_path / "out", write, overwrite=True)
+    (tmp_path / "out" / "data" / "letter").symlink_to(tmp_path)
+    with pytest.raises(FileExistsError, match="holds 'data/letter' besides what is replaced"):
+        artefact.write_folder(tmp_path / "out", write, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import ast
 import inspect
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,21 @@ def test_public_names_are_sorted_importable_and_documented():
     assert dir(hrp) == hrp.__all__
     for name in hrp.__all__:
         assert inspect.getdoc(getattr(hrp, name)), name
+
+
+def test_the_version_is_the_package_s_and_no_invention(monkeypatch):
+    assert hrp.__version__ == version("hrp-lora")
+
+    def nothing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("hrp.versions.version", nothing)
+    assert hrp.__version__ == "0+unknown"
+
+
+def test_the_version_is_known_without_loading_torch():
+    script = "import sys, hrp; hrp.__version__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from hrp.preheating import preheat
     from hrp.spectrum import ModuleSpectrum, Spectrum
 
+    __version__: str
+
 __all__ = [
     "HRPConfig",
     "ModuleSpectrum",
@@ -42,7 +44,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name on first use."""
+    """Import a public name on first use, or look up ``__version__``."""
+    if name == "__version__":
+        return importlib.import_module("hrp.versions").own_version()
     if name not in _HOMES:
         raise AttributeError(f"module 'hrp' has no attribute {name!r}")
     return getattr(importlib.import_module(f"hrp.{_HOMES[name]}"), name)

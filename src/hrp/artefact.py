@@ -9,7 +9,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from hrp.spectrum import ModuleSpectrum, Spectrum
 
 TENSORS_FILE = "spectrum.safetensors"
 PROVENANCE_FILE = "spectrum.json"
+FILES = (TENSORS_FILE, PROVENANCE_FILE)
 FORMAT = "hrp-spectrum"
 FORMAT_VERSION = 1
 _PARTS = ("U", "S", "Vh")
@@ -33,14 +34,22 @@ def save(spectrum: Spectrum, folder: Path, overwrite: bool = False) -> None:
     """Write ``spectrum`` into a new ``folder``, whole or not at all.
 
     Raises:
-        FileExistsError: ``folder`` exists and ``overwrite`` is false.
+        FileExistsError: ``folder`` exists and ``overwrite`` is false, or it holds anything besides
+            a spectrum's two files.
         OSError: the disk is full or the place not writable; nothing is left behind.
     """
+    if overwrite:
+        check_replaceable(folder, FILES)
     write_folder(folder, lambda staging: _write_files(spectrum, staging), overwrite)
 
 
 def write_folder(folder: Path, write: Callable[[Path], None], overwrite: bool = False) -> None:
-    """Let ``write`` fill a temporary sibling of ``folder``, then rename it to ``folder``."""
+    """Let ``write`` fill a temporary sibling of ``folder``, then rename it to ``folder``.
+
+    Raises:
+        FileExistsError: ``folder`` exists and ``overwrite`` is false; or it is no folder, or holds
+            a file or folder that ``write`` does not make anew, and which would be lost.
+    """
     if folder.exists() and not overwrite:
         raise FileExistsError(
             f"output folder '{folder}' exists; choose another, or pass `overwrite=True`"
@@ -49,10 +58,35 @@ def write_folder(folder: Path, write: Callable[[Path], None], overwrite: bool = 
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         write(staging)
+        check_replaceable(folder, _entries(staging))
         staging.chmod(0o755)  # mkdtemp's 0700 would shut out the rest of the team
         _swap(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_replaceable(folder: Path, anew: Collection[str]) -> None:
+    """Raise ``FileExistsError`` if ``folder`` holds what is not among ``anew`` (or is a file).
+
+    ``anew`` are paths in the folder, those of its sub-folders included.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise FileExistsError(f"'{folder}' is a file and not replaced by a folder; choose another")
+    intruders = sorted(set(_entries(folder)) - set(anew))
+    if intruders:
+        raise FileExistsError(
+            f"output folder '{folder}' holds {intruders[0]!r}"
+            + (f" and {len(intruders) - 1} more" if intruders[1:] else "")
+            + " besides what is replaced, which would be lost; move it away, or choose another "
+            "folder"
+        )
+
+
+def _entries(folder: Path) -> list[str]:
+    """Files and folders below ``folder``, by their path in it; links are not followed."""
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
 
 
 def _swap(staging: Path, folder: Path) -> None:

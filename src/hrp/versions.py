@@ -5,7 +5,9 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-RECORDED = ("hrp-lora", "torch", "transformers", "peft", "accelerate", "trl")
+PACKAGE = "hrp-lora"
+UNKNOWN = "0+unknown"
+RECORDED = (PACKAGE, "torch", "transformers", "peft", "accelerate", "trl")
 
 
 def installed_versions() -> dict[str, str]:
@@ -17,3 +19,11 @@ def installed_versions() -> dict[str, str]:
         except PackageNotFoundError:  # an optional extra, or a source tree on the path
             continue
     return found
+
+
+def own_version() -> str:
+    """Version of HRP as installed; `UNKNOWN` for a source tree that is only on the path."""
+    try:
+        return version(PACKAGE)
+    except PackageNotFoundError:
+        return UNKNOWN

@@ -212,6 +212,18 @@ def test_preheat_never_replaces_a_folder_that_is_no_spectrum(tmp_path, data, cap
     assert "exists and is no spectrum" in refused(capsys, "preheat", *flags)
 
 
+def test_preheat_replaces_a_spectrum_only_where_nothing_else_is(tmp_path, data, capsys):
+    from hrp.artefact import FILES
+
+    (tmp_path / "spectrum").mkdir()
+    for name in (*FILES, "thesis.txt"):
+        (tmp_path / "spectrum" / name).write_text("{}")
+    message = refused(capsys, "preheat", *training(data, tmp_path / "spectrum", "--overwrite"))
+    assert "holds 'thesis.txt' besides what is replaced" in message
+    assert len(list((tmp_path / "spectrum").iterdir())) == 3
+    assert not list(tmp_path.glob(".*"))  # refused before any work was begun
+
+
 def test_a_full_disk_while_saving_the_spectrum_is_said_and_leaves_no_half(
     tmp_path, data, capsys, monkeypatch
 ):

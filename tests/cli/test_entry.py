@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -17,6 +18,18 @@ def test_the_overview_lists_the_commands_in_the_order_of_need(capsys):
     places = [text.index(f"\n  {name} ") for name in COMMANDS]
     assert places == sorted(places)
     assert list(COMMANDS)[:5] == ["demo", "sft", "finetune", "preheat", "init"]
+
+
+def test_the_version_is_that_of_the_installed_package(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"hrp {version('hrp-lora')}\n"
+
+
+def test_python_m_hrp_is_hrp():
+    command = [sys.executable, "-m", "hrp", "fit"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("hrp: unknown command 'fit'")
 
 
 def test_an_unknown_command_is_one_line_with_those_there_are(capsys):

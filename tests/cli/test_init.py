@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import runpy
+import shutil
 import warnings
 
 import pytest
@@ -214,3 +215,43 @@ def test_a_full_disk_leaves_nothing_behind(spectrum, tmp_path, capsys):
     assert status == 2
     assert "File too large" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def counted(folder) -> int:
+    """Parameters in an adapter folder."""
+    from safetensors.torch import load_file
+
+    return sum(t.numel() for t in load_file(folder / "adapter_model.safetensors").values())
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "energy"])
+def test_the_note_counts_what_the_adapter_has(spectrum, tmp_path, capsys, allocation):
+    targets = ("--lora_target_modules", "q_proj", "v_proj")
+    assert run(spectrum, tmp_path / "start", "--allocation", allocation, *targets) == 0
+    count = counted(tmp_path / "start")
+    assert f"on 4 modules, {count:,} parameters" in capsys.readouterr().out
+
+
+def test_the_budget_of_ranks_by_energy_is_that_of_the_target_modules(spectrum, tmp_path):
+    targets = ("--lora_target_modules", "q_proj", "v_proj")
+    assert run(spectrum, tmp_path / "uniform", *targets) == 0
+    assert run(spectrum, tmp_path / "energy", "--allocation", "energy", *targets) == 0
+    assert counted(tmp_path / "energy") <= counted(tmp_path / "uniform")
+
+
+def test_an_output_that_holds_the_spectrum_is_refused(spectrum, tmp_path, capsys):
+    shutil.copytree(spectrum, tmp_path / "run" / "spectrum")
+    (tmp_path / "run" / "adapter_config.json").write_text("{}")
+    (tmp_path / "link").symlink_to(tmp_path / "run" / "spectrum")
+    for given in (tmp_path / "run" / "spectrum", tmp_path / "link"):
+        assert run(given, tmp_path / "run", "--overwrite") == 2
+        assert "`--output_dir` must not hold the spectrum" in capsys.readouterr().err
+    assert hrp.Spectrum.load(tmp_path / "run" / "spectrum")
+
+
+def test_an_adapter_with_anything_beside_it_is_not_replaced(spectrum, tmp_path, capsys):
+    assert run(spectrum, tmp_path / "start") == 0
+    (tmp_path / "start" / "checkpoint-5").mkdir()
+    assert run(spectrum, tmp_path / "start", "--overwrite") == 2
+    assert "holds 'checkpoint-5' besides what is replaced" in capsys.readouterr().err
+    assert (tmp_path / "start" / "checkpoint-5").is_dir()

@@ -124,6 +124,16 @@ def test_a_second_run_says_so_and_does_nothing(finished, data, capsys):
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == stamps
 
 
+def test_only_one_of_many_processes_speaks(finished, data, capsys, monkeypatch):
+    from accelerate import PartialState
+
+    monkeypatch.setattr(PartialState, "is_local_main_process", property(lambda _: False))
+    assert call("sft", *training(data, finished, "--direction", "B")) == 0
+    text = capsys.readouterr().out
+    assert "is finished" not in text
+    assert "--use_peft is implied" not in text
+
+
 def test_overwrite_runs_again(finished, data, tmp_path):
     copied = tmp_path / "adapter"
     shutil.copytree(finished, copied)
@@ -168,6 +178,54 @@ def test_resuming_with_other_settings_is_refused(finished, data, tmp_path, capsy
     assert call("sft", *training(data, folder, *changed)) == 2
     message = capsys.readouterr().err
     assert "lora_r (was 4, now 2), preheat_rank (was 8, now 16)" in message
+
+
+OTHERS = {
+    "weight_decay": ("0.5", "was 0.0, now 0.5"),
+    "lr_scheduler_type": ("constant", "was 'linear', now 'constant'"),
+    "completion_only_loss": ("false", "was None, now False"),
+    "max_grad_norm": ("0.01", "was 1.0, now 0.01"),
+    "loss_type": ("dft", "was 'nll', now 'dft'"),
+    "neftune_noise_alpha": ("5", "was None, now 5.0"),
+    "warmup_steps": ("3", "was 0, now 3.0"),
+    "adam_beta2": ("0.9", "was 0.999, now 0.9"),
+    "chat_template_path": ("elsewhere", "was None, now 'elsewhere'"),
+    "model_init_kwargs": ('{"token": "s", "a": 1}', "was None, now {'a': 1}"),
+    "attn_implementation": ("eager", "was None, now 'eager'"),
+    "lora_task_type": ("SEQ_CLS", "was 'CAUSAL_LM', now 'SEQ_CLS'"),
+    "dataset_config": ("main", "was None, now 'main'"),
+    "seed": ("7", "was 42, now 7"),
+}
+
+
+def test_resuming_with_any_other_setting_is_refused_with_both_values(
+    finished, data, tmp_path, capsys
+):
+    folder = interrupted(finished, tmp_path / "adapter")
+    changed = [text for name, (value, _) in OTHERS.items() for text in (f"--{name}", value)]
+    assert call("sft", *training(data, folder, "--direction", "B", "--resume", *changed)) == 2
+    message = capsys.readouterr().err
+    told = ", ".join(f"{name} ({both})" for name, (_, both) in sorted(OTHERS.items()))
+    assert f"had other settings: {told}; give them as they were" in message
+
+
+def test_a_resumed_run_may_be_longer_and_show_and_save_otherwise(finished, data, tmp_path):
+    folder = interrupted(finished, tmp_path / "adapter")
+    longer = ("--max_steps", "5", "--save_steps", "5", "--save_total_limit", "3")
+    shown = ("--logging_steps", "1", "--logging_first_step", "true", "--run_name", "other")
+    loaded = ("--dataloader_pin_memory", "true", "--preheat_save_steps", "3")
+    flags = training(data, folder, "--direction", "B", "--resume", *longer, *shown, *loaded)
+    assert call("sft", *flags) == 0
+    assert (folder / "checkpoint-5").is_dir()
+
+
+def test_a_record_of_another_version_of_trl_can_be_resumed(finished, data, tmp_path):
+    folder = interrupted(finished, tmp_path / "adapter")
+    record = json.loads((folder / "hrp.json").read_text())
+    del record["settings"]["loss_type"]
+    record["settings"]["of_old"] = 1
+    (folder / "hrp.json").write_text(json.dumps(record))
+    assert call("sft", *training(data, folder, "--direction", "B", "--resume")) == 0
 
 
 def test_a_config_file_gives_flags_and_the_command_line_overrides(data, tmp_path):

@@ -16,7 +16,7 @@ from hrp.cli.demo import main
 from hrp.demo import load_base
 from hrp.demo.data import answer_collator
 from hrp.demo.run import run_demo
-from hrp.demo.settings import ARMS, DemoConfig, Run
+from hrp.demo.settings import ARMS, FILES, DemoConfig, Run
 from hrp.demo.table import reading, table
 from hrp.demo.task import exact_answers, make_task
 
@@ -27,7 +27,7 @@ TINY = DemoConfig(steps=5, seeds=1, batch_size=2, train_problems=16, test_proble
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Run], list[str]]:
     out = tmp_path_factory.mktemp("demo") / "hrp-demo"
     out.mkdir()
-    (out / "old").write_text("from an earlier demo")
+    (out / "results.json").write_text("from an earlier demo")
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", refuse_to_connect)
@@ -93,6 +93,20 @@ def test_an_existing_folder_is_refused_before_any_training(
     assert (tmp_path / "kept").read_text() == "mine"
 
 
+def test_a_folder_with_anything_but_a_demo_is_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.json").write_text("from an earlier demo")
+    (tmp_path / "kept").write_text("mine")
+    assert main(["--out", str(tmp_path), "--overwrite"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"output folder '{tmp_path}' holds 'kept' besides what is replaced" in captured.err
+    with pytest.raises(FileExistsError, match="holds 'kept' besides"):
+        run_demo(TINY, tmp_path, overwrite=True)
+    assert (tmp_path / "kept").read_text() == "mine"
+
+
 def test_a_folder_that_cannot_be_made_is_refused_before_any_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,8 +156,9 @@ def test_the_command_runs_from_beginning_to_end_on_two_seeds(tmp_path: Path) -> 
 
 
 def test_overwrite_replaced_what_was_in_the_folder(demo) -> None:
-    names = {path.name for path in demo[0].iterdir()}
-    assert names == {"adapter", "spectrum", "results.json"}
+    written = {path.relative_to(demo[0]).as_posix() for path in demo[0].rglob("*")}
+    assert written == set(FILES)
+    json.loads((demo[0] / "results.json").read_text())
 
 
 def test_exact_counts_answers_right_to_the_last_token() -> None:

@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from hrp.versions import own_version
+
 # In the order in which a newcomer needs them; each module is imported only when its command runs.
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("hrp.cli.demo", "see HRP work on an embedded model, offline"),
@@ -20,7 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "theory": ("hrp.cli.theory", "check the theorems and redraw Figure 1"),
 }
 
-USAGE = "usage: hrp <command> [options]      (hrp <command> --help says more)"
+USAGE = "usage: hrp <command> [options]      (hrp <command> --help says more;  hrp --version)"
 
 
 def _overview() -> str:
@@ -43,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
+        return 0
+    if arguments[0] == "--version":
+        print(f"hrp {own_version()}")
         return 0
     name, *rest = arguments
     if name not in COMMANDS:

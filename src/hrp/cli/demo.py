@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from hrp.demo.settings import DemoConfig
+from hrp.demo.settings import FILES, DemoConfig
 
 QUICK = {"steps": 60, "seeds": 1}
 
@@ -44,6 +44,9 @@ def main(argv: list[str]) -> int:
         from hrp.cli.outputs import check_place
 
         check_place(options.out, "--out")
+        from hrp.artefact import check_replaceable
+
+        check_replaceable(options.out, FILES)
     except (ValueError, FileExistsError) as error:
         print(f"hrp demo: {error}", file=sys.stderr)
         return 2
@@ -73,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, default=Path("hrp-demo"), help="folder to write (default: %(default)s)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace the demo that is there")
     return parser
 
 

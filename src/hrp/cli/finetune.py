@@ -70,10 +70,6 @@ class FinetuneRequest(Request):
 
     finetune: FinetuneArguments
 
-    def settings(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the interrupted one."""
-        return super().settings() | vars(self.finetune)
-
 
 def main(argv: list[str]) -> int:
     """Run ``hrp finetune``; returns the exit status."""

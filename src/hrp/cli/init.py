@@ -6,7 +6,12 @@ import argparse
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+
+    from hrp.spectrum import Spectrum
 
 EXAMPLE = """examples:
   hrp init --spectrum runs/spectrum --lora_r 8 --lora_alpha 16 --output_dir runs/start
@@ -16,7 +21,6 @@ EXAMPLE = """examples:
 AUTO_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "SEQ_CLS": "AutoModelForSequenceClassification",
 }
 
 
@@ -46,7 +50,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="hrp init",
         description="Write a PEFT adapter folder (init_lora_weights: true) that starts from a\n"
         "spectrum. No base weight is loaded. Any trainer goes on from it:\n"
-        "PeftModel.from_pretrained(base, folder, is_trainable=True).",
+        "PeftModel.from_pretrained(base, folder, is_trainable=True).\n"
+        "Not for classifiers, whose head PEFT wants in the folder: there, give a spectrum to\n"
+        "`hrp finetune --task classification`.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -69,13 +75,13 @@ def _parser() -> argparse.ArgumentParser:
         "--lora_target_modules",
         nargs="+",
         metavar="NAME",
-        help="modules to adapt (default: those of the spectrum)",
+        help="modules to adapt (default: those of the spectrum, stacked experts included)",
     )
     add(
         "--lora_task_type",
-        choices=sorted(AUTO_CLASSES),
         default="CAUSAL_LM",
-        help="what the base model is for (default: CAUSAL_LM)",
+        metavar="TASK",
+        help=f"what the base model is for: {' or '.join(AUTO_CLASSES)} (default: CAUSAL_LM)",
     )
     add("--use_rslora", action="store_true", help="scaling is lora_alpha / sqrt(r)")
     add(
@@ -90,7 +96,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="with energy: LoRA parameters in all (default: as many as --lora_r takes)",
     )
-    add("--overwrite", action="store_true", help="replace --output_dir if it exists")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace the adapter in --output_dir, if there is nothing else in it",
+    )
     return parser
 
 
@@ -109,12 +119,14 @@ def _run(options: InitOptions) -> int:
     _check(options)
     spectrum = Spectrum.load(options.spectrum)
     base = _base_name(options, spectrum.provenance)
-    model, note = _adapter(options, spectrum, base)
+    model = _adapter(options, spectrum, base)
+    note = _note(options, model, spectrum)
 
     def write(folder: Path) -> None:
         from hrp.cli.modelcard import start_card
 
-        model.save_pretrained(folder)
+        # PEFT would add the base's own embeddings where they have a LoRA.
+        model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").write_text(
             start_card(base, model.peft_config["default"], spectrum.provenance, vars(options)),
             encoding="utf-8",
@@ -129,6 +141,7 @@ def _check(options: InitOptions) -> None:
     from hrp.cli.checks import check_lora
     from hrp.config import check_integer, check_scale
 
+    _check_task(options.lora_task_type)
     check_lora(options)
     check_scale(options.scale, options.direction)
     if options.rank_budget is not None:
@@ -138,16 +151,38 @@ def _check(options: InitOptions) -> None:
                 "`--rank_budget` goes with `--allocation energy`; with uniform ranks, set "
                 "`--lora_r`"
             )
-    _check_output(options.output_dir, options.overwrite)
+    _check_output(options.output_dir, options.spectrum, options.overwrite)
 
 
-def _check_output(folder: Path, overwrite: bool) -> None:
+def _check_task(task: str) -> None:
+    if task in AUTO_CLASSES:
+        return
+    remedy = ""
+    if task == "SEQ_CLS":
+        remedy = (
+            "; for a classifier, whose head `hrp init` cannot make, pass --spectrum to `hrp "
+            "finetune --task classification`, or use `hrp.initialize_lora_hrp_weights`"
+        )
+    known = ", ".join(AUTO_CLASSES)
+    raise ValueError(f"`--lora_task_type` must be one of {known}, got {task}{remedy}")
+
+
+def _check_output(folder: Path, spectrum: Path, overwrite: bool) -> None:
+    from hrp.artefact import check_replaceable
+    from hrp.cli.skeleton import ADAPTER_FILES
+
     if not folder.exists():
         return
+    if spectrum.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"`--output_dir` must not hold the spectrum '{spectrum}', got '{folder}'; choose "
+            "another"
+        )
     if not (folder / "adapter_config.json").exists():
         raise FileExistsError(f"'{folder}' exists and is no adapter; choose another --output_dir")
     if not overwrite:
         raise FileExistsError(f"'{folder}' holds an adapter; pass --overwrite to replace it")
+    check_replaceable(folder, ADAPTER_FILES)
 
 
 def _base_name(options: InitOptions, provenance: dict[str, Any]) -> str:
@@ -160,63 +195,80 @@ def _base_name(options: InitOptions, provenance: dict[str, Any]) -> str:
     return str(base)
 
 
-def _adapter(options: InitOptions, spectrum: Any, base: str) -> tuple[Any, str]:
-    """Build the initialised PEFT model on an empty base, and say in one line what it is."""
-    from peft import LoraConfig, get_peft_model
-
+def _adapter(options: InitOptions, spectrum: Spectrum, base: str) -> PeftModel:
+    """Build the initialised PEFT model on an empty base."""
     from hrp import initialize_lora_hrp_weights
-    from hrp.cli.checks import check_targets, mistakes_told
-    from hrp.layers import lora_modules
+    from hrp.cli.checks import mistakes_told
+    from hrp.cli.skeleton import empty_base, with_adapter
 
+    auto_class = AUTO_CLASSES[options.lora_task_type]
     with mistakes_told(None, f"--lora_task_type {options.lora_task_type}", base):
-        skeleton = empty_base(base, options.lora_task_type, options.trust_remote_code)
-    targets: list[str] | str | None = options.lora_target_modules
-    if targets == ["all-linear"]:  # which PEFT knows as a word only
-        targets = "all-linear"
-    check_targets(targets, skeleton)
-    fields, note = _rank_fields(options, spectrum)
-    config = LoraConfig(
-        task_type=options.lora_task_type,
-        target_modules=targets or _target_modules(skeleton, spectrum),
-        lora_dropout=options.lora_dropout,
-        use_rslora=options.use_rslora,
-        **fields,
-    )
-    model = get_peft_model(skeleton, config)
-    for module in {id(m.layer): m for m in lora_modules(model, "default").values()}.values():
-        _materialise(module.layer)
+        skeleton = empty_base(base, auto_class, options.trust_remote_code)
+    model = with_adapter(skeleton, _lora_config(options, spectrum, skeleton))
     initialize_lora_hrp_weights(model, spectrum, options.direction, options.scale)
-    return model, note
-
-
-def empty_base(name: str, task_type: str, trust_remote_code: bool) -> Any:
-    """Build the base model's modules without their weights, on PyTorch's meta device."""
-    import torch
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    auto_class = getattr(transformers, AUTO_CLASSES[task_type])
-    with torch.device("meta"):
-        model = auto_class.from_config(config, trust_remote_code=trust_remote_code)
-    model.name_or_path = name
+    if options.lora_target_modules is None:
+        _check_whole(model, spectrum)
     return model
 
 
-def _materialise(layer: Any) -> None:
-    """Give the adapter's own tensors memory; those of the base stay without."""
-    for name in layer.adapter_layer_names:
-        getattr(layer, name).to_empty(device="cpu")
-    layer.reset_lora_parameters("default", init_lora_weights=True)
+def _check_whole(model: PeftModel, spectrum: Spectrum) -> None:
+    """Raise ``ValueError`` where PEFT passed over a module of the spectrum."""
+    from hrp.layers import lora_modules
+
+    lacking = sorted(set(spectrum) - set(lora_modules(model, "default")))
+    if lacking:
+        raise ValueError(
+            f"PEFT does not adapt {len(lacking)} of the spectrum's {len(spectrum)} modules here, "
+            f"such as {lacking[:3]}; name those to adapt in `--lora_target_modules`"
+        )
 
 
-def _target_modules(skeleton: Any, spectrum: Any) -> list[str]:
-    """The last parts of the names (``q_proj`` ...) if they mean just the spectrum's modules."""
-    suffixes = sorted({name.rpartition(".")[2] for name in spectrum})
-    meant = {name for name, _ in skeleton.named_modules() if name.rpartition(".")[2] in suffixes}
-    return suffixes if meant == set(spectrum) else list(spectrum)
+def _lora_config(options: InitOptions, spectrum: Spectrum, skeleton: Any) -> LoraConfig:
+    from peft import LoraConfig
+
+    from hrp.cli.skeleton import covered
+
+    targets = _targets(options, spectrum, skeleton)
+    settings = {
+        "task_type": options.lora_task_type,
+        "lora_dropout": options.lora_dropout,
+        "use_rslora": options.use_rslora,
+        **targets,
+    }
+    if options.allocation == "uniform":
+        alpha = _number(options.lora_alpha)
+        return LoraConfig(r=options.lora_r, lora_alpha=alpha, **settings)
+    if "target_parameters" in targets:
+        raise ValueError(
+            "`--allocation` must be uniform with experts stacked in one parameter, got energy: "
+            "PEFT has one rank for all of them"
+        )
+    part = covered(skeleton, LoraConfig(**settings), spectrum)
+    return LoraConfig(**settings, **_energy_fields(options, part))
 
 
-def _rank_fields(options: InitOptions, spectrum: Any) -> tuple[dict[str, Any], str]:
+def _targets(options: InitOptions, spectrum: Spectrum, skeleton: Any) -> dict[str, Any]:
+    """Fields of the ``LoraConfig`` that say where it goes; raises ``ValueError``."""
+    from hrp.cli.checks import check_targets
+    from hrp.cli.skeleton import spectrum_targets
+
+    names = options.lora_target_modules
+    if names == ["all-linear"]:  # which PEFT knows as a word only
+        return {"target_modules": "all-linear"}
+    check_targets(names, skeleton)
+    if names is not None:
+        return {"target_modules": names}
+    targets = spectrum_targets(skeleton, spectrum)
+    if "target_parameters" in targets and options.lora_dropout:
+        raise ValueError(
+            f"`lora_dropout` must be 0 with {targets['target_parameters']} in the spectrum, got "
+            f"{options.lora_dropout}: PEFT has no dropout on parameters; pass --lora_dropout 0"
+        )
+    return targets
+
+
+def _energy_fields(options: InitOptions, spectrum: Spectrum) -> dict[str, Any]:
+    """Ranks of the ``LoraConfig`` that keep the most energy of ``spectrum``."""
     from hrp.allocation import (
         energy_ranks,
         kept_energy,
@@ -226,19 +278,25 @@ def _rank_fields(options: InitOptions, spectrum: Any) -> tuple[dict[str, Any], s
     )
 
     ranks = uniform_ranks(spectrum, options.lora_r)
+    chosen = energy_ranks(spectrum, options.rank_budget or parameter_count(spectrum, ranks))
+    if options.rank_budget is None:  # whose last direction may not have fitted the budget
+        chosen = max(ranks, chosen, key=lambda one: kept_energy(spectrum, one))
     root = math.sqrt(options.lora_r) if options.use_rslora else options.lora_r
-    if options.allocation == "uniform":
-        fields: dict[str, Any] = {"r": options.lora_r, "lora_alpha": _number(options.lora_alpha)}
-    else:
-        chosen = energy_ranks(spectrum, options.rank_budget or parameter_count(spectrum, ranks))
-        if options.rank_budget is None:  # whose last direction may not have fitted the budget
-            chosen = max(ranks, chosen, key=lambda one: kept_energy(spectrum, one))
-        ranks = chosen
-        fields = lora_fields(ranks, options.lora_alpha / root, options.use_rslora)
+    return lora_fields(chosen, options.lora_alpha / root, options.use_rslora)
+
+
+def _note(options: InitOptions, model: PeftModel, spectrum: Spectrum) -> str:
+    """Say in one line what adapter it is."""
+    from hrp.allocation import kept_energy
+    from hrp.layers import lora_modules
+
+    modules = lora_modules(model, "default")
+    ranks = {name: module.rank for name, module in modules.items()}
+    factors = {id(p): p.numel() for module in modules.values() for p in module.parameters()}
     span = sorted(set(ranks.values()))
     shown = f"rank {span[0]}" if len(span) == 1 else f"ranks {span[0]} to {span[-1]}"
-    return fields, (
-        f"{shown} on {len(ranks)} modules, {parameter_count(spectrum, ranks):,} parameters, "
+    return (
+        f"{shown} on {len(ranks)} modules, {sum(factors.values()):,} parameters, "
         f"{kept_energy(spectrum, ranks):.1%} of the preheated energy, direction "
         f"{options.direction}"
     )

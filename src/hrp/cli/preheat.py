@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from hrp.artefact import PROVENANCE_FILE
+from hrp.artefact import FILES, PROVENANCE_FILE, check_replaceable
 from hrp.cli.failures import UsageError, reported
-from hrp.cli.outputs import Output, check_place
+from hrp.cli.outputs import Output, check_place, say
 from hrp.cli.running import Job, preheat_into
 from hrp.cli.sft import build_trainer, built, parse_sft
 from hrp.cli.trainers import sft_preheating
@@ -50,13 +50,17 @@ def _run(argv: list[str]) -> int:
 
 
 def _finished(folder: Path, work: Path, overwrite: bool) -> bool:
-    """Whether the spectrum is there; raises ``UsageError`` if something else is."""
+    """Whether the spectrum is there; raises ``UsageError`` if something else is.
+
+    And ``FileExistsError``, before anything is trained, if something else would be replaced too.
+    """
     if not folder.exists():
         return False
     if not (folder / PROVENANCE_FILE).exists():
         raise UsageError(f"'{folder}' exists and is no spectrum; choose another --output_dir")
     if overwrite:
+        check_replaceable(folder, FILES)
         return False
     shutil.rmtree(work, ignore_errors=True)  # left by a run that was killed right after saving
-    print(f"'{folder}' is finished: nothing to do; --overwrite preheats again")
+    say(f"'{folder}' is finished: nothing to do; --overwrite preheats again")
     return True

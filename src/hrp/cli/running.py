@@ -15,7 +15,8 @@ from hrp.cli.modelcard import CardFacts, card
 from hrp.cli.outputs import Output
 from hrp.config import HRPConfig
 from hrp.initialization import initialize_lora_hrp_weights
-from hrp.preheating import preheat
+from hrp.layers import lora_modules
+from hrp.preheating import check_preheatable, preheat
 from hrp.spectrum import Spectrum
 
 LOSS_NAME = "preheat/loss"
@@ -39,24 +40,43 @@ class Job:
     save_steps: int
 
 
-def run(job: Job, output: Output, given_spectrum: str | None, data: str) -> None:
+def run(job: Job, output: Output, given: Spectrum | None, data: str) -> None:
     """Carry out ``job`` into ``output``, going on with what an interrupted run left there.
+
+    With a spectrum ``given``, the adapter starts from it already (`start`).
 
     Raises:
         ValueError: what `hrp.preheat` and `hrp.initialize_lora_hrp_weights` refuse.
         PreheatingError: preheating failed.
         OSError: the output cannot be written; what is there is not half a result.
     """
-    trainer, config = job.trainer, job.config
-    folder = Path(given_spectrum) if given_spectrum else output.spectrum
-    if not given_spectrum and not folder.exists():
-        preheat_into(job, folder, output.preheating)
-    spectrum = Spectrum.load(folder)
-    initialize_lora_hrp_weights(trainer.model, spectrum, config.direction, config.scale)
-    trainer.accelerator.print(f"LoRA starts from {folder}, direction {config.direction}")
+    trainer = job.trainer
+    spectrum = _own_spectrum(job, output) if given is None else given
     finetune(trainer, output.folder)
     _publish(job, output, spectrum, data)
     trainer.accelerator.print(f"Adapter saved to {output.folder}")
+
+
+def _own_spectrum(job: Job, output: Output) -> Spectrum:
+    """Preheat, unless an interrupted run has done so, and start the adapter from what was found."""
+    if not output.spectrum.exists():
+        preheat_into(job, output.spectrum, output.preheating)
+    spectrum = Spectrum.load(output.spectrum)
+    start(job, spectrum, output.spectrum)
+    return spectrum
+
+
+def start(job: Job, spectrum: Spectrum, folder: Path) -> None:
+    """Start the adapter from ``spectrum``, read in ``folder``; ``ValueError`` if they don't fit."""
+    trainer, config = job.trainer, job.config
+    initialize_lora_hrp_weights(trainer.model, spectrum, config.direction, config.scale)
+    trainer.accelerator.print(f"LoRA starts from {folder}, direction {config.direction}")
+
+
+def check_preheating(job: Job) -> None:
+    """Raise ``ValueError`` where the adapter and the settings do not allow preheating."""
+    model = job.trainer.model
+    check_preheatable(model, "default", lora_modules(model, "default"), job.config)
 
 
 def preheat_into(job: Job, folder: Path, work: Path, overwrite: bool = False) -> None:

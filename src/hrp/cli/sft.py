@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from trl import (
     get_quantization_config,
 )
 
-from hrp.artefact import check_folder as check_spectrum
 from hrp.cli.arguments import (
     DataArguments,
     HRPArguments,
@@ -34,10 +33,12 @@ from hrp.cli.checks import (
 )
 from hrp.cli.datasets import check_columns, load_splits, split_of, with_templates
 from hrp.cli.failures import UsageError, reported
-from hrp.cli.outputs import Output
-from hrp.cli.running import Job, run
+from hrp.cli.outputs import Output, say
+from hrp.cli.running import Job, check_preheating, run, start
+from hrp.cli.settings import binding
 from hrp.cli.trainers import HRPSFTTrainer, check_enough, sft_preheating
 from hrp.config import HRPConfig
+from hrp.spectrum import Spectrum
 
 DESCRIPTION = """\
 Supervised fine-tuning as `trl sft` does it, with LoRA started from a high-rank preheating. Takes
@@ -49,33 +50,6 @@ EXAMPLE = """\
       --prompt_template 'Question: {question}\\nAnswer:' --completion_template ' {answer}' \\
       --lora_r 16 --preheat_steps 50 --direction AB --learning_rate 2e-4 --output_dir runs/adapter
 """
-# What a resumed run must have in common with the interrupted one; more steps are allowed.
-MODEL_SETTINGS = (
-    "model_name_or_path",
-    "model_revision",
-    "dtype",
-    "lora_r",
-    "lora_alpha",
-    "lora_dropout",
-    "lora_target_modules",
-    "lora_target_parameters",
-    "lora_modules_to_save",
-    "use_rslora",
-    "use_dora",
-    "load_in_4bit",
-    "load_in_8bit",
-)
-TRAINING_SETTINGS = (
-    "seed",
-    "learning_rate",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "optim",
-    "max_length",
-    "packing",
-    "bf16",
-    "fp16",
-)
 # What TRL's SFTTrainer recognises, each a set of columns that suffice.
 SFT_FORMS = ({"messages"}, {"conversations"}, {"prompt", "completion"}, {"input_ids"})
 
@@ -94,15 +68,8 @@ class Request:
 
     def settings(self) -> dict[str, Any]:
         """What a resumed run must have in common with the interrupted one."""
-        return {
-            **{k: v for k, v in vars(self.hrp).items() if k != "preheat_save_steps"},
-            **{name: getattr(self.model, name) for name in MODEL_SETTINGS},
-            **{name: getattr(self.training, name, None) for name in TRAINING_SETTINGS},
-            **vars(self.data),
-            **vars(self.spectrum),
-            "dataset_name": self.script.dataset_name,
-            "dataset_train_split": self.script.dataset_train_split,
-        }
+        groups = [getattr(self, field.name) for field in fields(self)]
+        return binding(*groups)
 
     def data_name(self) -> str:
         """How the model card names the data."""
@@ -134,17 +101,22 @@ def carry_out(
 ) -> int:
     """Do what ``request`` asks for, with the trainer that ``build`` makes; returns 0."""
     config = request.hrp.hrp_config(request.training.seed)
-    output = Output(Path(request.training.output_dir), command, request.settings())
+    given = Path(request.spectrum.spectrum) if request.spectrum.spectrum else None
+    output = Output(Path(request.training.output_dir), command, request.settings(), given)
     if not output.check(request.output.overwrite, request.output.resume):
         return 0
-    if request.spectrum.spectrum:
-        check_spectrum(Path(request.spectrum.spectrum))
+    spectrum = None if given is None else Spectrum.load(given)
     trainer = built(request, build, config)
+    job = Job(trainer, preheating(trainer), config, request.hrp.preheat_save_steps)
+    # What can be refused is refused before `begin` removes what an earlier run has left.
+    if given is not None and spectrum is not None:
+        start(job, spectrum, given)
+    else:
+        check_preheating(job)
     if trainer.is_world_process_zero():
         output.begin(request.output.overwrite)
     trainer.accelerator.wait_for_everyone()
-    job = Job(trainer, preheating(trainer), config, request.hrp.preheat_save_steps)
-    run(job, output, request.spectrum.spectrum, request.data_name())
+    run(job, output, spectrum, request.data_name())
     if request.training.push_to_hub:
         trainer.push_to_hub(dataset_name=request.script.dataset_name)
     if hasattr(trainer, "end"):  # since transformers 5.18: closes the reporters
@@ -172,7 +144,7 @@ def check_common(training: Any, model: ModelConfig) -> None:
     check_training(training)
     model.lora_target_modules = as_names(model.lora_target_modules)
     if not model.use_peft:
-        print("--use_peft is implied: HRP starts a LoRA")
+        say("--use_peft is implied: HRP starts a LoRA")
         model.use_peft = True
 
 

@@ -17,11 +17,11 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, Trainer
 
-from hrp.artefact import write_folder
+from hrp.artefact import check_replaceable, write_folder
 from hrp.config import HRPConfig
 from hrp.demo.base_model import load_base
 from hrp.demo.data import answer_collator
-from hrp.demo.settings import ARMS, Arm, DemoConfig, Run
+from hrp.demo.settings import ARMS, FILES, Arm, DemoConfig, Run
 from hrp.demo.task import Task, copy_base, fine_tune, make_adapter, make_task, trainer_settings
 from hrp.initialization import initialize_lora_hrp_weights
 from hrp.preheating import preheat
@@ -47,10 +47,12 @@ def run_demo(
     ``results.json`` (every run), all of it or nothing.
 
     Raises:
-        FileExistsError: ``out`` exists and ``overwrite`` is false; raised before any training.
+        FileExistsError: ``out`` exists and ``overwrite`` is false, or it holds anything besides an
+            earlier demo; raised before any training.
     """
     if out.exists() and not overwrite:
         raise FileExistsError(f"output folder '{out}' exists")
+    check_replaceable(out, FILES)
     task = make_task(config)
     finished: list[Finished] = []
     for latest in train_all(config, task):

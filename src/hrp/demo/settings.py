@@ -35,6 +35,19 @@ ARMS = (
 )
 
 
+# All that a demo's folder holds: what an earlier one left may be replaced, nothing else.
+FILES = (
+    "results.json",
+    "adapter",
+    "adapter/README.md",
+    "adapter/adapter_config.json",
+    "adapter/adapter_model.safetensors",
+    "spectrum",
+    "spectrum/spectrum.json",
+    "spectrum/spectrum.safetensors",
+)
+
+
 @dataclass(frozen=True)
 class DemoConfig:
     """Sizes of the demo; each of ``seeds`` seeds from ``seed`` on draws one run an arm.

@@ -1,0 +1,90 @@
+"""A base model without its weights, and a LoRA on it: what `hrp init` builds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from hrp.layers import lora_modules
+from hrp.spectrum import Spectrum
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
+
+
+def empty_base(name: str, auto_class: str, trust_remote_code: bool) -> Any:
+    """Build the base model's modules without their weights, on PyTorch's meta device."""
+    config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        model = getattr(transformers, auto_class).from_config(
+            config, trust_remote_code=trust_remote_code
+        )
+    model.name_or_path = name
+    return model
+
+
+def spectrum_targets(skeleton: Any, spectrum: Spectrum) -> dict[str, list[str]]:
+    """``target_modules`` and ``target_parameters`` that mean just the spectrum's modules.
+
+    Experts stacked in one parameter are adapted together, as that parameter; the spectrum holds
+    them one by one, by the parameter's name and their number (`hrp.layers`).
+
+    Raises:
+        ValueError: the base model has no such module.
+    """
+    modules = {name for name, _ in skeleton.named_modules()}
+    parameters = {name for name, _ in skeleton.named_parameters(remove_duplicate=False)}
+    stacked = {name: _stack(name, parameters) for name in spectrum if name not in modules}
+    unknown = [name for name, stack in stacked.items() if stack not in parameters]
+    if unknown:
+        raise ValueError(
+            f"`spectrum` has {len(unknown)} modules that the base model lacks, such as "
+            f"{unknown[:3]}; was it preheated on this model, and for this `--lora_task_type`?"
+        )
+    targets = {"target_modules": _endings(set(spectrum) - set(stacked), modules, parts=1)}
+    if stacked:
+        targets["target_parameters"] = _endings(set(stacked.values()), parameters, parts=2)
+    return targets
+
+
+def _stack(name: str, parameters: set[str]) -> str:
+    """Name of the parameter that a module of a spectrum is, or is one expert of."""
+    stack, _, expert = name.rpartition(".")
+    return stack if name not in parameters and expert.isdigit() else name
+
+
+def _endings(wanted: set[str], existing: Iterable[str], parts: int) -> list[str]:
+    """The last parts of the names (``q_proj`` ...) if they mean just those, else whole names."""
+
+    def ending(name: str) -> str:
+        return ".".join(name.split(".")[-parts:])
+
+    endings = {ending(name) for name in wanted}
+    meant = {name for name in existing if ending(name) in endings}
+    return sorted(endings if meant == wanted else wanted)
+
+
+def covered(skeleton: Any, config: LoraConfig, spectrum: Spectrum) -> Spectrum:
+    """Part of ``spectrum`` that an adapter of ``config`` takes; all if it takes more than it has.
+
+    (In the latter case `hrp.initialize_lora_hrp_weights` says what is lacking.)
+    """
+    names = lora_modules(get_peft_model(copy.deepcopy(skeleton), config), "default")
+    if not set(names) <= set(spectrum):
+        return spectrum
+    return Spectrum({name: spectrum[name] for name in names}, spectrum.provenance)
+
+
+def with_adapter(skeleton: Any, config: LoraConfig) -> PeftModel:
+    """Put a LoRA on the skeleton whose own tensors have memory; those of the base have none."""
+    model = get_peft_model(skeleton, config)
+    layers = {id(m.layer): m.layer for m in lora_modules(model, "default").values()}
+    for layer in layers.values():
+        for name in layer.adapter_layer_names:
+            getattr(layer, name).to_empty(device="cpu")
+        layer.reset_lora_parameters("default", init_lora_weights=True)
+    return model

@@ -1,0 +1,196 @@
+"""`hrp sft` never removes a spectrum that it was given, or that it did not make."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from commands import assert_same_spectrum, call, questions, training
+from safetensors.torch import load_file
+
+import hrp
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return questions(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def made(data, tmp_path_factory):
+    """A spectrum of `hrp preheat`, and the adapter that starts from it; not to be written to."""
+    folder = tmp_path_factory.mktemp("made")
+    assert call("preheat", *training(data, folder / "spectrum")) == 0
+    given = ("--spectrum", folder / "spectrum")
+    assert call("sft", *training(data, folder / "adapter", *given)) == 0
+    return folder
+
+
+@pytest.fixture
+def preheated(made, tmp_path):
+    """An output folder whose sub-folder is the spectrum that `hrp preheat` wrote there."""
+    shutil.copytree(made / "spectrum", tmp_path / "run" / "spectrum")
+    return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """An output of `hrp sft` that preheated itself; not to be written to."""
+    output = tmp_path_factory.mktemp("finished") / "adapter"
+    assert call("sft", *training(data, output)) == 0
+    return output
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below ``folder``, by its path."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def assert_same_adapter(one: Path, two: Path) -> None:
+    first, second = adapter(one), adapter(two)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_spectrum_inside_the_output_folder_is_kept_and_started_from(made, preheated, data):
+    before = content(preheated / "spectrum")
+    given = ("--spectrum", preheated / "spectrum")
+    assert call("sft", *training(data, preheated, *given)) == 0
+    assert content(preheated / "spectrum") == before
+    assert_same_adapter(preheated, made / "adapter")
+
+
+def test_a_run_is_done_again_from_its_own_spectrum(finished, data, tmp_path):
+    output = tmp_path / "again"
+    shutil.copytree(finished, output)
+    (output / "adapter_model.safetensors").write_bytes(b"old")
+    given = ("--spectrum", output / "spectrum", "--overwrite")
+    for _ in range(2):
+        assert call("sft", *training(data, output, *given)) == 0
+        assert content(output / "spectrum") == content(finished / "spectrum")
+        assert_same_adapter(output, finished)
+
+
+def test_a_link_to_the_spectrum_does_not_hide_that_it_is_the_one_given(made, preheated, data):
+    (preheated.parent / "link").symlink_to(preheated / "spectrum")
+    given = ("--spectrum", preheated.parent / "link")
+    assert call("sft", *training(data, preheated, *given)) == 0
+    assert content(preheated / "spectrum") == content(made / "spectrum")
+
+
+@pytest.mark.parametrize("flags", [(), ("--overwrite",), ("--resume",)])
+def test_a_spectrum_that_no_run_has_made_is_not_replaced(preheated, data, capsys, flags):
+    before = content(preheated)
+    assert call("sft", *training(data, preheated, *flags)) == 2
+    message = capsys.readouterr().err
+    assert f"'{preheated / 'spectrum'}' was not made by the run in '{preheated}'" in message
+    assert f"pass --spectrum {preheated / 'spectrum'} to start from it" in message
+    assert content(preheated) == before
+
+
+def test_a_spectrum_once_given_is_not_removed_by_a_later_run_without_it(preheated, data, capsys):
+    given = ("--spectrum", preheated / "spectrum")
+    assert call("sft", *training(data, preheated, *given)) == 0
+    before = content(preheated)
+    assert call("sft", *training(data, preheated, "--overwrite")) == 2
+    assert "was not made by the run" in capsys.readouterr().err
+    assert content(preheated) == before
+
+
+@pytest.mark.parametrize("damage", ["absent", "broken", "of another model"])
+def test_a_spectrum_that_cannot_be_used_costs_no_finished_adapter(
+    finished, data, tmp_path, capsys, damage
+):
+    bad = tmp_path / "bad"
+    if damage == "broken":
+        shutil.copytree(finished / "spectrum", bad)
+        (bad / "spectrum.safetensors").write_bytes(b"half")
+    elif damage == "of another model":
+        other = hrp.ModuleSpectrum(torch.eye(8, 4), torch.ones(4), torch.eye(4, 8), 1.0)
+        hrp.Spectrum({"transformer.h.0.attn": other}).save(bad)
+    before = content(finished)
+    assert call("sft", *training(data, finished, "--spectrum", bad, "--overwrite")) == 2
+    assert "spectrum" in capsys.readouterr().err
+    assert content(finished) == before
+
+
+def test_a_preheating_that_is_refused_costs_no_finished_adapter(finished, data, capsys):
+    before = content(finished)
+    assert call("sft", *training(data, finished, "--overwrite", "--preheat_rank", "2")) == 2
+    assert "`preheat_rank` must be at least the adapter's rank 4" in capsys.readouterr().err
+    assert content(finished) == before
+
+
+@pytest.mark.parametrize("name", ["preheating", "checkpoint-4"])
+def test_a_spectrum_where_a_run_keeps_its_work_is_refused(made, data, tmp_path, capsys, name):
+    shutil.copytree(made / "spectrum", tmp_path / "run" / name)
+    given = ("--spectrum", tmp_path / "run" / name, "--overwrite")
+    assert call("sft", *training(data, tmp_path / "run", *given)) == 2
+    assert f"`--spectrum` must be outside '{tmp_path / 'run' / name}'" in capsys.readouterr().err
+    assert content(tmp_path / "run" / name) == content(made / "spectrum")
+
+
+def test_a_spectrum_in_the_way_of_preheating_is_not_removed(made, data, tmp_path, capsys):
+    shutil.copytree(made / "spectrum", tmp_path / "run" / "preheating")
+    for flags in ((), ("--overwrite",)):
+        assert call("sft", *training(data, tmp_path / "run", *flags)) == 2
+        assert "is a spectrum, where a run keeps its work" in capsys.readouterr().err
+    assert content(tmp_path / "run" / "preheating") == content(made / "spectrum")
+
+
+def test_a_file_that_is_named_like_a_checkpoint_is_kept(made, data, tmp_path):
+    for name in ("checkpoint-notes.txt", "checkpoint-2"):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / name).write_text("mine")
+    given = ("--spectrum", made / "spectrum", "--save_strategy", "no", "--overwrite")
+    assert call("sft", *training(data, tmp_path / "run", *given)) == 0
+    assert (tmp_path / "run" / "checkpoint-notes.txt").read_text() == "mine"
+    assert (tmp_path / "run" / "checkpoint-2").read_text() == "mine"
+
+
+@pytest.mark.parametrize("moves", range(4))  # of the record, two checkpoints, the spectrum
+def test_a_run_killed_while_it_clears_leaves_what_can_be_resumed(
+    finished, data, tmp_path, monkeypatch, moves
+):
+    from hrp.cli import outputs
+
+    output = tmp_path / "killed"
+    shutil.copytree(finished, output)
+    replace, done = outputs.os.replace, []
+
+    def killed_after(source, target):
+        if len(done) == moves:
+            raise KeyboardInterrupt
+        done.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(outputs.os, "replace", killed_after)
+    assert call("sft", *training(data, output, "--overwrite")) == 130
+    monkeypatch.undo()
+    state = outputs.Output(output, "sft", {}).state()
+    assert state == ("interrupted" if moves else "finished")
+    assert_same_spectrum(
+        hrp.Spectrum.load(output / "spectrum"), hrp.Spectrum.load(finished / "spectrum")
+    )
+    assert call("sft", *training(data, output, "--resume")) == 0
+    assert_same_adapter(output, finished)
+
+
+@pytest.mark.parametrize("text", ['{"fini', "[]", '{"finished": true}', "\xff"])
+@pytest.mark.parametrize("flags", [(), ("--overwrite",), ("--resume",)])
+def test_a_broken_record_is_named_with_the_remedy(data, tmp_path, capsys, text, flags):
+    record = tmp_path / "run" / "hrp.json"
+    record.parent.mkdir()
+    record.write_text(text, encoding="latin-1")
+    assert call("sft", *training(data, record.parent, *flags)) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"hrp sft: '{record}' is no")
+    assert "choose another --output_dir, or remove the file" in message
+    assert record.read_text(encoding="latin-1") == text
