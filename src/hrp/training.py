@@ -96,27 +96,30 @@ def check_not_empty(name: str, data: object) -> None:
         raise ValueError(f"`{name}` must hold at least one batch, got an empty one")
 
 
-def with_preheating_rate(
-    trainer_kwargs: dict[str, Any], config: HRPConfig, rank: int
-) -> dict[str, Any]:
-    """Arguments of a trainer, with preheating's learning rate in place of their own.
+def preheating_rate(own: float, config: HRPConfig, rank: int) -> float:
+    """Learning rate of preheating where the trainer's ``own`` is that of fine-tuning.
 
-    That is ``config.learning_rate`` or, where it is None, the trainer's own times
+    ``config.learning_rate`` or, where it is None, the trainer's own times
     ``sqrt(rank / preheat_rank)``, ``rank`` being the real adapter's: at one rate and one scaling a
     step changes the weights the more the higher the rank (docs/choosing.md has the evidence).
     """
-    factor = math.sqrt(min(1.0, rank / config.preheat_rank))
+    if config.learning_rate is not None:
+        return config.learning_rate
+    return own * math.sqrt(min(1.0, rank / config.preheat_rank))
 
-    def rate(own: float) -> float:
-        return own * factor if config.learning_rate is None else config.learning_rate
 
+def with_preheating_rate(
+    trainer_kwargs: dict[str, Any], config: HRPConfig, rank: int
+) -> dict[str, Any]:
+    """Arguments of a trainer, with `preheating_rate` in place of their own rate."""
     args = copy.copy(trainer_kwargs["args"])
-    args.learning_rate = rate(args.learning_rate)
+    args.learning_rate = preheating_rate(args.learning_rate, config, rank)
     changed = trainer_kwargs | {"args": args}
     if given := trainer_kwargs.get("optimizer_cls_and_kwargs"):
         optimizer_cls, settings = given
         own = settings.get("lr", trainer_kwargs["args"].learning_rate)
-        changed["optimizer_cls_and_kwargs"] = optimizer_cls, {**settings, "lr": rate(own)}
+        rate = preheating_rate(own, config, rank)
+        changed["optimizer_cls_and_kwargs"] = optimizer_cls, {**settings, "lr": rate}
     return changed
 
 

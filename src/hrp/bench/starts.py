@@ -7,7 +7,6 @@ fine-tuning steps that cost as many FLOPs; an oracle nothing.
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -30,6 +29,7 @@ from hrp.bench.workbench import NotApplicable, Setup, Start
 from hrp.config import HRPConfig
 from hrp.preheating import preheat
 from hrp.spectrum import ModuleSpectrum, Spectrum
+from hrp.training import preheating_rate
 
 PREHEAT_SEED = 1000  # added to a run's seed: other batches than fine-tuning's first ones
 _KEPT_RANKS = 4  # times the adapter's rank, of each spectrum that is kept
@@ -60,8 +60,9 @@ def _preheating(setup: Setup) -> dict[str, Any]:
     """Section ``hrp`` without what is no part of preheating, and with the library's own rate."""
     settings = setup.section("hrp")
     settings.pop("scale")
-    ratio = setup.rank / settings["preheat_rank"]
-    settings.setdefault("learning_rate", setup.spec.learning_rate * math.sqrt(min(1.0, ratio)))
+    config = HRPConfig(preheat_rank=settings["preheat_rank"])
+    rate = preheating_rate(setup.spec.learning_rate, config, setup.rank)
+    settings.setdefault("learning_rate", rate)
     return settings
 
 

@@ -25,7 +25,10 @@ class HRPArguments:
     )
     preheat_learning_rate: float | None = field(
         default=None,
-        metadata={"help": "Learning rate of preheating; --learning_rate if not given."},
+        metadata={
+            "help": "Learning rate of preheating; if not given, --learning_rate times "
+            "sqrt(lora_r / preheat_rank)."
+        },
     )
     preheat_seed: int | None = field(
         default=None, metadata={"help": "Seed of preheating; --seed if not given."}

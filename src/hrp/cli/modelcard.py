@@ -95,8 +95,7 @@ def _settings(facts: CardFacts) -> dict[str, Any]:
     if hrp.get("preheat_steps") == "auto":
         names += ["max_preheat_steps", "subspace_tolerance", "subspace_window"]
     preheating = {name: hrp.get(name) for name in names}
-    used = facts.provenance.get("learning_rate") or hrp.get("learning_rate")
-    preheating["preheat_learning_rate"] = used or "the trainer's own"
+    preheating["preheat_learning_rate"] = facts.provenance.get("learning_rate")
     preheating["preheat_seed"] = hrp.get("seed")
     return settings | dict(facts.start) | preheating
 

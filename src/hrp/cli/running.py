@@ -18,6 +18,7 @@ from hrp.initialization import initialize_lora_hrp_weights
 from hrp.layers import lora_modules
 from hrp.preheating import check_preheatable, preheat
 from hrp.spectrum import Spectrum
+from hrp.training import preheating_rate
 
 LOSS_NAME = "preheat/loss"
 _REPORTERS = "transformers.integrations"
@@ -82,7 +83,8 @@ def check_preheating(job: Job) -> None:
 def preheat_into(job: Job, folder: Path, work: Path, overwrite: bool = False) -> None:
     """Preheat and save the spectrum in ``folder``; checkpoints are in ``work`` meanwhile."""
     trainer, config = job.trainer, job.config
-    rate = config.learning_rate or trainer.args.learning_rate
+    rank = trainer.model.peft_config["default"].r
+    rate = preheating_rate(trainer.args.learning_rate, config, rank)
     found = last_complete(work, before=config.step_limit)
     trainer.accelerator.print(
         f"Preheating: rank {config.preheat_rank}, {config.preheat_steps} steps, learning rate "
@@ -93,7 +95,6 @@ def preheat_into(job: Job, folder: Path, work: Path, overwrite: bool = False) ->
     settings["trainer_cls"] = _reporting(settings["trainer_cls"], trainer)
     checkpoints = Checkpoints(work, job.save_steps)
     spectrum = preheat(trainer.model, config, checkpoints=checkpoints, **settings)
-    spectrum.provenance["learning_rate"] = rate
     spectrum.provenance["cost"] = _cost(trainer, spectrum, time.perf_counter() - began)
     if trainer.is_world_process_zero():
         spectrum.save(folder, overwrite=overwrite)
