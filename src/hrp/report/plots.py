@@ -20,7 +20,10 @@ _MOST_POINTS = 120
 _GREY = "#7d8590"
 _VERDICT_COLOURS = {"better": "#009e73", "worse": "#d55e00"}
 
-INTERVALS = "95 % t intervals, each for its comparison alone; colours are the corrected verdicts"
+INTERVALS = (
+    "95 % t intervals, each for its comparison alone; colours are the corrected verdicts; arms "
+    "that could not be tested are left out"
+)
 POINTS = (
     "filled points are means over all of an arm's seeds, the band their range; hollow points have "
     "fewer seeds; triangles point to what is beyond the frame"
@@ -134,18 +137,18 @@ def _inside(frame: tuple[float, float]) -> tuple[float, float]:
 
 
 def _sweep_frame(analysis: Analysis) -> tuple[float, float]:
-    """Range of the best means and of what lies about them, without those far from all others."""
-    shown = {arm: analysis.best[arm] for arm in shown_arms(analysis)}
-    best = np.array([one.mean for one in shown.values()])
-    away = np.abs(best - np.median(best))
-    near = best[away <= max(8 * float(np.median(away)), 1e-12)]
-    held = [*near, *(one.mean for arm, one in shown.items() if arm == analysis.control)]
-    means = np.array(
-        [np.mean(list(v.values())) for o in shown.values() for v in o.by_rate.values()]
-    )
-    reach = 3 * float(np.median(np.abs(means - np.median(near))))
-    low = min(min(held), max(means.min(), float(np.median(near)) - reach))
-    high = max(max(held), min(means.max(), float(np.median(near)) + reach))
+    """Range of the scores at best rates and of what lies about them; far-off arms are left out."""
+    shown = [analysis.best[arm] for arm in shown_arms(analysis)]
+    away = np.abs([one.mean - np.median([other.mean for other in shown]) for one in shown])
+    limit = max(8 * float(np.median(away)), 1e-12)
+    near = [one for one, distance in zip(shown, away, strict=True)
+            if distance <= limit or one.arm == analysis.control]  # fmt: skip
+    held = [value for one in near for value in one.values.values()]
+    tried = [value for one in shown for by in one.by_rate.values() for value in by.values()]
+    centre = float(np.median(held))
+    reach = 5 * float(np.median(np.abs(np.array(tried) - centre)))
+    low = min(*held, max(min(tried), centre - reach))
+    high = max(*held, min(max(tried), centre + reach))
     margin = 0.06 * (high - low) or 0.1
     return low - margin, high + margin
 
