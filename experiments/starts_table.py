@@ -1,6 +1,6 @@
 """The Markdown table of the starts in a benchmark's records, each at its best learning rate.
 
-A start whose best rate has not been run on all seeds is left out.
+A start whose best rate is not settled is left out.
 
     python experiments/starts_table.py experiments/results/standin-gsm8k-450
     python experiments/starts_table.py experiments/results/tries-wordproblems --control hrp-ab --all
@@ -13,6 +13,7 @@ import dataclasses
 from pathlib import Path
 
 from hrp.bench.record import load_records
+from hrp.bench.sweeps import settled
 from hrp.bench.views import Analysis, analyse, views
 from hrp.report.tables import arms_table
 
@@ -23,7 +24,7 @@ STARTS = (
 
 
 def starts_table(analysis: Analysis, arms: set[str]) -> str:
-    """Difference to the control, p, verdict and, where there is an oracle, the gap closed."""
+    """Difference to the control, p, verdict, gap closed where there is an oracle, and compute."""
     whole = arms_table(analysis)
     columns = whole.header.index("best learning rate")
     rows = tuple(row[:columns] for row in whole.rows if row[0] in arms)
@@ -39,7 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     view = views(load_records(options.records), options.control)[-1]
     analysis = analyse(view, control=options.control)
-    arms = {arm for arm, best in analysis.best.items() if not best.is_overtaken(analysis.minimise)}
+    arms = set(settled(analysis.best, analysis.minimise))
     print(starts_table(analysis, arms if options.all else arms.intersection(STARTS)), end="")
 
 

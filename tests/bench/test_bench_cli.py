@@ -73,9 +73,24 @@ def test_report_writes_a_page_whose_numbers_can_be_traced(ran, tmp_path, capsys)
     assert f"{len(figures)} figures" in capsys.readouterr().out
 
 
+def test_export_writes_a_result_of_peft_s_format_for_every_run(ran, tmp_path, capsys):
+    out = tmp_path / "peft"
+    assert main(["export", str(ran / "results" / "few"), "--out", str(out)]) == 0
+    assert f"wrote 9 results to {out} (0 runs not applicable, left out)" in capsys.readouterr().out
+    found = [json.loads(path.read_text()) for path in out.iterdir()]
+    assert len(found) == 9
+    assert {"run_info", "train_info", "meta_info"} == set.union(*map(set, found))
+    assert {one["run_info"]["train_config"]["arm"] for one in found} == {
+        "lora",
+        "hrp-a",
+        "oracle-b",
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["export", "none", "--out", "x"], "'none' is no folder"),
         (["run", "none.yaml"], "none.yaml"),
         (["run", "few.yaml", "--workers", "0"], "`--workers` must be at least 1, got 0"),
         (["run", "few.yaml", "--time_limit", "-1"], "`--time_limit` must be > 0, got -1"),
@@ -95,7 +110,9 @@ def test_help_has_an_example(capsys):
     with pytest.raises(SystemExit) as end:
         main(["--help"])
     assert end.value.code == 0
-    assert "hrp bench run experiments/" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "hrp bench run experiments/" in said
+    assert "hrp bench export experiments/" in said
 
 
 def test_a_copied_tree_may_name_its_commit(monkeypatch):

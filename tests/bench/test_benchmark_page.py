@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 
 from hrp.bench.protocol import experiment_from, plan
 from hrp.bench.record import load_records
+from hrp.cli.bench import _parser
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
@@ -23,6 +25,14 @@ def block(language: str) -> str:
 def test_the_page_s_experiment_is_one():
     experiment = experiment_from(yaml.safe_load(block("yaml")))
     assert {run.arm for run in plan(experiment, {})} == {"lora", "hrp-ab", "pissa", "hrp-b", "full"}
+
+
+def test_the_page_s_commands_are_ones():
+    shells = "".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL))
+    lines = [shlex.split(line, comments=True) for line in shells.splitlines()]
+    assert {words[2] for words in lines} == {"list", "run", "report", "export"}
+    for words in lines:
+        _parser().parse_args(words[2:])
 
 
 def test_the_page_s_own_arm_runs_in_two_workers(tmp_path):

@@ -1,9 +1,13 @@
 import dataclasses
 import json
+import warnings
 
 import pytest
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from bench.synthetic import full_record
+from hrp.bench.arms import ARMS
+from hrp.bench.costs import Costs
 from hrp.bench.export import export_records, peft_result
 from hrp.bench.record import Record, RunSpec
 
@@ -39,7 +43,8 @@ def test_the_values_are_the_record_s():
     run, train, last = result["run_info"], result["train_info"], result["train_info"]["metrics"][-1]
     assert run["train_config"]["model_id"] == "base-lm-30m"
     assert run["train_config"]["optimizer_kwargs"]["lr"] == 1e-3
-    assert run["peft_config"] == {"peft_type": "LORA", "r": 4, "init_lora_weights": "hrp-ab"}
+    assert run["peft_config"] == {"peft_type": "LORA", "r": 4, "init_lora_weights": True}
+    assert run["train_config"]["arm"] == "hrp-ab"
     assert last["test accuracy"] == record.metrics["exact_match"]
     assert last["train samples"] == 420 * 32
     assert last["train total tokens"] == record.costs.tokens
@@ -51,8 +56,53 @@ def test_the_values_are_the_record_s():
 def test_the_adapter_s_settings_are_those_of_the_run():
     settings = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
     run = RunSpec("e", "hrp-b", "t", 0, 1e-3, {"lora": settings})
-    exported = peft_result(Record(run, "ok", metrics={"eval_loss": 1.0}))["run_info"]["peft_config"]
-    assert exported == {"peft_type": "LORA", "init_lora_weights": "hrp-b"} | settings
+    result = peft_result(Record(run, "ok", metrics={"eval_loss": 1.0}))
+    assert (
+        result["run_info"]["peft_config"]
+        == {"peft_type": "LORA", "init_lora_weights": True} | settings
+    )
+
+
+def exported(arm, **config):
+    run = RunSpec("e", arm, "t", 0, 1e-3, {"lora": {"r": 4, "lora_alpha": 8}} | config)
+    costs = Costs(finetune_steps=450)
+    return peft_result(Record(run, "ok", metrics={"eval_loss": 1.0}, costs=costs))["run_info"]
+
+
+@pytest.mark.parametrize("arm", [name for name in ARMS if name != "full"])
+def test_the_peft_config_of_every_arm_is_one_that_peft_takes(arm):
+    config = exported(arm)["peft_config"]
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[config["peft_type"]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # EVA without its own config
+        made = kind(**{name: value for name, value in config.items() if name != "peft_type"})
+    assert made.peft_type == config["peft_type"]
+    assert made.r == 4 or arm == "adalora"
+
+
+def test_variants_are_exported_as_what_they_are_and_not_as_starts():
+    assert exported("dora")["peft_config"]["use_dora"] is True
+    assert exported("dora-hrp-ab")["peft_config"]["use_dora"] is True
+    assert exported("rslora")["peft_config"]["use_rslora"] is True
+    assert exported("pissa")["peft_config"]["init_lora_weights"] == "pissa"
+    for arm in ("lora", "dora", "lora+", "hrp-ab", "oracle-b"):
+        assert exported(arm)["peft_config"]["init_lora_weights"] is True
+    adalora = exported("adalora", adalora={"initial_share": 0.2})["peft_config"]
+    assert adalora["peft_type"] == "ADALORA"
+    assert (adalora["init_r"], adalora["target_r"]) == (6, 4)
+    assert (adalora["tinit"], adalora["tfinal"], adalora["total_step"]) == (90, 135, 450)
+
+
+def test_what_peft_does_not_know_of_a_start_stands_in_the_train_config():
+    settings = {"preheat_rank": 64, "preheat_steps": 20}
+    train = exported("hrp-ab", hrp=settings)["train_config"]
+    assert (train["arm"], train["hrp"]) == ("hrp-ab", settings)
+
+
+def test_a_number_of_parameters_that_no_record_holds_is_null():
+    run = RunSpec("e", "lora", "t", 0, 1e-3, {"lora": {"r": 4}})
+    train = peft_result(Record(run, "ok", metrics={"eval_loss": 1.0}))["train_info"]
+    assert train["num_trainable_params"] is train["num_total_params"] is None
 
 
 def test_what_the_result_pages_turn_into_integers_is_always_a_number():

@@ -40,10 +40,10 @@ def test_arms_come_best_first():
 
 
 def test_a_best_rate_on_the_edge_is_told_apart_from_one_inside():
-    sweep = {1e-3: 1.0, 2e-3: 2.0, 4e-3: 3.0}
-    assert Best("a", 1e-3, {0: 1.0}, sweep).on_edge
-    assert Best("a", 4e-3, {0: 1.0}, sweep).on_edge
-    assert not Best("a", 2e-3, {0: 1.0}, sweep).on_edge
+    sweep = {1e-3: {0: 1.0}, 2e-3: {0: 2.0}, 4e-3: {0: 3.0}}
+    assert Best("a", 1e-3, sweep).on_edge
+    assert Best("a", 4e-3, sweep).on_edge
+    assert not Best("a", 2e-3, sweep).on_edge
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,44 @@ def test_failed_runs_and_absent_metrics_have_no_score():
     assert scores([full_record()], "rouge") == {}
 
 
-def test_less_is_better_for_losses_only():
-    assert [minimised(name) for name in ("loss", "eval_loss", "perplexity")] == [True] * 3
-    assert not any(minimised(name) for name in ("exact_match", "accuracy", "matthews_correlation"))
+def test_less_is_better_for_losses_and_lm_eval_s_perplexities_and_bits_only():
+    lower = ("loss", "eval_loss", "perplexity", "word_perplexity", "byte_perplexity",
+             "lm_eval_pile_bits_per_byte", "lm_eval_pile_word_perplexity_strict")  # fmt: skip
+    assert all(map(minimised, lower))
+    higher = ("exact_match", "accuracy", "matthews_correlation", "lm_eval_arc_easy_acc_norm")
+    assert not any(map(minimised, higher))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_screening_seed_is_compared_with_the_same_seed_at_the_chosen_rate(sign):
+    # Seed 0 is a hard one: its value at the better rate is above the mean at the chosen rate.
+    hard = {4e-3: {0: 9.0, 1: 4.0, 2: 4.1}, 1e-3: {0: 7.0}}
+    easy = {4e-3: {0: 3.0, 1: 6.0, 2: 6.1}, 1e-3: {0: 4.0}}
+    turned = [
+        {
+            "a": {
+                rate: {seed: sign * v for seed, v in values.items()} for rate, values in one.items()
+            }
+        }
+        for one in (hard, easy)
+    ]
+    found = [select(one, minimise=sign == 1)["a"] for one in turned]
+    assert [one.learning_rate for one in found] == [4e-3, 4e-3]
+    assert [one.overtaken_by(sign == 1) for one in found] == [1e-3, None]
+
+
+def test_a_rate_behind_a_complete_one_on_its_seeds_is_not_waited_for():
+    # 2e-3 is best on the screening seed, 4e-3 on all: as a finished plan leaves it.
+    by_rate = {2e-3: {0: 1.0, 1: 9.0}, 4e-3: {0: 3.0, 1: 3.0}, 1e-3: {0: 2.0}}
+    best = select({"a": by_rate}, minimise=True)["a"]
+    assert (best.learning_rate, best.overtaken_by(minimise=True)) == (4e-3, None)
+
+
+def test_a_rate_at_which_a_seed_failed_is_not_waited_for():
+    by_rate = {2e-3: {0: 3.0, 1: 3.0}, 4e-3: {0: 1.0}}
+    assert select({"a": by_rate}, True)["a"].overtaken_by(True) == 4e-3
+    failed = {"a": frozenset({4e-3})}
+    assert select({"a": by_rate}, True, failed)["a"].overtaken_by(True) is None
 
 
 def test_a_rate_that_failed_bounds_the_sweep():

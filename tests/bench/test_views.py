@@ -55,9 +55,7 @@ def test_failures_are_in_no_view():
 
 def test_configurations_of_one_arm_are_told_apart_by_what_differs_first_rank_then_steps():
     records = [
-        full_record(
-            "hrp-b", seed, hrp={"preheat_rank": R, "preheat_steps": K, "batches": K}, note=seed
-        )
+        full_record("hrp-b", seed, hrp={"preheat_rank": R, "preheat_steps": K, "batches": K})
         for R in (4, 16)
         for K in (5, 10)
         for seed in (0, 1)
@@ -68,13 +66,66 @@ def test_configurations_of_one_arm_are_told_apart_by_what_differs_first_rank_the
     }  # fmt: skip
 
 
-def test_an_arm_with_one_configuration_keeps_its_name_though_settings_follow_seed_and_rate():
+def test_an_arm_with_one_configuration_keeps_its_name():
     records = [
-        full_record("lora", seed, rate, out=f"runs/{seed}-{rate}")
+        full_record("lora", seed, rate, training={"weight_decay": 0.1})
         for seed in (0, 1)
         for rate in (1e-3, 2e-3)
     ]
     assert set(arm_labels(records).values()) == {"lora"}
+
+
+def test_configurations_that_share_no_rate_and_seed_are_not_merged():
+    ranks = [
+        full_record("hrp-ab", seed, rate, hrp={"preheat_rank": R})
+        for R, rate in ((64, 1e-3), (128, 2e-3))
+        for seed in range(3)
+    ]
+    seeds = [full_record("hrp-b", seed, hrp={"scale": float(seed > 0)}) for seed in range(3)]
+    found = sorted(set(arm_labels([*ranks, *seeds]).values()))
+    assert found == ["hrp-ab R=128", "hrp-ab R=64", "hrp-b scale=0.0", "hrp-b scale=1.0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "other"),
+    [
+        ("model", "a", "b"),
+        ("batch_size", 8, 32),
+        ("dtype", "float32", "bfloat16"),
+        ("lora", {"r": 4}, {"r": 64}),
+        ("task", {"test_rows": 10}, {"test_rows": 500}),
+    ],
+)
+def test_what_differs_in_more_than_the_start_is_never_compared(name, setting, other):
+    records = [full_record("lora", seed, 1e-3, 450, 0, **{name: setting}) for seed in range(3)]
+    records += [full_record("hrp-b", seed, 1e-3, 420, 30, **{name: setting}) for seed in range(3)]
+    records += [full_record("hrp-ab", seed, 1e-3, 420, 30, **{name: other}) for seed in range(3)]
+    total = [view for view in views(records) if view.basis == "equal total steps"]
+    assert [{one.arm for one in view.records} for view in total] in (
+        [{"lora", "hrp-b"}, {"hrp-ab"}], [{"hrp-ab"}, {"lora", "hrp-b"}],
+    )  # fmt: skip
+    assert all("=" in view.settings and view.settings in view.title for view in total)
+    judged = [one for view in total for one in analyse(view).comparisons]
+    assert [(one.arm, one.control) for one in judged] == [("hrp-b", "lora")]
+
+
+def test_views_that_share_all_settings_need_no_further_name():
+    assert {view.settings for view in views(benchmark())} == {""}
+    assert views(benchmark())[0].title == "standin-a: gsm8k, equal total steps (450)"
+
+
+def test_a_failed_rate_counts_for_its_own_configuration_alone():
+    records = [
+        full_record("hrp-b", 0, rate, 420, 30, 1.4 - rate, hrp={"preheat_rank": R})
+        for R in (4, 8)
+        for rate in (1e-3, 2e-3)
+    ]
+    hot = full_record("hrp-b", 0, 4e-3, 420, 30, hrp={"preheat_rank": 4})
+    failed = dataclasses.replace(hot, status="failed", reason="NaN", metrics={}, costs=Costs())
+    best = analyse(views([*records, failed])[0]).best
+    assert {arm: one.on_edge for arm, one in best.items()} == {
+        "hrp-b R=4": False, "hrp-b R=8": True,
+    }  # fmt: skip
 
 
 def test_the_analysis_finds_the_best_rate_the_verdict_and_the_share_of_the_gap():

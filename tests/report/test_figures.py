@@ -4,6 +4,7 @@ from xml.parsers import expat
 
 import numpy as np
 import pytest
+from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 from spectra_made import made_spectrum
 
@@ -123,31 +124,35 @@ def test_an_arm_far_from_all_others_does_not_flatten_them():
     assert any(text.get_text().startswith("-10.4") for text in figure.axes[0].texts)
 
 
-def ablated(ranks, steps):
-    return [
-        full_record(
-            "hrp-b", seed, rate, 450 - K, K, 1.4 + R / 1000 + K / 100 + rate,
-            preheat_rank=R, preheat_steps=K,
-        )
-        for R in ranks for K in steps for seed in (0, 1) for rate in (1e-3, 2e-3)
-    ]  # fmt: skip
+def test_a_rate_with_fewer_seeds_is_hollow_and_has_no_band():
+    records = [full_record("lora", seed, rate, 450, 0, 1.4 + rate + 0.01 * seed)
+               for seed in range(3) for rate in (1e-3, 2e-3)]  # fmt: skip
+    records.append(full_record("lora", 0, 4e-3, 450, 0, 1.41))
+    axes = plots.sweep_curves(analyse(views(records)[0])).axes[0]
+    band, *points = axes.collections
+    faces = {float(one.get_offsets()[0, 0]): to_hex(one.get_facecolor()[0]) for one in points}
+    assert faces == {1e-3: INK, 2e-3: INK, 4e-3: "#ffffff"}
+    assert band.get_paths()[0].vertices[:, 0].max() == pytest.approx(2e-3)
 
 
-def test_an_ablation_s_cells_are_means_at_the_best_rate_in_numeric_order():
-    figure = plots.ablation(ablated((4, 128, 16), (5, 100, 25)), "eval_loss")
-    axes = figure.axes[0]
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["4", "16", "128"]
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["5", "25", "100"]
-    values = axes.collections[0].get_array().reshape(3, 3)
-    expected = [[1.401 + R / 1000 + K / 100 for K in (5, 25, 100)] for R in (4, 16, 128)]
-    assert np.allclose(values, expected)
-
-
-def test_there_is_no_ablation_where_only_one_setting_varies():
-    assert plots.ablation(ablated((4, 16), (5,)), "eval_loss") is None
-    scales = [full_record(preheat_rank=4, preheat_steps=5, scale=scale) for scale in (1.0, 2.0)]
-    assert plots.ablation(scales, "eval_loss") is None
-    assert plots.ablation([full_record()], "eval_loss") is None
+def test_an_arm_that_diverged_is_clipped_and_marked_and_leaves_the_rest_readable():
+    losses = {"lora": 1.45, "a": 1.44, "b": 1.452, "c": 1.455, "lora+": 4.37}
+    records = [
+        full_record(arm, seed, rate, 450, 0, loss + 20 * abs(rate - 2e-3) + 0.001 * seed)
+        for arm, loss in losses.items()
+        for seed in range(3)
+        for rate in (1e-3, 2e-3, 4e-3)
+    ]
+    axes = plots.sweep_curves(analyse(views(records)[0])).axes[0]
+    low, high = axes.get_ylim()
+    assert low < 1.44
+    assert high < 2
+    points = [one for one in axes.collections if isinstance(one, PathCollection)]
+    assert len(points) == 15
+    assert all(low < float(one.get_offsets()[0, 1]) < high for one in points)
+    edge = [one for one in points if float(one.get_offsets()[0, 1]) > high - 0.05 * (high - low)]
+    assert len(edge) >= 3
+    assert [text.get_text() for text in axes.texts] == ["4.3710"]
 
 
 def test_more_series_than_colours_stay_apart():

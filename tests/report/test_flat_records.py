@@ -11,8 +11,9 @@ import pytest
 from hrp.bench.record import RecordError
 from hrp.bench.views import analyse, views
 from hrp.cli import report
+from hrp.report.costs import cost_table
 from hrp.report.flat_records import is_flat, load_flat
-from hrp.report.tables import DASH, cost_table
+from hrp.report.tables import DASH
 
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "experiments/results/gsm8k-core"

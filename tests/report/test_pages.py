@@ -148,11 +148,35 @@ def test_the_reading_names_the_arms_by_verdict():
     assert "all arms: one learning rate only, not swept; nothing is said of their best." in single
 
 
-def test_the_reading_says_where_another_rate_looks_better_on_fewer_seeds():
-    chosen = [full_record("lora", seed, 1e-3, loss=1.4) for seed in range(2)]
-    words = "lora: another learning rate does better on fewer seeds"
-    assert words in report_page([*chosen, full_record("lora", 0, 2e-3, loss=1.3)])
-    assert words not in report_page([*chosen, full_record("lora", 0, 2e-3, loss=1.5)])
+def test_the_reading_names_arms_whose_rate_is_not_settled_instead_of_judging_them():
+    wrong = [full_record("pissa", seed, 4e-3, 450, 0, 4.4 + 0.1 * seed) for seed in range(3)]
+    text = report_page([*benchmark(), *wrong, full_record("pissa", 0, 1e-3, 450, 0, 1.43)])
+    assert "pissa: learning rate not settled, no verdict" in text
+    assert "significantly worse" not in text
+    assert "learning rate not settled" not in report_page([*benchmark(), *wrong])
+
+
+def test_a_control_whose_rate_is_not_settled_is_said_first_and_nothing_is_judged():
+    better = full_record("lora", 0, 5e-4, 450, 0, loss=1.2)
+    text = report_page([*benchmark(), better])
+    reading = text.partition("<ul><li>NO VERDICTS: the best learning rate of lora")[2]
+    assert reading.startswith(", the control, is not settled: 0.0005 does better")
+    assert "significantly" not in text.replace("not significant", "")
+    assert "Difference to lora" not in text
+
+
+def test_many_variants_of_an_arm_are_counted_and_their_factors_shown():
+    grid = [
+        full_record(
+            "hrp-b", seed, 1e-3, 450 - K, K, 1.40 + 0.001 * R + 0.0001 * (seed * K % 7),
+            preheat_rank=R, preheat_steps=K,
+        )
+        for R in (4, 8, 16) for K in (10, 20) for seed in range(3)
+    ]  # fmt: skip
+    text = report_page([*benchmark(), *grid])
+    assert "hrp-b (6 of 6 variants)" in text
+    assert "hrp-b R=4 K=10," not in text
+    assert "Each level of a factor" in text
 
 
 def test_records_alone_and_spectra_alone_make_a_page():

@@ -7,14 +7,14 @@ import pytest
 import hrp.report.tables
 from bench.synthetic import ARMS, benchmark, full_record, planted_scores, records_of
 from hrp.bench.views import View, analyse, views
-from hrp.report.tables import (
-    Table,
-    arms_table,
-    cost_table,
+from hrp.report.costs import cost_table
+from hrp.report.provenance import (
     failures_table,
+    origins_table,
     provenance_table,
     sources_table,
 )
+from hrp.report.tables import DASH, Table, arms_table
 
 
 def column(table, name):
@@ -62,6 +62,92 @@ def test_a_best_rate_on_the_edge_and_an_unswept_arm_are_marked():
     assert rates == {"lora": "0.001 (edge)", "pissa": "0.001 (not swept)"}
 
 
+def unsettled(arm="pissa"):
+    """The benchmark, and an arm with all seeds at a rate that is far from its best."""
+    wrong = [full_record(arm, seed, 4e-3, 450, 0, 4.4 + 0.1 * seed) for seed in range(3)]
+    return [*benchmark(), *wrong, full_record(arm, 0, 1e-3, 450, 0, 1.43)]
+
+
+def test_an_arm_whose_rate_is_not_settled_has_no_difference_and_says_what_is_missing():
+    table = arms_table(analyse(views(unsettled())[0]))
+    assert column(table, "verdict")["pissa"] == "rate not settled"
+    assert column(table, "minus lora")["pissa"] == column(table, "Holm p")["pissa"] == DASH
+    assert column(table, "best learning rate")["pissa"] == (
+        "0.004 (not settled: 0.001 is better on 1 seed)"
+    )
+    assert "Holm over all 2," in table.caption
+
+
+def test_compute_is_the_control_s_flops_over_all_seeds():
+    table = arms_table(analyse(views(benchmark())[0]))
+    assert column(table, "compute") == {"lora": "1.00", "hrp-ab": "1.00", "oracle-b": "1.00"}
+    dearer = [
+        dataclasses.replace(
+            one, costs=dataclasses.replace(one.costs, flops=(1.0 + 0.1 * one.run.seed) * 2e14)
+        )
+        if one.arm == "hrp-ab"
+        else dataclasses.replace(one, costs=dataclasses.replace(one.costs, flops=1e14))
+        for one in benchmark()
+    ]
+    table = arms_table(analyse(views(dearer)[0]))
+    assert column(table, "compute") == {"lora": "1.00", "hrp-ab": "2.20", "oracle-b": "1.00"}
+    assert "an equal number of steps is not equal compute" in table.caption
+
+
+def test_a_share_of_the_gap_has_its_interval_and_is_blank_where_it_says_nothing():
+    far = [
+        full_record(arm, seed, 2e-3, 450, 0, loss + 0.001 * ((seed + place) % 3))
+        for place, (arm, loss) in enumerate({"pissa": 1.6, "full": 1.2, "eva": 1.46}.items())
+        for seed in range(3)
+    ]
+    noisy = [
+        dataclasses.replace(
+            one, metrics={"eval_loss": one.metrics["eval_loss"] + 0.001 * (hash_of(one) % 3)}
+        )
+        for one in [*benchmark(), *far]
+    ]
+    analysis = analyse(views(noisy)[0])
+    table = arms_table(analysis)
+    cells = column(table, "gap to oracle-b closed [95 % CI]")
+    assert cells["pissa"] == cells["full"] == cells["lora"] == cells["oracle-b"] == DASH
+    share = analysis.gaps["hrp-ab"]
+    assert cells["hrp-ab"] == f"{share.share:.0%} [{share.low:.0%}, {share.high:.0%}]"
+    assert "Fieller" in table.caption
+
+
+def hash_of(record):
+    return sum(map(ord, record.arm)) * (record.run.seed + 1)
+
+
+def test_the_caption_says_what_the_interval_and_the_correction_are():
+    values = planted_scores(np.random.default_rng(0), effects={"hrp-ab": 0.0})
+    view = View("synthetic", "gsm8k", "equal total steps", 100, tuple(records_of(values)))
+    analysis = analyse(view)
+    caption = arms_table(analysis).caption
+    sd = analysis.pool.variance**0.5
+    assert f"(sd of a run {sd:.4f}, 10 degrees of freedom)" in caption
+    assert "Each interval is for its comparison alone; p is corrected by Holm over all 5" in caption
+
+
+def test_a_row_whose_interval_leaves_0_out_without_a_verdict_is_marked():
+    names = ("lora", *(f"arm-{place}" for place in range(9)))
+    generator = np.random.default_rng(4)
+    values = planted_scores(generator, names, effects={"arm-0": -2.3}, curvature=9.0)
+    view = View("synthetic", "gsm8k", "equal total steps", 100, tuple(records_of(values, names)))
+    analysis = analyse(view)
+    table = arms_table(analysis)
+    marked = {arm for arm, cell in column(table, "minus lora").items() if "‡" in cell}
+    assert marked == {
+        one.arm
+        for one in analysis.comparisons
+        if one.verdict == "no significant difference"
+        and not one.interval[0] <= 0 <= one.interval[1]
+    }
+    assert "arm-0" in marked
+    assert "‡: the interval leaves 0 out" in table.caption
+    assert "‡" not in arms_table(analyse(views(benchmark())[0])).caption
+
+
 def test_every_row_of_the_arms_table_can_be_traced_to_its_records():
     records = {record.run_id: record for record in benchmark()}
     analysis = analyse(views(records.values())[0])
@@ -79,6 +165,48 @@ def test_the_cost_table_charges_the_start():
     assert column(table, "peak memory")["lora"] == "3.00 GiB"
 
 
+def by_another_engine(records, arm, **fields):
+    return [dataclasses.replace(one, **fields) if one.arm == arm else one for one in records]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"device": "NVIDIA H100"}, {"command": "hrp bench run a.yaml --cuda_graphs --workers 4"}],
+)
+def test_times_and_memory_of_another_engine_than_the_control_s_are_marked(fields):
+    records = by_another_engine(benchmark(), "hrp-ab", **fields)
+    table = cost_table(analyse(views(records)[0]))
+    for name in ("wall time", "throughput", "peak memory"):
+        cells = column(table, name)
+        assert cells["hrp-ab"].endswith(" †")
+        assert not cells["lora"].endswith("†")
+        assert not cells["oracle-b"].endswith("†")
+    assert "not comparable" in table.caption
+    assert "†" not in cost_table(analyse(views(benchmark())[0])).caption
+
+
+def test_where_the_control_mixes_engines_nothing_compares_with_it():
+    records = [
+        dataclasses.replace(one, device="NVIDIA H100") if one.run.seed == 0 else one
+        for one in benchmark()
+    ]
+    cells = column(cost_table(analyse(views(records)[0])), "peak memory")
+    assert all(cell.endswith(" †") for cell in cells.values())
+
+
+def test_the_origins_of_a_view_s_records_are_counted():
+    graphs = "hrp bench run a.yaml --padding_free --cuda_graphs --workers 4"
+    records = by_another_engine(benchmark(), "hrp-ab", command=graphs, git_dirty=None)
+    table = origins_table(views(records)[0].records)
+    commit, device = "0123456789abcdef0123456789abcdef01234567", "NVIDIA H200"
+    assert set(table.rows) == {
+        ("18", commit, device, "none"),
+        ("9", f"{commit} (dirtiness unknown)", device, "--padding_free --cuda_graphs"),
+    }
+    assert "Losses of different engines agree up to rounding" in table.caption
+    assert "All were run by one engine" in origins_table(benchmark()).caption
+
+
 def test_failures_are_listed_with_reasons_and_alike_ones_counted():
     failed = [
         dataclasses.replace(full_record(seed=seed), status="failed", reason="out of memory")
@@ -93,6 +221,8 @@ def test_provenance_names_a_dirty_tree():
     dirty = dataclasses.replace(full_record(), git_dirty=True)
     facts = dict(provenance_table([dirty]).rows)
     assert facts["commit"].endswith("(with changes)")
+    unknown = dataclasses.replace(full_record(), git_dirty=None)
+    assert dict(provenance_table([unknown]).rows)["commit"].endswith("(dirtiness unknown)")
     assert facts["device"] == "NVIDIA H200"
     assert facts["model"] == "base-lm-30m"
 

@@ -2,8 +2,9 @@
 
 One JSON a run with ``run_info``, ``train_info`` and ``meta_info``, as PEFT's MetaMathQA runner
 writes them and its result pages read them (https://github.com/huggingface/peft, folder
-``method_comparison``). What a record does not know is null, or 0 where those pages need an integer;
-the peak memory stands for all three memory figures.
+``method_comparison``). What a record does not know is null, or 0 where those pages need an integer:
+records do not hold the number of trainable parameters, so it and the adapter's size are not known.
+The peak memory stands for all three memory figures.
 """
 
 from __future__ import annotations
@@ -15,11 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from hrp.bench.record import Record, write_whole
+from hrp.bench.sections import SECTIONS
 
 _STATUS = {"ok": "success", "failed": "failed"}
 _ACCURACIES = ("exact_match", "accuracy")
 _PACKAGES = ("transformers", "peft", "datasets", "bitsandbytes", "torch")
 _WEIGHT_BYTES = 4
+# Arms that are words of PEFT's `init_lora_weights`, and switches of its `LoraConfig`. All others
+# write their factors into a plain LoRA.
+_PEFT_STARTS = frozenset(
+    {"gaussian", "orthogonal", "pissa", "olora", "mica", "eva", "corda", "lora_ga"}
+)
+_PEFT_SWITCHES = {"rslora": "use_rslora", "dora": "use_dora", "dora-hrp-ab": "use_dora"}
 
 
 def export_records(records: Sequence[Record], folder: Path) -> list[Path]:
@@ -43,7 +51,8 @@ def peft_result(record: Record) -> dict[str, Any]:
     From ``record.run.config`` it takes ``model`` (the base model's name), ``train_config``, and
     ``lora`` or ``peft_config`` where these are given; from the metrics "exact_match" or "accuracy"
     as the test accuracy. ``batch_size``, ``trainable_parameters`` and ``total_parameters`` are read
-    too.
+    too. ``peft_config`` is what PEFT made the adapter from; a start that PEFT does not know stands
+    in ``train_config``, as ``arm`` with its settings.
     """
     if record.status not in _STATUS:
         raise ValueError(f"`record` must have run, got status {record.status!r} ({record.reason})")
@@ -67,6 +76,8 @@ def _run_info(record: Record) -> dict[str, Any]:
         "seed": run.seed,
         "optimizer_kwargs": {"lr": run.learning_rate},
         "task": run.task,
+        "arm": run.arm,
+        **{name: run.config[name] for name in SECTIONS if name in run.config},
     }
     return {
         "created_at": record.started,
@@ -89,7 +100,31 @@ def _peft_config(record: Record) -> dict[str, Any] | None:
         return None
     config = record.run.config
     given = {**_mapping(config.get("lora")), **_mapping(config.get("peft_config"))}
-    return {"peft_type": "LORA", "r": config.get("rank"), "init_lora_weights": record.arm} | given
+    plain: dict[str, Any] = {
+        "peft_type": "LORA",
+        "r": config.get("rank"),
+        "init_lora_weights": True,
+    } | given
+    if record.arm in _PEFT_STARTS:
+        plain["init_lora_weights"] = record.arm
+    if switch := _PEFT_SWITCHES.get(record.arm):
+        plain[switch] = True
+    return plain | (_adalora(record, plain["r"]) if record.arm == "adalora" else {})
+
+
+def _adalora(record: Record, rank: int) -> dict[str, Any]:
+    """As the arm asks PEFT for it; see `hrp.bench.arms`."""
+    settings = {**SECTIONS["adalora"], **_mapping(record.run.config.get("adalora"))}
+    steps = record.costs.finetune_steps
+    return {
+        "peft_type": "ADALORA",
+        "init_r": settings["init_rank"] or round(1.5 * rank),
+        "target_r": rank,
+        "tinit": round(settings["initial_share"] * steps),
+        "tfinal": round(settings["final_share"] * steps),
+        "deltaT": settings["interval"],
+        "total_step": steps,
+    }
 
 
 def _train_info(record: Record) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,16 @@ _LONE_RATE_RATIO = 3.0
 
 
 def minimised(metric: str) -> bool:
-    """Whether less is better: for losses and perplexities, by their names.
+    """Whether less is better: for losses, and lm-eval's perplexities and bits, by their names.
 
-    >>> minimised("eval_loss"), minimised("exact_match")
-    (True, False)
+    lm-eval's names may end in a filter's.
+
+    >>> minimised("eval_loss"), minimised("lm_eval_pile_bits_per_byte"), minimised("exact_match")
+    (True, True, False)
     """
-    return metric.endswith(("loss", "perplexity"))
+    return metric.endswith("loss") or any(
+        word in metric for word in ("perplexity", "bits_per_byte")
+    )
 
 
 def scores(
@@ -71,22 +76,32 @@ class Best:
     """An arm at its best learning rate.
 
     Args:
-        learning_rate: the best of ``sweep``'s.
-        values: metric by seed at that rate.
-        sweep: mean over seeds by rate.
-        failed: rates that were tried and gave nothing: they bound the sweep as others do.
+        learning_rate: the best of ``by_rate``'s.
+        by_rate: metric by rate and seed.
+        failed: rates at which a run was tried and gave nothing: they bound the sweep as others do,
+            and are not waited for.
     """
 
     arm: str
     learning_rate: float
-    values: Mapping[int, float]
-    sweep: Mapping[float, float]
+    by_rate: Mapping[float, Mapping[int, float]]
     failed: frozenset[float] = frozenset()
+
+    @property
+    def values(self) -> Mapping[int, float]:
+        """Metric by seed at the best rate."""
+        return self.by_rate[self.learning_rate]
+
+    @property
+    def complete(self) -> tuple[float, ...]:
+        """Rates with the most seeds that the arm has at any, ascending: the best is one of them."""
+        most = max(map(len, self.by_rate.values()))
+        return tuple(sorted(rate for rate, found in self.by_rate.items() if len(found) == most))
 
     @property
     def grid(self) -> tuple[float, ...]:
         """Learning rates tried, ascending."""
-        return tuple(sorted(self.failed | set(self.sweep)))
+        return tuple(sorted(self.failed | set(self.by_rate)))
 
     @property
     def mean(self) -> float:
@@ -104,10 +119,32 @@ class Best:
         """Whether the best rate is the grid's smallest or largest: the sweep needs widening."""
         return self.learning_rate in (self.grid[0], self.grid[-1])
 
-    def is_overtaken(self, minimise: bool) -> bool:
-        """Whether a rate that had too few seeds to be chosen looks better than the chosen one."""
-        means = self.sweep.values()
-        return min(means) < self.mean if minimise else max(means) > self.mean
+    def overtaken_by(self, minimise: bool) -> float | None:
+        """A rate that lacks seeds and, on those it has, does better than every complete rate.
+
+        Means are compared over common seeds only: seeds differ more than rates do. Until such a
+        rate has all seeds the best one is not known. None where the best rate is settled.
+        """
+        behind = {
+            rate: max(self._behind(rate, whole, minimise) for whole in self.complete)
+            for rate in set(self.by_rate) - set(self.complete) - self.failed
+        }
+        ahead = [rate for rate, worst in behind.items() if worst < 0]
+        return min(ahead, key=lambda rate: (behind[rate], rate), default=None)
+
+    def _behind(self, rate: float, other: float, minimise: bool) -> float:
+        """By how much ``rate`` is worse than ``other`` on common seeds; infinite without any."""
+        seeds = set(self.by_rate[rate]) & set(self.by_rate[other])
+        if not seeds:
+            return math.inf
+        sign = 1 if minimise else -1
+        found = [self.by_rate[rate][seed] - self.by_rate[other][seed] for seed in seeds]
+        return sign * float(np.mean(found))
+
+
+def settled(best: Mapping[str, Best], minimise: bool) -> dict[str, Best]:
+    """Those of ``best`` whose best rate is known, see `Best.overtaken_by`."""
+    return {arm: one for arm, one in best.items() if one.overtaken_by(minimise) is None}
 
 
 def select(
@@ -122,10 +159,8 @@ def select(
     sign = 1 if minimise else -1
     best = []
     for arm, by_rate in table.items():
-        most = max(map(len, by_rate.values()))
-        sweep = {rate: float(np.mean(list(values.values()))) for rate, values in by_rate.items()}
-        eligible = sorted(rate for rate, values in by_rate.items() if len(values) == most)
-        rate = min(eligible, key=lambda rate: sign * sweep[rate])
         lost = (failed or {}).get(arm, frozenset())
-        best.append(Best(arm, rate, dict(by_rate[rate]), sweep, lost))
+        first = Best(arm, next(iter(by_rate)), by_rate, lost)
+        ranked = [dataclasses.replace(first, learning_rate=rate) for rate in first.complete]
+        best.append(min(ranked, key=lambda one: sign * one.mean))
     return {one.arm: one for one in sorted(best, key=lambda one: sign * one.mean)}

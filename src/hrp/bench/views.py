@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hrp.bench.gaps import Share, gap_closed
 from hrp.bench.record import Record
-from hrp.bench.stats import CONTROL, Comparison, compare, gap_closed
+from hrp.bench.stats import CONTROL, Comparison, Pool, compare, shared_pool
 from hrp.bench.sweeps import Best, Scores, minimised, scores, select
 
 Basis = Literal["equal total steps", "equal fine-tuning steps"]
 ORACLES = ("oracle-b", "oracle-a")
 _SHORT = {"preheat_rank": "R", "preheat_steps": "K"}
+# What the control must share with an arm for their difference to be the start's.
+_ALIKE = ("model", "dtype", "batch_size", "lora.r")
 
 
 @dataclass(frozen=True)
 class View:
     """Records of one experiment and task that had the same number of steps.
+
+    They share base model, dtype, batch size, LoRA's rank and the task's options too.
 
     Args:
         basis: "equal total steps" counts what the start is charged, "equal fine-tuning steps" does
@@ -27,6 +33,7 @@ class View:
         steps: that number of steps.
         records: those with status "ok".
         failed: failed runs of the experiment and task, at any number of steps.
+        settings: what tells it from other views of the experiment and task, such as "r=4".
     """
 
     experiment: str
@@ -35,6 +42,15 @@ class View:
     steps: int
     records: tuple[Record, ...]
     failed: tuple[Record, ...] = ()
+    settings: str = ""
+
+    @property
+    def title(self) -> str:
+        """Experiment, task, basis, steps and settings, as a heading."""
+        steps = f"{self.basis} ({self.steps})"
+        return f"{self.experiment}: {self.task}, {steps}" + f", {self.settings}" * bool(
+            self.settings
+        )
 
 
 @dataclass(frozen=True)
@@ -46,7 +62,8 @@ class Analysis:
         table: scores by arm, rate and seed.
         best: arms at their best rates, best arm first.
         comparisons: with the control; empty where it has no results.
-        gaps: share of the gap to ``oracle`` closed, and its standard error, by arm.
+        pool: behind the comparisons; None where nothing can be tested.
+        gaps: share of the gap to ``oracle`` closed, by arm.
     """
 
     view: View
@@ -56,7 +73,8 @@ class Analysis:
     best: Mapping[str, Best]
     comparisons: Sequence[Comparison]
     oracle: str | None
-    gaps: Mapping[str, tuple[float, float]]
+    pool: Pool | None
+    gaps: Mapping[str, Share]
     control: str = CONTROL
 
     @property
@@ -78,13 +96,40 @@ class Analysis:
 def views(records: Iterable[Record], control: str = CONTROL) -> list[View]:
     """Split records into views: by experiment and task, then by the control's step counts.
 
+    Records that differ in model, dtype, batch size, LoRA's rank or the task's options are never in
+    one view: a difference between them would not be the start's.
+
     The view at equal fine-tuning steps is left out where it has nothing that the one at equal
     total steps has not, that is where no arm is charged for its start.
     """
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         groups.setdefault((record.run.experiment, record.run.task), []).append(record)
-    return [view for key in sorted(groups) for view in _views_of(key, groups[key], control)]
+    return [
+        dataclasses.replace(view, settings=settings)
+        for key in sorted(groups)
+        for settings, group in sorted(_alike(groups[key]).items())
+        for view in _views_of(key, group, control)
+    ]
+
+
+def _alike(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records by the settings in which the control must be like its rivals, where these differ."""
+    found = [
+        {
+            name: text
+            for name, text in _flattened(one.run.config)
+            if name in _ALIKE or name.startswith("task.")
+        }
+        for one in records
+    ]
+    names = sorted({name for one in found for name in one})
+    telling = [name for name in names if len({one.get(name) for one in found}) > 1]
+    groups: dict[str, list[Record]] = {}
+    for record, settings in zip(records, found, strict=True):
+        text = ", ".join(f"{_last(name)}={settings.get(name)}" for name in telling)
+        groups.setdefault(text, []).append(record)
+    return groups
 
 
 def _views_of(key: tuple[str, str], group: list[Record], control: str) -> list[View]:
@@ -108,8 +153,8 @@ def _views_of(key: tuple[str, str], group: list[Record], control: str) -> list[V
 def arm_labels(records: Sequence[Record]) -> dict[str, str]:
     """Name by run id: the arm, with those settings that tell its configurations apart.
 
-    Settings are added, preheating's rank and steps first, only until no two records of an arm
-    share learning rate and seed.
+    Two records whose configurations differ in anything are of different arms. Settings are added,
+    preheating's rank and steps first, only until they tell all configurations apart.
     """
     by_arm: dict[str, list[Record]] = {}
     for record in records:
@@ -123,20 +168,17 @@ def arm_labels(records: Sequence[Record]) -> dict[str, str]:
 
 def _labels_of(arm: str, records: Sequence[Record]) -> list[str]:
     settings = [dict(_flattened(record.run.config)) for record in records]
-    cells = [(record.run.learning_rate, record.run.seed) for record in records]
+    configurations = len({tuple(sorted(one.items())) for one in settings})
     names = {name for one in settings for name in one}
     chosen: list[str] = []
-    seen = len(set(cells))
+    seen = 1
     for name in sorted(names, key=lambda name: (_last(name) not in _SHORT, name)):
-        if seen == len(records):
+        if seen == configurations:
             break
-        trial = [
-            (cell, *(one.get(key) for key in (*chosen, name)))
-            for cell, one in zip(cells, settings, strict=True)
-        ]
-        if len(set(trial)) > seen:
+        apart = len({tuple(one.get(key) for key in (*chosen, name)) for one in settings})
+        if apart > seen:
             chosen.append(name)
-            seen = len(set(trial))
+            seen = apart
     shown = [(key, _SHORT.get(_last(key), _last(key))) for key in chosen]
     return [" ".join([arm, *(f"{s}={one.get(key)}" for key, s in shown)]) for one in settings]
 
@@ -180,8 +222,9 @@ def analyse(view: View, metric: str | None = None, control: str = CONTROL) -> An
     metric = metric or main_metric(view.records)
     labels = arm_labels(view.records)
     table = scores(view.records, metric, label=lambda record: labels[record.run_id])
-    best = select(table, minimised(metric), _failed_rates(view, table))
+    best = select(table, minimised(metric), _failed_rates(view, labels))
     oracle = next((name for name in ORACLES if name in best), None)
+    pool = shared_pool(best, minimised(metric), [control])
     return Analysis(
         view,
         metric,
@@ -190,16 +233,21 @@ def analyse(view: View, metric: str | None = None, control: str = CONTROL) -> An
         best,
         comparisons=compare(best, minimised(metric), control) if control in best else [],
         oracle=oracle,
-        gaps=gap_closed(best, oracle, control) if oracle else {},
+        pool=pool,
+        gaps=gap_closed(best, pool, oracle, control) if pool and oracle else {},
         control=control,
     )
 
 
-def _failed_rates(view: View, table: Scores) -> dict[str, frozenset[float]]:
-    """Rates at which an arm's runs failed; of no use where the arm has several configurations."""
+def _failed_rates(view: View, labels: Mapping[str, str]) -> dict[str, frozenset[float]]:
+    """Rates at which runs failed, by label: of the configurations that have results too."""
+    known = {_configuration(record): labels[record.run_id] for record in view.records}
     rates: dict[str, frozenset[float]] = {}
     for record in view.failed:
-        if record.arm in table:
-            earlier = rates.get(record.arm, frozenset())
-            rates[record.arm] = earlier | {record.run.learning_rate}
+        if label := known.get(_configuration(record)):
+            rates[label] = rates.get(label, frozenset()) | {record.run.learning_rate}
     return rates
+
+
+def _configuration(record: Record) -> str:
+    return json.dumps([record.arm, record.run.config], sort_keys=True)

@@ -1,4 +1,4 @@
-"""``hrp bench``: run experiments, list what is in them, write their results as a page."""
+"""``hrp bench``: run experiments, list what is in them, write their results as a page or export."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ EPILOG = """examples:
   hrp bench run experiments/standin-gsm8k-450.yaml --model_name_or_path DIR/base-lm-30m \\
       --dataset_path DIR/gsm8k --workers 14 --time_limit 540
   hrp bench report experiments/results/standin-gsm8k-450 --out docs/results.md
+  hrp bench export experiments/results/standin-gsm8k-450 --out peft-results
 
 A rerun does only what is missing. HRP_GIT_COMMIT names the commit for the records where the tree is
 a copy without .git, or with one that is not its own.
@@ -29,10 +30,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="run|list|report")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="run|list|report|export"
+    )
     _add_run(commands)
     _add_list(commands)
     _add_report(commands)
+    _add_export(commands)
     return parser
 
 
@@ -105,10 +109,19 @@ def _add_report(commands: Any) -> None:
     parser.add_argument("--control", default="lora", help="arm to compare with (default: lora)")
 
 
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser(
+        "export", help="write records as results of PEFT's method_comparison, one JSON a run"
+    )
+    parser.add_argument("records", type=Path, nargs="+", help="folders of records")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the results")
+
+
 def main(argv: list[str]) -> int:
     """Run ``hrp bench``; returns 0, or 2 where the arguments cannot be used."""
     options = _parser().parse_args(argv)
-    command = {"run": _run, "list": _list, "report": _report}[options.command]
+    commands = {"run": _run, "list": _list, "report": _report, "export": _export}
+    command = commands[options.command]
     try:
         return command(options, argv)
     except (OSError, ValueError) as error:
@@ -223,4 +236,15 @@ def _report(options: argparse.Namespace, _: Sequence[str]) -> int:
     records = [record for folder in options.records for record in load_records(folder)]
     figures = write_page(records, options.out, options.title, options.metric, options.control)
     print(f"wrote {options.out} ({len(records)} records, {figures} figures)")
+    return 0
+
+
+def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from hrp.bench.export import export_records
+    from hrp.bench.record import load_records
+
+    records = [record for folder in options.records for record in load_records(folder)]
+    written = export_records(records, options.out)
+    left = len(records) - len(written)
+    print(f"wrote {len(written)} results to {options.out} ({left} runs not applicable, left out)")
     return 0

@@ -77,11 +77,22 @@ def colour(index: int) -> dict[str, Any]:
 
 
 def heat_map(
-    figure: Figure, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], label: str
+    figure: Figure,
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    label: str,
+    texts: np.ndarray | None = None,
+    **shades: Any,
 ) -> Any:
-    """Draw ``values`` (rows, columns) with their numbers where there is room; NaN stays empty."""
+    """Draw ``values`` (rows, columns), NaN as empty cells; returns the axes.
+
+    ``texts`` are written into the cells where there is room, by default the numbers; ``shades`` are
+    matplotlib's ``cmap`` and ``norm``.
+    """
     axes = figure.add_subplot()
-    mesh = axes.pcolormesh(np.ma.masked_invalid(values), cmap="viridis", edgecolors="face")
+    masked = np.ma.masked_invalid(values)
+    mesh = axes.pcolormesh(masked, edgecolors="face", **{"cmap": "viridis", **shades})
     axes.invert_yaxis()
     axes.grid(visible=False)
     axes.set_yticks(np.arange(len(rows)) + 0.5, [plain(row, 30) for row in rows])
@@ -92,20 +103,25 @@ def heat_map(
     axes.tick_params(length=0)
     figure.colorbar(mesh, ax=axes, label=label)
     if len(columns) <= 10 and len(rows) <= 36:
-        _write_numbers(axes, values)
+        _write_cells(axes, mesh, values, _numbers(values) if texts is None else texts)
     return axes
 
 
-def _write_numbers(axes: Any, values: np.ndarray) -> None:
-    low, high = np.nanmin(values), np.nanmax(values)
+def _numbers(values: np.ndarray) -> np.ndarray:
+    high = np.nanmax(values)
     digits = 0 if high >= 100 else 1 if high >= 10 else 3 if high < 5 else 2
+    return np.vectorize(lambda value: f"{value:.{digits}f}", otypes=[object])(values)
+
+
+def _write_cells(axes: Any, mesh: Any, values: np.ndarray, texts: np.ndarray) -> None:
+    """Black on bright cells, white on dark ones, by their luminance."""
     for row, column in np.argwhere(np.isfinite(values)):
-        value = values[row, column]
-        bright = high > low and (value - low) / (high - low) > 0.6
+        shade = mesh.cmap(mesh.norm(values[row, column]))[:3]
+        bright = float(np.dot(shade, (0.299, 0.587, 0.114))) > 0.55
         axes.text(
             column + 0.5,
             row + 0.5,
-            f"{value:.{digits}f}",
+            texts[row, column],
             ha="center",
             va="center",
             fontsize=7,

@@ -10,10 +10,13 @@ from matplotlib.figure import Figure
 
 from hrp.bench.record import Record, write_whole
 from hrp.bench.stats import CONTROL
-from hrp.bench.views import Analysis, analyse, main_metric, views
-from hrp.report import plots, tables
+from hrp.bench.views import Analysis, View, analyse, views
+from hrp.report import ablations, plots, provenance, tables
+from hrp.report.costs import cost_table
 from hrp.report.figures import save
 from hrp.report.reading import sentences
+
+_LONG = 40  # rows; longer tables are folded
 
 
 def write_page(
@@ -36,59 +39,60 @@ def write_page(
     if not records:
         raise ValueError("`records` must not be empty")
     figures: list[Path] = []
-    text = [f"# {title}", "", *_ablations(records, out, metric, figures)]
+    text = [f"# {title}", ""]
     for view in views(records, control):
         analysis = analyse(view, metric, control)
-        text += [f"## {view.experiment}: {view.task}, {view.basis} ({view.steps})", ""]
-        text += [
-            *(f"- {line}" for line in sentences(analysis)),
-            "",
-            tables.arms_table(analysis).markdown(),
-        ]
+        text += [f"## {view.title}", ""]
+        text += [*(f"- {line}" for line in sentences(analysis)), ""]
+        text += _ablations(analysis, out, figures)
+        text += _folded_if_long("All arms", tables.arms_table(analysis))
+        text += [provenance.origins_table(view.records).markdown()]
         text += _figures(analysis, out, figures)
-        text += ["### Costs", "", tables.cost_table(analysis).markdown()]
-        text += _folded("Records behind the table", tables.sources_table(analysis).markdown())
-    if failed := tables.failures_table(records):
+        text += ["### Costs", "", *_folded_if_long("Costs of all arms", cost_table(analysis))]
+        text += _folded("Records behind the table", provenance.sources_table(analysis).markdown())
+    if failed := provenance.failures_table(records):
         text += ["## Runs without a result", "", failed.markdown()]
-    text += ["## Provenance", "", tables.provenance_table(records).markdown()]
+    text += ["## Provenance", "", provenance.provenance_table(records).markdown()]
     write_whole(out, "\n".join(text) + "\n")
     return len(figures)
 
 
 def _figures(analysis: Analysis, out: Path, figures: list[Path]) -> Iterator[str]:
     view = analysis.view
-    stem = f"{view.experiment}-{view.task}-{view.basis}-{view.steps}"
-    if analysis.comparisons:
-        caption = f"Difference to {analysis.control}, 95 % t intervals"
+    stem = _stem(view)
+    if any(one.judged for one in analysis.comparisons):
+        caption = f"Difference to {analysis.control}, {plots.INTERVALS}"
         yield _figure(plots.differences(analysis), out, f"{stem}-differences", caption, figures)
     for drawing, name, caption in (
-        (plots.sweep_curves(analysis), "sweep", "Learning-rate sweeps: mean, range over seeds"),
+        (plots.sweep_curves(analysis), "sweep", f"Learning-rate sweeps: {plots.POINTS}"),
         (plots.loss_curves(analysis), "losses", "Training loss: mean, range over seeds"),
     ):
         if drawing is not None:
             yield _figure(drawing, out, f"{stem}-{name}", caption, figures)
 
 
-def _ablations(
-    records: Sequence[Record], out: Path, metric: str | None, figures: list[Path]
-) -> Iterator[str]:
-    for view in views(records):
-        judged = metric or main_metric(view.records)
-        for arm in sorted({one.arm for one in view.records}):
-            drawing = plots.ablation([one for one in view.records if one.arm == arm], judged)
-            if drawing is not None:
-                caption = (
-                    f"{view.experiment}, {view.basis} ({view.steps}), {arm}: {judged} over "
-                    "preheating rank and steps, each cell at its best learning rate"
-                )
-                name = f"{view.experiment}-{view.basis}-{view.steps}-{arm}-ablation"
-                yield _figure(drawing, out, name, caption, figures)
+def _stem(view: View) -> str:
+    name = f"{view.experiment}-{view.task}-{view.basis}-{view.steps}"
+    return f"{name}-{view.settings}" if view.settings else name
+
+
+def _ablations(analysis: Analysis, out: Path, figures: list[Path]) -> Iterator[str]:
+    for arm, drawing in ablations.heat_maps(analysis).items():
+        name = f"{_stem(analysis.view)}-{arm}-ablation"
+        yield _figure(drawing, out, name, ablations.caption(analysis, arm), figures)
+    if levels := ablations.levels_table(analysis):
+        yield levels.markdown()
 
 
 def _figure(drawing: Figure, out: Path, name: str, caption: str, figures: list[Path]) -> str:
     path = out.parent / "figures" / f"{re.sub(r'[^A-Za-z0-9+-]+', '-', name)}.png"
     figures.append(save(drawing, path))
     return f"![{caption}](figures/{path.name})\n\n{caption}.\n"
+
+
+def _folded_if_long(summary: str, table: tables.Table) -> list[str]:
+    text = table.markdown()
+    return [text] if len(table.rows) <= _LONG else _folded(summary, text)
 
 
 def _folded(summary: str, content: str) -> list[str]:

@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 
 from hrp.bench.record import Record
 from hrp.bench.stats import CONTROL
-from hrp.bench.views import Analysis, analyse, main_metric, views
-from hrp.report import plots, spectra, tables
+from hrp.bench.views import Analysis, analyse, views
+from hrp.report import ablations, plots, provenance, spectra, tables
+from hrp.report.costs import cost_table
 from hrp.report.figures import to_svg
 from hrp.report.html import Html, figure, joined, page, section, table, tag
 from hrp.report.reading import sentences
@@ -49,7 +50,6 @@ def report_page(
         raise ValueError("`records` or `spectra_by_name` must have something to show, got neither")
     parts = [
         *_views(records, metric, control),
-        *_ablations(records, metric),
         *_failures(records),
         *_spectra(spectra_by_name),
         *_provenance(records),
@@ -76,17 +76,18 @@ def _figures(prefix: str, drawings: Iterable[tuple[Figure | None, str]]) -> Html
 def _views(records: Sequence[Record], metric: str | None, control: str) -> Iterator[Part]:
     for place, view in enumerate(views(records, control)):
         analysis = analyse(view, metric, control)
-        heading = f"{view.experiment}: {view.task}, {view.basis} ({view.steps})"
-        costs = tables.cost_table(analysis)
+        costs = cost_table(analysis)
         content = [
             _reading(analysis),
+            *_ablations(place, analysis),
             table(tables.arms_table(analysis)),
+            table(provenance.origins_table(view.records)),
             _figures(f"view{place}", _view_drawings(analysis)),
             tag("h3", "Costs"),
             table(costs) if len(costs.rows) <= _LONG else _folded("Costs of all arms", costs),
-            _folded("Records behind the table", tables.sources_table(analysis)),
+            _folded("Records behind the table", provenance.sources_table(analysis)),
         ]
-        yield heading, joined(content)
+        yield view.title, joined(content)
 
 
 def _folded(summary: str, content: tables.Table) -> Html:
@@ -94,10 +95,10 @@ def _folded(summary: str, content: tables.Table) -> Html:
 
 
 def _view_drawings(analysis: Analysis) -> Iterator[tuple[Figure | None, str]]:
-    if analysis.comparisons:
-        yield plots.differences(analysis), f"Difference to {analysis.control}, 95 % t intervals."
+    if any(one.judged for one in analysis.comparisons):
+        yield plots.differences(analysis), f"Difference to {analysis.control}, {plots.INTERVALS}."
     some = " The best arms only." if len(plots.shown_arms(analysis)) < len(analysis.best) else ""
-    yield plots.sweep_curves(analysis), f"Learning-rate sweeps: mean, and range over seeds.{some}"
+    yield plots.sweep_curves(analysis), f"Learning-rate sweeps: {plots.POINTS}.{some}"
     yield plots.loss_curves(analysis), f"Training loss: mean, and range over seeds.{some}"
     heated = {
         arm: analysis.records_of(arm)[0].preheat_losses
@@ -113,27 +114,18 @@ def _reading(analysis: Analysis) -> Html:
     return tag("ul", *(tag("li", line) for line in sentences(analysis)))
 
 
-def _ablations(records: Sequence[Record], metric: str | None) -> Iterator[Part]:
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for view in views(records):
-        if view.basis == "equal total steps":
-            groups[f"{view.experiment}: {view.task}", str(view.steps)] = list(view.records)
-    for place, ((name, steps), members) in enumerate(groups.items()):
-        judged = metric or main_metric(members)
-        drawings = [
-            (
-                plots.ablation([one for one in members if one.arm == arm], judged),
-                f"{arm}: {judged} over preheating rank and steps, each cell at its best learning "
-                "rate, mean over seeds.",
-            )
-            for arm in sorted({one.arm for one in members})
-        ]
-        if any(drawing for drawing, _ in drawings):
-            yield f"{name}, ablation ({steps} steps in all)", _figures(f"ablation{place}", drawings)
+def _ablations(place: int, analysis: Analysis) -> Iterator[Html]:
+    maps = ablations.heat_maps(analysis).items()
+    if maps:
+        yield tag("h3", "Ablation")
+        drawings = [(one, f"{ablations.caption(analysis, arm)}.") for arm, one in maps]
+        yield _figures(f"ablation{place}", drawings)
+    if levels := ablations.levels_table(analysis):
+        yield table(levels)
 
 
 def _failures(records: Sequence[Record]) -> Iterator[Part]:
-    if failed := tables.failures_table(records):
+    if failed := provenance.failures_table(records):
         yield "Runs without a result", table(failed)
 
 
@@ -183,4 +175,4 @@ def spectrum_facts(spectrum: Spectrum) -> tables.Table:
 
 def _provenance(records: Sequence[Record]) -> Iterator[Part]:
     if records:
-        yield "Provenance", table(tables.provenance_table(records))
+        yield "Provenance", table(provenance.provenance_table(records))

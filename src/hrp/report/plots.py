@@ -1,4 +1,4 @@
-"""Figures of a benchmark: differences, sweeps, loss curves, ablations."""
+"""Figures of a benchmark: differences, sweeps, loss curves."""
 
 from __future__ import annotations
 
@@ -11,14 +11,23 @@ from matplotlib.ticker import MaxNLocator
 
 from hrp.bench.record import Record
 from hrp.bench.stats import Comparison
-from hrp.bench.sweeps import minimised, scores, select
-from hrp.bench.views import Analysis, setting
-from hrp.report.figures import INK, colour, drawn, heat_map, plain
+from hrp.bench.sweeps import Best
+from hrp.bench.views import Analysis
+from hrp.report.figures import INK, colour, drawn, plain
 
 _MOST_LINES = 7
 _MOST_POINTS = 120
 _GREY = "#7d8590"
 _VERDICT_COLOURS = {"better": "#009e73", "worse": "#d55e00"}
+
+INTERVALS = (
+    "95 % t intervals, each for its comparison alone; colours are the corrected verdicts; arms "
+    "that could not be tested are left out"
+)
+POINTS = (
+    "filled points are means over all of an arm's seeds, the band their range; hollow points have "
+    "fewer seeds; triangles point to what is beyond the frame"
+)
 
 
 def shown_arms(analysis: Analysis) -> list[str]:
@@ -39,7 +48,7 @@ def differences(analysis: Analysis) -> Figure:
 
     Arms far from all others, full fine-tuning say, are set at the edge with their number.
     """
-    compared = [one for one in analysis.comparisons if one.verdict != "incomplete"]
+    compared = [one for one in analysis.comparisons if one.judged]
     reach = _reach(np.array([end for one in compared for end in one.interval]))
     with drawn(height=1.1 + 0.24 * max(len(compared), 2)) as figure:
         axes = figure.add_subplot()
@@ -80,43 +89,78 @@ def _difference(axes: Any, place: int, one: Comparison, reach: float) -> None:
 
 
 def sweep_curves(analysis: Analysis) -> Figure | None:
-    """Mean metric over learning rates, seeds as the band from worst to best.
+    """Mean metric over learning rates; hollow points have fewer seeds than the arm has elsewhere.
 
-    The range is that in which the arms are about the control; what diverged leaves the frame.
-    None where no arm was swept.
+    The band, from the worst seed to the best, is there only between filled points. The frame is
+    that in which the best rates lie; triangles on its edge point to what is beyond, with the mean
+    where it is an arm's best. None where no arm was swept.
     """
     if all(len(by_rate) < 2 for by_rate in analysis.table.values()):
         return None
-    rates = sorted({rate for by_rate in analysis.table.values() for rate in by_rate})
     with drawn() as figure:
         axes = figure.add_subplot()
+        frame = _sweep_frame(analysis)
         for arm, look in _looks(analysis).items():
-            by_rate = analysis.table[arm]
-            values = [list(by_rate[rate].values()) for rate in sorted(by_rate)]
-            means = [float(np.mean(one)) for one in values]
-            axes.plot(
-                sorted(by_rate), means, marker="o", markersize=3, label=plain(arm, 24), **look
-            )
-            low, high = [min(one) for one in values], [max(one) for one in values]
-            axes.fill_between(sorted(by_rate), low, high, color=look["color"], alpha=0.15, lw=0)
+            _sweep(axes, analysis.best[arm], frame, look)
+        axes.set_ylim(*frame)
         axes.set_xscale("log")
-        shown = rates[:: 1 + len(rates) // 8]
-        axes.set_xticks(shown, [f"{rate:g}" for rate in shown])
+        rates = _apart(sorted({rate for arm in _looks(analysis) for rate in analysis.table[arm]}))
+        axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
         axes.minorticks_off()
-        _frame_sweep(axes, analysis)
         axes.set_xlabel("learning rate")
         axes.set_ylabel(plain(analysis.metric))
         _legend(figure)
         return figure
 
 
-def _frame_sweep(axes: Any, analysis: Analysis) -> None:
-    means = [mean for arm in shown_arms(analysis) for mean in analysis.best[arm].sweep.values()]
-    centre = float(np.median([one.mean for one in analysis.best.values()]))
-    reach = 4 * float(np.median(np.abs(np.array(means) - centre)))
-    low, high = axes.get_ylim()
-    if reach > 0:
-        axes.set_ylim(max(low, centre - reach), min(high, centre + reach))
+def _sweep(axes: Any, best: Best, frame: tuple[float, float], look: Mapping[str, Any]) -> None:
+    rates, shade = sorted(best.by_rate), look["color"]
+    values = [list(best.by_rate[rate].values()) for rate in rates]
+    means = np.array([np.mean(one) for one in values])
+    whole = np.isin(rates, best.complete)
+    axes.plot(rates, means, linewidth=1.2, label=plain(best.arm, 24), **look)
+    low, high = ([end(one) for one in values] for end in (min, max))
+    axes.fill_between(rates, low, high, where=whole, color=shade, alpha=0.15, lw=0)
+    marks = np.select([means < frame[0], means > frame[1]], ["v", "^"], "o")
+    for rate, mean, full, mark in zip(rates, means, whole, marks, strict=True):
+        place = float(np.clip(mean, *_inside(frame)))
+        face = shade if full else "white"
+        axes.scatter(rate, place, s=18, c=face, marker=mark, edgecolors=shade, lw=1, zorder=3)
+        if mark != "o" and rate == best.learning_rate:
+            axes.annotate(f"{mean:.4f}", (rate, place), (5, 0), textcoords="offset points",
+                          va="center", fontsize=8, color=shade)  # fmt: skip
+
+
+def _inside(frame: tuple[float, float]) -> tuple[float, float]:
+    margin = 0.025 * (frame[1] - frame[0])
+    return frame[0] + margin, frame[1] - margin
+
+
+def _sweep_frame(analysis: Analysis) -> tuple[float, float]:
+    """Range of the scores at best rates and of what lies about them; far-off arms are left out."""
+    shown = [analysis.best[arm] for arm in shown_arms(analysis)]
+    away = np.abs([one.mean - np.median([other.mean for other in shown]) for one in shown])
+    limit = max(8 * float(np.median(away)), 1e-12)
+    near = [one for one, distance in zip(shown, away, strict=True)
+            if distance <= limit or one.arm == analysis.control]  # fmt: skip
+    held = [value for one in near for value in one.values.values()]
+    tried = [value for one in shown for by in one.by_rate.values() for value in by.values()]
+    centre = float(np.median(held))
+    reach = 5 * float(np.median(np.abs(np.array(tried) - centre)))
+    low = min(*held, max(min(tried), centre - reach))
+    high = max(*held, min(max(tried), centre + reach))
+    margin = 0.06 * (high - low) or 0.1
+    return low - margin, high + margin
+
+
+def _apart(rates: Sequence[float]) -> list[float]:
+    """Those of ascending rates whose names do not touch on a logarithmic axis."""
+    least = np.log(rates[-1] / rates[0]) / 8
+    kept = list(rates[:1])
+    for rate in rates[1:]:
+        if np.log(rate / kept[-1]) >= least:
+            kept.append(rate)
+    return kept
 
 
 def _legend(figure: Figure) -> None:
@@ -186,40 +230,3 @@ def preheating_curves(losses: Mapping[str, Sequence[float]]) -> Figure:
         if len(losses) > 1:
             figure.legend(loc="outside lower center", ncols=2)
         return figure
-
-
-def ablation(
-    records: Sequence[Record],
-    metric: str,
-    rows: str = "preheat_rank",
-    columns: str = "preheat_steps",
-) -> Figure | None:
-    """Heat map of ``metric`` over two settings of one arm, each cell at its own best rate.
-
-    None where the settings do not vary both.
-    """
-    held = [r for r in records if setting(r, rows) is not None and setting(r, columns) is not None]
-    names = [
-        sorted({str(setting(r, name)) for r in held}, key=_by_size) for name in (rows, columns)
-    ]
-    if min(map(len, names)) < 2:
-        return None
-    table = scores(held, metric, label=lambda r: f"{setting(r, rows)} {setting(r, columns)}")
-    cells = {
-        tuple(name.split(" ")): one.mean for name, one in select(table, minimised(metric)).items()
-    }
-    values = np.array([[cells.get((r, c), np.nan) for c in names[1]] for r in names[0]])
-    with drawn(height=1.3 + 0.34 * len(names[0])) as figure:
-        direction = "less" if minimised(metric) else "more"
-        label = f"{plain(metric)} ({direction} is better)"
-        axes = heat_map(figure, values, names[0], names[1], label)
-        axes.set_ylabel(rows.replace("_", " "))
-        axes.set_xlabel(columns.replace("_", " "))
-        return figure
-
-
-def _by_size(text: str) -> tuple[float, str]:
-    try:
-        return float(text), ""
-    except ValueError:
-        return float("inf"), text

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from hrp.bench.views import Analysis
 
 _NAMED = 16  # arms spelt out in a sentence
+_FEW = 4  # variants of an arm that are spelt out; more of them are counted
 _VERDICTS = {
     "better": "significantly better than {}",
     "worse": "significantly worse than {}",
@@ -17,21 +19,48 @@ _VERDICTS = {
 
 def sentences(analysis: Analysis) -> Iterator[str]:
     """Arms by verdict, and what is missing before a verdict means much."""
+    ahead = {
+        arm: rate
+        for arm, one in analysis.best.items()
+        if (rate := one.overtaken_by(analysis.minimise)) is not None
+    }
+    if (rate := ahead.pop(analysis.control, None)) is not None:
+        yield (
+            f"NO VERDICTS: the best learning rate of {analysis.control}, the control, is not "
+            f"settled: {rate:g} does better on the seeds that it has; run it on all."
+        )
     for verdict, words in _VERDICTS.items():
         if arms := [one.arm for one in analysis.comparisons if one.verdict == verdict]:
-            yield f"{_some(arms)}: {words.format(analysis.control)}."
+            yield f"{_some(analysis, arms)}: {words.format(analysis.control)}."
     if not analysis.comparisons:
         yield f"No comparison: {analysis.control} or all others have no results here."
+    if ahead:
+        yield (
+            f"{_some(analysis, list(ahead))}: learning rate not settled, no verdict; another rate "
+            "does better on fewer seeds: run it on all."
+        )
+    yield from _sweeps(analysis)
+
+
+def _sweeps(analysis: Analysis) -> Iterator[str]:
     best = analysis.best.values()
     if edges := [one.arm for one in best if one.on_edge and len(one.grid) > 1]:
-        yield f"{_some(edges)}: best at an end of the sweep; it should be widened."
-    if ahead := [one.arm for one in best if one.is_overtaken(analysis.minimise)]:
-        yield f"{_some(ahead)}: another learning rate does better on fewer seeds; run it on all."
+        yield f"{_some(analysis, edges)}: best at an end of the sweep; it should be widened."
     if unswept := [one.arm for one in best if len(one.grid) == 1]:
-        named = "all arms" if len(unswept) == len(best) else _some(unswept)
+        named = "all arms" if len(unswept) == len(best) else _some(analysis, unswept)
         yield f"{named}: one learning rate only, not swept; nothing is said of their best."
 
 
-def _some(arms: Sequence[str]) -> str:
-    more = len(arms) - _NAMED
-    return ", ".join(arms[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+def _some(analysis: Analysis, labels: Sequence[str]) -> str:
+    """Names, where an arm of many variants is one name and their number."""
+    arms = {label: analysis.records_of(label)[0].arm for label in analysis.best}
+    variants, found = Counter(arms.values()), Counter(arms[label] for label in labels)
+    names = [
+        label
+        if variants[arms[label]] <= _FEW
+        else f"{arms[label]} ({found[arms[label]]} of {variants[arms[label]]} variants)"
+        for label in labels
+    ]
+    named = list(dict.fromkeys(names))
+    more = len(named) - _NAMED
+    return ", ".join(named[:_NAMED]) + (f" and {more} more" if more > 0 else "")

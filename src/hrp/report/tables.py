@@ -1,20 +1,19 @@
-"""Tables from records and analyses, as plain rows of text, and their Markdown."""
+"""The table of arms, and what all tables are made of: plain rows of text, and their Markdown."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from hrp.bench.costs import Costs
-from hrp.bench.record import Record
+from hrp.bench.gaps import Share
 from hrp.bench.stats import LEVEL, Comparison
 from hrp.bench.sweeps import Best
 from hrp.bench.views import Analysis
 
 DASH = "—"
+_SHARES = (-1.0, 2.0)  # of a gap; beyond them a percentage says no more than the difference does
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,8 @@ def arms_table(analysis: Analysis) -> Table:
     compared = {one.arm: one for one in analysis.comparisons}
     others = _other_metrics(analysis)
     header = ["arm", f"{analysis.metric}, mean ± sd", f"minus {analysis.control} [95 % CI]"]
-    header += ["Holm p", "verdict", *[f"gap to {analysis.oracle} closed"] * bool(analysis.gaps)]
+    gap = f"gap to {analysis.oracle} closed [95 % CI]"
+    header += ["Holm p", "verdict", *[gap] * bool(analysis.gaps), "compute / control"]
     header += ["best learning rate", "seeds", "bootstrap"]
     rows = []
     for arm, best in analysis.best.items():
@@ -103,10 +103,9 @@ def arms_table(analysis: Analysis) -> Table:
         if arm == analysis.control:
             row[-1] = "control"
         if analysis.gaps:
-            share = analysis.gaps.get(arm)
-            row.append(f"{share[0]:.0%} ± {share[1]:.0%}" if share else DASH)
-        row += [f"{best.learning_rate:g}{_sweep_mark(best)}", str(len(best.values))]
-        row.append(_bootstrap_cell(compared.get(arm)))
+            row.append(_gap_cell(analysis.gaps.get(arm)))
+        row += [number(relative_compute(analysis, arm), 2), _rate_cell(best, analysis.minimise)]
+        row += [str(len(best.values)), _bootstrap_cell(compared.get(arm))]
         rows.append((*row, *(_metric_cell(analysis, arm, name) for name in others)))
     header += [f"{name}, mean ± sd" for name in others]
     return Table(_arms_caption(analysis), tuple(header), tuple(rows))
@@ -125,128 +124,103 @@ def _metric_cell(analysis: Analysis, arm: str, metric: str) -> str:
     return spread(float(np.mean(values)), deviation)
 
 
-def _sweep_mark(best: Best) -> str:
+def relative_compute(analysis: Analysis, arm: str) -> float:
+    """FLOPs of a run of ``arm`` over those of the control's, means over seeds; NaN if unknown."""
+    if analysis.control not in analysis.best:
+        return math.nan
+    own, control = (
+        float(np.mean([record.costs.flops for record in analysis.records_of(name)]))
+        for name in (arm, analysis.control)
+    )
+    return own / control if own and control else math.nan
+
+
+def _gap_cell(share: Share | None) -> str:
+    if share is None or not _SHARES[0] <= share.share <= _SHARES[1]:
+        return DASH
+    return f"{share.share:.0%} [{share.low:.0%}, {share.high:.0%}]"
+
+
+def _rate_cell(best: Best, minimise: bool) -> str:
+    rate = f"{best.learning_rate:g}"
+    if (ahead := best.overtaken_by(minimise)) is not None:
+        seeds = len(best.by_rate[ahead])
+        return f"{rate} (not settled: {ahead:g} is better on {seeds} seed{'s' * (seeds > 1)})"
     if len(best.grid) == 1:
-        return " (not swept)"
-    return " (edge)" if best.on_edge else ""
+        return f"{rate} (not swept)"
+    return f"{rate} (edge)" if best.on_edge else rate
 
 
 def _verdict_cells(one: Comparison | None) -> list[str]:
-    if one is None or one.verdict == "incomplete":
+    if one is None or not one.judged:
         return [DASH, DASH, DASH if one is None else one.verdict]
     low, high = one.interval
-    difference = f"{one.difference:+.4f} [{low:+.4f}, {high:+.4f}]{'' if one.pooled else ' *'}"
+    marks = "" if one.pooled else " *"
+    marks += " ‡" if _lost_to_correction(one) else ""
+    difference = f"{one.difference:+.4f} [{low:+.4f}, {high:+.4f}]{marks}"
     return [difference, p_value(one.holm_p), one.verdict]
 
 
+def _lost_to_correction(one: Comparison) -> bool:
+    """Whether the interval, for this comparison alone, leaves 0 out, but there is no verdict."""
+    low, high = one.interval
+    return one.verdict == "no significant difference" and not low <= 0 <= high
+
+
 def _bootstrap_cell(one: Comparison | None) -> str:
-    if one is None or one.verdict == "incomplete":
+    if one is None or not one.judged:
         return DASH
     return f"[{one.bootstrap[0]:+.4f}, {one.bootstrap[1]:+.4f}]"
 
 
 def _arms_caption(analysis: Analysis) -> str:
-    view = analysis.view
     better = "less is better" if analysis.minimise else "more is better"
     text = (
-        f"{view.experiment}, {view.task}, {view.basis} ({view.steps}); {better}. Each arm at the "
-        "learning rate with the best mean over seeds of this same metric ('edge': the best is at "
-        "an end of the sweep, which should be wider). Differences are paired by seed; intervals "
-        "and p values use a variance pooled over arms, never less than the pair's own; p is "
-        "corrected by Holm over "
-        f"{len(analysis.comparisons)} comparisons, and a verdict needs p ≤ {LEVEL:g}. The "
-        "bootstrap over seeds is too narrow for few seeds and decides nothing."
+        f"{analysis.view.title}; {better}. Each arm at the learning rate with the best mean over "
+        "seeds of this same metric ('edge': the best is at an end of the sweep, which should be "
+        "wider; 'not settled': another rate is better on the seeds that it has, so that the arm "
+        "has no verdict and no part in the others'). "
     )
-    if any(not one.pooled and one.verdict != "incomplete" for one in analysis.comparisons):
+    if analysis.pool:
+        text += _test_caption(analysis)
+    text += (
+        "Compute / control: FLOPs of a run, its start included, over the control's, means over "
+        "seeds; an equal number of steps is not equal compute."
+    )
+    return text + _gap_caption(analysis) + _marks_caption(analysis)
+
+
+def _test_caption(analysis: Analysis) -> str:
+    judged, pool = [one for one in analysis.comparisons if one.judged], analysis.pool
+    if pool is None:
+        return ""
+    return (
+        f"Differences are paired by seed; intervals and p values use a variance pooled over "
+        f"{len(pool.arms)} arms (sd of a run {number(math.sqrt(pool.variance))}, {pool.degrees} "
+        "degrees of freedom), never less than the pair's own. Each interval is for its comparison "
+        f"alone; p is corrected by Holm over all {len(judged)}, and a verdict needs p ≤ {LEVEL:g}. "
+        "The bootstrap over seeds is too narrow for few seeds and decides nothing. "
+    )
+
+
+def _gap_caption(analysis: Analysis) -> str:
+    if not analysis.gaps:
+        return ""
+    return (
+        f" Gap closed: (control - arm) / (control - {analysis.oracle}), 0 % at the control and "
+        f"100 % at {analysis.oracle}, with Fieller's 95 % limits (t), paired by seed, not "
+        f"corrected; {DASH}: outside {_SHARES[0]:.0%} to {_SHARES[1]:.0%}, or without limits."
+    )
+
+
+def _marks_caption(analysis: Analysis) -> str:
+    judged = [one for one in analysis.comparisons if one.judged]
+    text = ""
+    if any(not one.pooled for one in judged):
         text += " *: an arm with an outlying spread, tested by its own."
+    if any(map(_lost_to_correction, judged)):
+        text += (
+            " ‡: the interval leaves 0 out, but of so many comparisons some do by chance; after "
+            "the correction the difference is not significant."
+        )
     return text
-
-
-def cost_table(analysis: Analysis) -> Table:
-    """What each arm used at its best learning rate, mean over seeds."""
-    rows = []
-    for arm in analysis.best:
-        costs = [record.costs for record in analysis.records_of(arm)]
-        rows.append((arm, *_cost_cells(costs)))
-    header = (
-        "arm",
-        "preheating steps",
-        "fine-tuning steps",
-        "charged steps",
-        "tokens",
-        "compute",
-        "wall time",
-        "throughput",
-        "peak memory",
-        "extra parameters",
-    )
-    caption = (
-        f"Costs of a run, mean over seeds, the start included: {analysis.view.experiment}, "
-        f"{analysis.view.task}, {analysis.view.basis} ({analysis.view.steps}). Compute by the "
-        "formulas in hrp.bench.costs; extra parameters are trainable ones held at the peak beyond "
-        f"the plain adapter's; {DASH}: not measured. Wall time and throughput of runs that "
-        "shared a device say little."
-    )
-    return Table(caption, header, tuple(rows))
-
-
-def _cost_cells(costs: Sequence[Costs]) -> list[str]:
-    def mean(name: str) -> float:
-        return float(np.mean([getattr(one, name) for one in costs]))
-
-    steps = [f"{mean(name):.0f}" for name in ("preheat_steps", "finetune_steps", "charged_steps")]
-    measured = {
-        "tokens": si(mean("tokens")),
-        "flops": si(mean("flops"), "FLOP"),
-        "wall_s": f"{mean('wall_s'):.1f} s",
-        "tokens_per_second": si(mean("tokens_per_second"), "tok/s"),
-        "peak_memory_bytes": f"{mean('peak_memory_bytes') / 2**30:.2f} GiB",
-    }
-    # No run uses none of these: a zero was not measured. A plain adapter has no extra parameters.
-    shown = [text if mean(name) else DASH for name, text in measured.items()]
-    extra = si(mean("extra_parameters")) if mean("tokens") else DASH
-    return [*steps, *shown, extra]
-
-
-def sources_table(analysis: Analysis) -> Table:
-    """Run ids behind every row of the arms table."""
-    rows = [
-        (arm, f"{best.learning_rate:g}", " ".join(r.run_id for r in analysis.records_of(arm)))
-        for arm, best in analysis.best.items()
-    ]
-    caption = "Records behind each row, by seed; a record's file is named by its run id."
-    return Table(caption, ("arm", "learning rate", "run ids"), tuple(rows))
-
-
-def failures_table(records: Sequence[Record]) -> Table | None:
-    """Runs that failed or do not apply, with the reason, alike ones together; None without any."""
-    counts: dict[tuple[str, ...], int] = {}
-    for record in records:
-        if record.status != "ok":
-            run = record.run
-            key = (run.experiment, run.task, run.arm, record.status, record.reason)
-            counts[key] = counts.get(key, 0) + 1
-    if not counts:
-        return None
-    rows = tuple((*key[:4], str(count), key[4]) for key, count in sorted(counts.items()))
-    header = ("experiment", "task", "arm", "status", "runs", "reason")
-    return Table("Runs without a result. They take part in no comparison.", header, rows)
-
-
-def provenance_table(records: Sequence[Record]) -> Table:
-    """Where the records come from: commits, versions, devices, commands, dates."""
-    dirty = {True: " (with changes)", False: "", None: ""}
-    facts = {
-        "records": [str(len(records))],
-        "commit": [f"{one.git_commit}{dirty[one.git_dirty]}" for one in records if one.git_commit],
-        "device": [one.device for one in records if one.device],
-        "versions": [", ".join(f"{k} {v}" for k, v in sorted(o.versions.items())) for o in records],
-        "model": [str(one.run.config["model"]) for one in records if "model" in one.run.config],
-        "command": [one.command for one in records if one.command],
-        "first started": [min((one.started for one in records if one.started), default="")],
-        "last ended": [max(one.ended for one in records)] if records else [],
-    }
-    rows = tuple(
-        (name, text) for name, found in facts.items() for text in sorted(set(found)) if text
-    )
-    return Table("Provenance.", ("fact", "value"), rows)

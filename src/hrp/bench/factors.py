@@ -1,0 +1,102 @@
+"""Ablations: the configurations of an arm over two settings, and what each level comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from hrp.bench.stats import LEVEL, Pool
+from hrp.bench.views import Analysis, setting
+
+FACTORS = ("preheat_rank", "preheat_steps")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """An arm's configurations over `FACTORS`.
+
+    Args:
+        levels: of both factors, ascending.
+        labels: of the analysis, by place; places that were not run are missing.
+    """
+
+    arm: str
+    levels: tuple[tuple[str, ...], tuple[str, ...]]
+    labels: Mapping[tuple[str, str], str]
+
+
+def grids(analysis: Analysis) -> list[Grid]:
+    """The grids in a view; an arm whose configurations differ in more than `FACTORS` has none."""
+    by_arm: dict[str, list[tuple[str, tuple[str, str]]]] = {}
+    for label in analysis.best:
+        record = analysis.records_of(label)[0]
+        place = setting(record, FACTORS[0]), setting(record, FACTORS[1])
+        by_arm.setdefault(record.arm, []).append((label, (str(place[0]), str(place[1]))))
+    found = []
+    for arm, placed in sorted(by_arm.items()):
+        labels = {place: label for label, place in placed}
+        first, second = (tuple(sorted({p[axis] for p in labels}, key=_by_size)) for axis in (0, 1))
+        if len(labels) == len(placed) and min(len(first), len(second)) > 1:
+            found.append(Grid(arm, (first, second), labels))
+    return found
+
+
+def _by_size(text: str) -> tuple[float, str]:
+    try:
+        return float(text), ""
+    except ValueError:
+        return float("inf"), text
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Mean of a level's cells minus the control, paired by seed.
+
+    Args:
+        cells: number of cells, one for each level of the other factor.
+        interval: 95 % t interval, for this contrast alone.
+    """
+
+    arm: str
+    factor: str
+    level: str
+    cells: int
+    difference: float
+    interval: tuple[float, float]
+
+
+def contrasts(analysis: Analysis, grid: Grid) -> list[Contrast]:
+    """Every level of both factors whose cells all have a verdict; none where the control lacks one.
+
+    Cells are the arm's at their best rates, weighted alike.
+    """
+    pool = analysis.pool
+    if pool is None or analysis.control not in pool.arms | pool.outliers:
+        return []
+    found = []
+    for axis, factor in enumerate(FACTORS):
+        others = grid.levels[1 - axis]
+        for level in grid.levels[axis]:
+            places = [(level, other) if axis == 0 else (other, level) for other in others]
+            labels = [grid.labels[place] for place in places if place in grid.labels]
+            if len(labels) == len(others) and set(labels) <= pool.arms | pool.outliers:
+                numbers = _contrast(analysis, pool, labels)
+                found.append(Contrast(grid.arm, factor, level, len(labels), *numbers))
+    return found
+
+
+def _contrast(
+    analysis: Analysis, pool: Pool, labels: list[str]
+) -> tuple[float, tuple[float, float]]:
+    values = {
+        label: np.array([analysis.best[label].values[seed] for seed in pool.seeds])
+        for label in (*labels, analysis.control)
+    }
+    level = np.mean([values[label] for label in labels], axis=0)
+    weighted = level - values[analysis.control]
+    error, degrees = pool.standard_error(weighted, set(values), weight=1 + 1 / len(labels))
+    mean, half = float(weighted.mean()), float(stats.t.isf(LEVEL / 2, degrees)) * error
+    return mean, (mean - half, mean + half)

@@ -1,0 +1,72 @@
+"""The table of costs, and which of them may be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hrp.bench.costs import Costs
+from hrp.bench.views import Analysis
+from hrp.report.provenance import engine
+from hrp.report.tables import DASH, Table, si
+
+MARK = " †"
+
+
+def cost_table(analysis: Analysis) -> Table:
+    """What each arm used at its best learning rate, mean over seeds."""
+    alike = {arm: comparable(analysis, arm) for arm in analysis.best}
+    rows = []
+    for arm in analysis.best:
+        costs = [record.costs for record in analysis.records_of(arm)]
+        rows.append((arm, *_cost_cells(costs, "" if alike[arm] else MARK)))
+    header = (
+        "arm",
+        "preheating steps",
+        "fine-tuning steps",
+        "charged steps",
+        "tokens",
+        "compute",
+        "wall time",
+        "throughput",
+        "peak memory",
+        "extra parameters",
+    )
+    caption = (
+        f"Costs of a run, mean over seeds, the start included: {analysis.view.title}. Compute by "
+        "the formulas in hrp.bench.costs; extra parameters are trainable ones held at the peak "
+        f"beyond the plain adapter's; {DASH}: not measured. Wall time and throughput of runs that "
+        "shared a device say little."
+    )
+    if not all(alike.values()):
+        caption += (
+            f"{MARK}: not all by the one engine of the control's runs; not comparable with them."
+        )
+    return Table(caption, header, tuple(rows))
+
+
+def comparable(analysis: Analysis, arm: str) -> bool:
+    """Whether the runs of ``arm`` and of the control, at their best rates, are of one engine."""
+    if analysis.control not in analysis.best:
+        return True
+    names = (arm, analysis.control)
+    return len({engine(one) for name in names for one in analysis.records_of(name)}) == 1
+
+
+def _cost_cells(costs: Sequence[Costs], mark: str) -> list[str]:
+    def mean(name: str) -> float:
+        return float(np.mean([getattr(one, name) for one in costs]))
+
+    steps = [f"{mean(name):.0f}" for name in ("preheat_steps", "finetune_steps", "charged_steps")]
+    measured = {
+        "tokens": si(mean("tokens")),
+        "flops": si(mean("flops"), "FLOP"),
+        "wall_s": f"{mean('wall_s'):.1f} s{mark}",
+        "tokens_per_second": si(mean("tokens_per_second"), "tok/s") + mark,
+        "peak_memory_bytes": f"{mean('peak_memory_bytes') / 2**30:.2f} GiB{mark}",
+    }
+    # No run uses none of these: a zero was not measured. A plain adapter has no extra parameters.
+    shown = [text if mean(name) else DASH for name, text in measured.items()]
+    extra = si(mean("extra_parameters")) if mean("tokens") else DASH
+    return [*steps, *shown, extra]
