@@ -61,7 +61,7 @@ def test_the_output_holds_adapter_card_spectrum_and_no_work_in_progress(finished
     card = (finished / "README.md").read_text()
     assert "Trained with `hrp sft` on" in card
     assert "| temporary parameters | `78080` |" in card
-    assert "| preheat_learning_rate | `0.0005` |" in card
+    assert "| preheat_learning_rate | `0.000707` |" in card
 
 
 def test_preheating_has_the_same_spectrum_alone(finished, data, tmp_path):
