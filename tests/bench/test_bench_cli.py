@@ -53,6 +53,15 @@ def test_list_counts_what_is_missing(ran, capsys):
     assert "9 runs: 9 missing" in capsys.readouterr().out
 
 
+def test_a_reading_of_one_s_own_begins_the_page(ran, tmp_path, capsys):
+    (tmp_path / "reading.md").write_text("All within the noise.\n")
+    command = ["report", str(ran / "results" / "few"), "--out", str(tmp_path / "page.md")]
+    assert main([*command, "--reading", str(tmp_path / "reading.md")]) == 0
+    assert (tmp_path / "page.md").read_text().startswith("# Results\n\nAll within the noise.\n\n##")
+    assert main([*command, "--reading", str(tmp_path / "absent.md")]) == 2
+    assert "absent.md" in capsys.readouterr().err
+
+
 def test_list_names_arms_and_tasks(capsys):
     assert main(["list"]) == 0
     said = capsys.readouterr().out

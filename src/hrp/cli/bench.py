@@ -105,6 +105,9 @@ def _add_report(commands: Any) -> None:
     parser.add_argument("records", type=Path, nargs="+", help="folders of records")
     parser.add_argument("--out", type=Path, required=True, help="the page; figures go beside it")
     parser.add_argument("--title", default="Results", help="of the page (default: Results)")
+    parser.add_argument(
+        "--reading", type=Path, metavar="FILE", help="Markdown of your own to begin the page with"
+    )
     parser.add_argument("--metric", help="to judge by (default: each task's own)")
     parser.add_argument("--control", default="lora", help="arm to compare with (default: lora)")
 
@@ -234,7 +237,10 @@ def _report(options: argparse.Namespace, _: Sequence[str]) -> int:
     from hrp.report.markdown import write_page
 
     records = [record for folder in options.records for record in load_records(folder)]
-    figures = write_page(records, options.out, options.title, options.metric, options.control)
+    reading = options.reading.read_text(encoding="utf-8") if options.reading else ""
+    figures = write_page(
+        records, options.out, options.title, options.metric, options.control, reading
+    )
     print(f"wrote {options.out} ({len(records)} records, {figures} figures)")
     return 0
 

@@ -25,10 +25,12 @@ def write_page(
     title: str = "Results",
     metric: str | None = None,
     control: str = CONTROL,
+    reading: str = "",
 ) -> int:
     """Write the page ``out`` and its figures in the folder ``figures`` beside it.
 
-    Every table is followed by the run ids behind it, so that each number can be traced.
+    Every table is followed by the run ids behind it, so that each number can be traced. ``reading``
+    is what a person makes of them, in Markdown; it stands first.
 
     Returns:
         The number of figures.
@@ -40,6 +42,8 @@ def write_page(
         raise ValueError("`records` must not be empty")
     figures: list[Path] = []
     text = [f"# {title}", ""]
+    if reading:
+        text += [reading.strip(), ""]
     for view in views(records, control):
         analysis = analyse(view, metric, control)
         text += [f"## {view.title}", ""]
