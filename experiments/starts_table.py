@@ -26,7 +26,7 @@ STARTS = (
 def starts_table(analysis: Analysis, arms: set[str]) -> str:
     """Difference to the control, p, verdict, gap closed where there is an oracle, and compute."""
     whole = arms_table(analysis)
-    columns = whole.header.index("best learning rate")
+    columns = whole.header.index("best learning rate") + 1
     rows = tuple(row[:columns] for row in whole.rows if row[0] in arms)
     table = dataclasses.replace(whole, header=whole.header[:columns], rows=rows)
     return table.markdown().partition("\n\n")[0] + "\n"
