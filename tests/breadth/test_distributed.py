@@ -109,9 +109,13 @@ def test_the_trainer_preheats_under_fsdp2_as_under_ddp(fsdp_folder, ddp_folder):
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
 @pytest.mark.parametrize("stage", [2, 3])
-def test_zero_gives_the_spectrum_of_one_process_on_the_same_global_batches(stage, tmp_path):
+def test_zero_gives_the_spectrum_of_one_process_and_the_trainer_s_under_ddp(
+    stage, tmp_path, ddp_folder
+):
     launch("zero", tmp_path, **zero(stage), DS_ACCELERATOR="cpu")
     assert_zero_agrees(stage, tmp_path)
+    trainers = [hrp.Spectrum.load(folder / "by_trainer") for folder in (ddp_folder, tmp_path)]
+    assert_same_subspaces(*trainers)
 
 
 def assert_zero_agrees(stage: int, folder: Path, processes: int = 2) -> None:

@@ -143,8 +143,10 @@ def zero(folder: Path) -> None:
         "U": {name: module.U for name, module in spectrum.items()},
     }
     save(folder, "state", content)
+    by_trainer = preheated_by_trainer(with_lora(tiny_llama()), folder, sharded=True)
     if PartialState().is_main_process:
         spectrum.save(folder / "spectrum")
+        by_trainer.save(folder / "by_trainer")
 
 
 if __name__ == "__main__":
