@@ -21,8 +21,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
 
 import hrp
+from hrp.adapter_checks import TEMPORARY_ADAPTER
 from hrp.layers import lora_modules, read_spectrum
-from hrp.preheating import TEMPORARY_ADAPTER
 from hrp.spectrum import Spectrum
 from hrp.stopping import subspace_turn
 from hrp.versions import installed_versions

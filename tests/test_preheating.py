@@ -23,7 +23,7 @@ from conftest import (
     token_rows,
     with_lora,
 )
-from hrp.training import with_preheating_rate
+from hrp.trainer_arguments import with_preheating_rate
 
 CONFIG = hrp.HRPConfig(preheat_rank=16, preheat_steps=3, learning_rate=1e-2)
 

@@ -10,9 +10,10 @@ from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor
 
+from hrp.adapter_checks import check_rank_and_scaling
 from hrp.config import Direction, HRPConfig, check_choice, check_scale
 from hrp.layers import LoraModule, lora_modules
-from hrp.preheating import check_rank_and_scaling, preheat
+from hrp.preheating import preheat
 from hrp.spectrum import ModuleSpectrum, Spectrum
 
 # Starts that moved part of the base weight into the adapter: other factors would break the sum.

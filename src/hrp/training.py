@@ -5,12 +5,11 @@ Both train whatever parameters of ``model`` require gradient and return the loss
 
 from __future__ import annotations
 
-import copy
 import itertools
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,9 +18,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hrp.checkpoints import (
@@ -32,9 +30,10 @@ from hrp.checkpoints import (
     keeping_frozen,
     last_complete,
 )
-from hrp.config import HRPConfig, check_integer, check_positive
+from hrp.config import HRPConfig
 from hrp.errors import NonFiniteLossError, PreheatingError
 from hrp.stopping import SubspaceStopping
+from hrp.trainer_arguments import preheating_arguments, resumable_settings
 
 logger = logging.getLogger(__name__)
 
@@ -46,81 +45,8 @@ MAX_GRAD_NORM = 1.0
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 
-_REFUSED_TRAINER_ARGUMENTS = {
-    "model": "preheating passes its own; give the PeftModel as `model` of `preheat`",
-    "model_init": "the model is the PeftModel given as `model`",
-    "peft_config": "`model` already carries its LoRA adapter",
-    "optimizers": (
-        "an optimizer made beforehand holds the parameters of the real adapter; pass "
-        "`optimizer_cls_and_kwargs`, or set `optim` in `args`"
-    ),
-}
 # Not wanted while preheating: there is no evaluation, and callbacks stop, save or report.
 _DROPPED_TRAINER_ARGUMENTS = ("callbacks", "eval_dataset", "compute_metrics")
-
-
-def check_trainer_arguments(trainer_cls: object, trainer_kwargs: dict[str, Any]) -> None:
-    """Raise ``TypeError`` or ``ValueError`` on arguments that preheating cannot use."""
-    if not (isinstance(trainer_cls, type) and issubclass(trainer_cls, Trainer)):
-        raise TypeError(
-            "`trainer_cls` must be transformers.Trainer or a subclass (Seq2SeqTrainer, TRL's "
-            f"SFTTrainer, ...), got {trainer_cls!r}; pass the class, not an instance"
-        )
-    for name, remedy in _REFUSED_TRAINER_ARGUMENTS.items():
-        if trainer_kwargs.get(name) is not None:
-            raise ValueError(f"`{name}` cannot be given with `trainer_cls`: {remedy}")
-    if not isinstance(trainer_kwargs.get("args"), TrainingArguments):
-        found = type(trainer_kwargs.get("args")).__name__
-        raise TypeError(f"`args` must be the TrainingArguments of the real run, got {found}")
-    if trainer_kwargs.get("train_dataset") is None:
-        raise ValueError("`train_dataset` must be given with `trainer_cls`, got None")
-    if isinstance(trainer_kwargs["train_dataset"], DataLoader):
-        raise TypeError("`train_dataset` must be a data set, got a DataLoader: give `dataloader`")
-    check_not_empty("train_dataset", trainer_kwargs["train_dataset"])
-
-
-def check_training_arguments(args: TrainingArguments, learning_rate: float | None) -> None:
-    """Raise ``ValueError`` on numbers with which no step can be taken.
-
-    HF's trainers find them late, or never. ``learning_rate`` is HRPConfig's own, if it has one.
-    """
-    if learning_rate is None:
-        check_positive("args.learning_rate", args.learning_rate)
-    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-        check_integer(f"args.{name}", getattr(args, name), minimum=1)
-
-
-def check_not_empty(name: str, data: object) -> None:
-    """Raise ``ValueError`` if ``data`` has a length and it is 0."""
-    if isinstance(data, Sized) and len(data) == 0:
-        raise ValueError(f"`{name}` must hold at least one batch, got an empty one")
-
-
-def preheating_rate(own: float, config: HRPConfig, rank: int) -> float:
-    """Learning rate of preheating where the trainer's ``own`` is that of fine-tuning.
-
-    ``config.learning_rate`` or, where it is None, the trainer's own times
-    ``sqrt(rank / preheat_rank)``, ``rank`` being the real adapter's: at one rate and one scaling a
-    step changes the weights the more the higher the rank (docs/choosing.md has the evidence).
-    """
-    if config.learning_rate is not None:
-        return config.learning_rate
-    return own * math.sqrt(min(1.0, rank / config.preheat_rank))
-
-
-def with_preheating_rate(
-    trainer_kwargs: dict[str, Any], config: HRPConfig, rank: int
-) -> dict[str, Any]:
-    """Arguments of a trainer, with `preheating_rate` in place of their own rate."""
-    args = copy.copy(trainer_kwargs["args"])
-    args.learning_rate = preheating_rate(args.learning_rate, config, rank)
-    changed = trainer_kwargs | {"args": args}
-    if given := trainer_kwargs.get("optimizer_cls_and_kwargs"):
-        optimizer_cls, settings = given
-        own = settings.get("lr", trainer_kwargs["args"].learning_rate)
-        rate = preheating_rate(own, config, rank)
-        changed["optimizer_cls_and_kwargs"] = optimizer_cls, {**settings, "lr": rate}
-    return changed
 
 
 def train_with_trainer(
@@ -146,7 +72,7 @@ def train_with_trainer(
         if checkpoints is not None:
             checkpointing_arguments(kept["args"], checkpoints)
             trainer_cls = keeping_frozen(trainer_cls)
-            run = _resumable_settings(config, kept["args"])
+            run = resumable_settings(config, kept["args"])
             callbacks.append(CompletionMarker(stopping, run))
             resume_from = last_complete(checkpoints.folder, before=config.step_limit)
             if resume_from is not None:
@@ -160,46 +86,6 @@ def train_with_trainer(
             recorder.close()
             trainer.accelerator.free_memory()
     return _checked_length(recorder.losses, config, stopping)
-
-
-def _resumable_settings(config: HRPConfig, args: TrainingArguments) -> dict[str, Any]:
-    """What makes two preheatings the same run, as JSON has it."""
-    batch = {
-        name: getattr(args, name)
-        for name in ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps")
-    }
-    return config.to_dict() | batch
-
-
-def preheating_arguments(
-    args: TrainingArguments, config: HRPConfig, output_dir: str
-) -> TrainingArguments:
-    """Copy ``args`` for preheating: its length, schedule, seed and bookkeeping change here."""
-    changed = copy.copy(args)
-    for name, value in vars(changed).items():
-        if isinstance(value, dict | list):
-            setattr(changed, name, copy.copy(value))
-    overrides: dict[str, Any] = {
-        "output_dir": output_dir,
-        "max_steps": config.step_limit,
-        "lr_scheduler_type": "constant",
-        "lr_scheduler_kwargs": {},
-        "warmup_steps": 0,
-        "seed": config.seed,
-        "data_seed": None,
-        "eval_strategy": "no",
-        "save_strategy": "no",
-        "load_best_model_at_end": False,
-        "push_to_hub": False,
-        "report_to": [],
-        "logging_strategy": "steps",
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "resume_from_checkpoint": None,
-    }
-    for name, value in overrides.items():
-        setattr(changed, name, value)
-    return changed
 
 
 def train_with_dataloader(

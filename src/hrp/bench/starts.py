@@ -29,7 +29,7 @@ from hrp.bench.workbench import NotApplicable, Setup, Start
 from hrp.config import HRPConfig
 from hrp.preheating import preheat
 from hrp.spectrum import ModuleSpectrum, Spectrum
-from hrp.training import preheating_rate
+from hrp.trainer_arguments import preheating_rate
 
 PREHEAT_SEED = 1000  # added to a run's seed: other batches than fine-tuning's first ones
 _KEPT_RANKS = 4  # times the adapter's rank, of each spectrum that is kept

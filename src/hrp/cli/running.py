@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hrp.adapter_checks import check_preheatable
 from hrp.allocation import parameter_count
 from hrp.checkpoints import Checkpoints, CompletionMarker, checkpoint_step, last_complete
 from hrp.cli.modelcard import CardFacts, card
@@ -16,9 +17,9 @@ from hrp.cli.outputs import Output
 from hrp.config import HRPConfig
 from hrp.initialization import initialize_lora_hrp_weights
 from hrp.layers import lora_modules
-from hrp.preheating import check_preheatable, preheat
+from hrp.preheating import preheat
 from hrp.spectrum import Spectrum
-from hrp.training import preheating_rate
+from hrp.trainer_arguments import preheating_rate
 
 LOSS_NAME = "preheat/loss"
 _REPORTERS = "transformers.integrations"
