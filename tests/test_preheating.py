@@ -115,6 +115,18 @@ def test_a_trainer_whose_own_optimizer_passes_over_the_rate_is_refused(model, tm
     hrp.preheat(model, free, trainer_cls=Stubborn, **trainer_arguments(tmp_path))
 
 
+def test_a_trainer_s_own_schedule_may_begin_at_zero(model, tmp_path):
+    class Warming(Trainer):
+        def create_scheduler(self, num_training_steps, optimizer=None):
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, lambda step: step / num_training_steps
+            )
+            return self.lr_scheduler
+
+    spectrum = hrp.preheat(model, CONFIG, trainer_cls=Warming, **trainer_arguments(tmp_path))
+    assert len(spectrum.provenance["losses"]) == 3
+
+
 def test_the_config_s_seed_orders_the_data_whatever_data_seed_says(model, tmp_path):
     losses = [
         hrp.preheat(

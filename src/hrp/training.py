@@ -6,7 +6,6 @@ Both train whatever parameters of ``model`` require gradient and return the loss
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,8 +33,6 @@ from hrp.config import HRPConfig
 from hrp.errors import NonFiniteLossError, PreheatingError
 from hrp.stopping import SubspaceStopping
 from hrp.trainer_arguments import preheating_arguments, resumable_settings
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_LEARNING_RATE = 1e-3
 """Of preheating with a bare dataloader; the pilot's best of 3e-4, 1e-3, 3e-3 (HRP.md)."""
@@ -210,7 +207,8 @@ def _check_rate(optimizer: Any, asked: float | None) -> None:
     groups = getattr(optimizer, "param_groups", None)
     if asked is None or not groups:
         return
-    rates = sorted({float(group["lr"]) for group in groups})
+    # A trainer's own schedule may begin at 0; it keeps the rate that it scales.
+    rates = sorted({float(group.get("initial_lr", group["lr"])) for group in groups})
     if not any(math.isclose(rate, asked) for rate in rates):
         raise ValueError(
             f"`learning_rate` of the HRPConfig must be the optimizer's, got {asked:g} where the "
