@@ -38,6 +38,7 @@ run() { # EXPERIMENT MODEL DATA FLAGS...
 
 {
   run standin-gsm8k-450 "$base_lm" "$gsm8k" --padding_free --torch_compile
+  run standin-gsm8k-compute "$base_lm" "$gsm8k" --padding_free --torch_compile
   run standin-cola "$minilm" "$glue"
   run standin-sst2 "$minilm" "$glue"
   run standin-cola-preheating-rate "$minilm" "$glue"
