@@ -34,8 +34,12 @@ from hrp.errors import NonFiniteLossError, PreheatingError
 from hrp.stopping import SubspaceStopping
 from hrp.trainer_arguments import preheating_arguments, resumable_settings
 
-DEFAULT_LEARNING_RATE = 1e-3
-"""Of preheating with a bare dataloader; the pilot's best of 3e-4, 1e-3, 3e-3 (HRP.md)."""
+DEFAULT_LEARNING_RATE = 2e-4
+"""Of preheating with a bare dataloader, where fine-tuning's is not known: rather slow than too hot.
+
+A small model may want five times as much (HRP.md: 1e-3 the best of 3e-4, 1e-3, 3e-3), and what is too
+hot loses everything (docs/choosing.md).
+"""
 
 MAX_GRAD_NORM = 1.0
 """Gradient clipping of the dataloader loop: HF Trainer's own default."""
