@@ -62,6 +62,7 @@ def test_python_examples_run(tmp_path, monkeypatch):
         ("starts_table.py", "compute-wordproblems --all", "docs/LOG.md"),
         ("starts_table.py", "rate-wordproblems --all", "docs/LOG.md"),
         ("starts_table.py", "ablation-rule-wordproblems --all", "docs/LOG.md"),
+        ("starts_table.py", "compute-rule-wordproblems --all", "docs/LOG.md"),
         ("starts_table.py", "compute-grid-wordproblems --all", "docs/LOG.md"),
         ("starts_table.py", "standin-cola-preheating-rate --all", "docs/LOG.md"),
         ("arms_table.py", "gsm8k-core", "docs/LOG.md"),
