@@ -37,8 +37,8 @@ from hrp.trainer_arguments import preheating_arguments, resumable_settings
 DEFAULT_LEARNING_RATE = 2e-4
 """Of preheating with a bare dataloader, where fine-tuning's is not known: rather slow than too hot.
 
-A small model may want five times as much (HRP.md: 1e-3 the best of 3e-4, 1e-3, 3e-3), and what is too
-hot loses everything (docs/choosing.md).
+A small model may want five times as much (HRP.md: 1e-3 the best of 3e-4, 1e-3, 3e-3), and what is
+too hot loses everything (docs/choosing.md).
 """
 
 MAX_GRAD_NORM = 1.0
