@@ -129,7 +129,9 @@ def preheat(
             rate = config.learning_rate or DEFAULT_LEARNING_RATE
             with casts_left_to_autocast(model):
                 if dataloader is not None:
-                    losses = train_with_dataloader(model, config, dataloader, loss_fn, stopping)
+                    losses = train_with_dataloader(
+                        model, config, dataloader, loss_fn, rate, stopping
+                    )
                 else:
                     rank = int(model.peft_config[adapter_name].r)
                     trainer_kwargs = with_preheating_rate(trainer_kwargs, config, rank)

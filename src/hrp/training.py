@@ -94,6 +94,7 @@ def train_with_dataloader(
     config: HRPConfig,
     dataloader: Iterable[Any],
     loss_fn: LossFn | None,
+    learning_rate: float,
     stopping: SubspaceStopping | None = None,
 ) -> list[float]:
     """Run up to ``config.step_limit`` AdamW steps over ``dataloader``; returns the loss per step.
@@ -104,7 +105,6 @@ def train_with_dataloader(
     """
     losses: list[float] = []
     trainable = [p for p in model.parameters() if p.requires_grad]
-    learning_rate = config.learning_rate or DEFAULT_LEARNING_RATE
     with _own_accelerator() as accelerator:
         optimizer = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=0.0)
         prepared, optimizer, loader = accelerator.prepare(model, optimizer, dataloader)

@@ -17,6 +17,7 @@ from transformers import TrainerCallback, set_seed
 
 from hrp.bench import starts
 from hrp.bench.costs import Costs
+from hrp.bench.sections import adalora_fields
 from hrp.bench.shared import Shared
 from hrp.bench.workbench import NotApplicable, Setup, Start
 from hrp.config import Direction
@@ -163,18 +164,12 @@ class _Allocation(TrainerCallback):
 @register("adalora", "ranks allocated by importance", sections=("adalora",))
 def adalora(setup: Setup) -> Start:
     """Zhang et al. 2023."""
-    steps, settings = setup.steps_after(0), setup.section("adalora")
-    rank = settings.get("init_rank") or round(1.5 * setup.rank)
+    fields = adalora_fields(setup.section("adalora"), setup.rank, setup.steps_after(0))
     plain = setup.lora_config()
     base = setup.base()
     set_seed(setup.spec.seed)
     config = AdaLoraConfig(
-        init_r=rank,
-        target_r=setup.rank,
-        tinit=round(settings["initial_share"] * steps),
-        tfinal=round(settings["final_share"] * steps),
-        deltaT=settings["interval"],
-        total_step=steps,
+        **fields,
         lora_alpha=plain.lora_alpha,
         lora_dropout=plain.lora_dropout,
         target_modules=sorted(setup.targets),
@@ -182,7 +177,7 @@ def adalora(setup: Setup) -> Start:
         task_type=setup.task.task_type,
     )
     model = get_peft_model(base, config)
-    extra = setup.adapter_parameters(rank) - setup.adapter_parameters()
+    extra = setup.adapter_parameters(fields["init_r"]) - setup.adapter_parameters()
     return Start(model, Costs(extra_parameters=extra), callbacks=(_Allocation(model),))
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hrp.bench.record import Record, write_whole
-from hrp.bench.sections import SECTIONS
+from hrp.bench.sections import SECTIONS, adalora_fields
 
 _STATUS = {"ok": "success", "failed": "failed"}
 _ACCURACIES = ("exact_match", "accuracy")
@@ -113,18 +113,8 @@ def _peft_config(record: Record) -> dict[str, Any] | None:
 
 
 def _adalora(record: Record, rank: int) -> dict[str, Any]:
-    """As the arm asks PEFT for it; see `hrp.bench.arms`."""
     settings = {**SECTIONS["adalora"], **_mapping(record.run.config.get("adalora"))}
-    steps = record.costs.finetune_steps
-    return {
-        "peft_type": "ADALORA",
-        "init_r": settings["init_rank"] or round(1.5 * rank),
-        "target_r": rank,
-        "tinit": round(settings["initial_share"] * steps),
-        "tfinal": round(settings["final_share"] * steps),
-        "deltaT": settings["interval"],
-        "total_step": steps,
-    }
+    return {"peft_type": "ADALORA"} | adalora_fields(settings, rank, record.costs.finetune_steps)
 
 
 def _train_info(record: Record) -> dict[str, Any]:

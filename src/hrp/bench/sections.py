@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 SECTIONS: dict[str, dict[str, Any]] = {
@@ -33,3 +34,15 @@ SECTIONS: dict[str, dict[str, Any]] = {
 - adalora: initial rank (default: 1.5 r), shares of the steps before and after the budgeting,
   steps between two allocations.
 """
+
+
+def adalora_fields(settings: Mapping[str, Any], rank: int, steps: int) -> dict[str, Any]:
+    """Fields of PEFT's ``AdaLoraConfig`` from section ``adalora``, at ``rank`` and ``steps``."""
+    return {
+        "init_r": settings.get("init_rank") or round(1.5 * rank),
+        "target_r": rank,
+        "tinit": round(settings["initial_share"] * steps),
+        "tfinal": round(settings["final_share"] * steps),
+        "deltaT": settings["interval"],
+        "total_step": steps,
+    }
