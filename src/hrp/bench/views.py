@@ -82,6 +82,11 @@ class Analysis:
         """Whether less is better."""
         return minimised(self.metric)
 
+    @property
+    def sense(self) -> str:
+        """Which way the metric is better, in words."""
+        return "less is better" if self.minimise else "more is better"
+
     def records_of(self, arm: str) -> list[Record]:
         """Records behind the figures of ``arm``: those at its best rate, by seed."""
         rate = self.best[arm].learning_rate

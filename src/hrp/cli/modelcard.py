@@ -95,7 +95,7 @@ def _settings(facts: CardFacts) -> dict[str, Any]:
     if hrp.get("preheat_steps") == "auto":
         names += ["max_preheat_steps", "subspace_tolerance", "subspace_window"]
     preheating = {name: hrp.get(name) for name in names}
-    rate = facts.provenance.get("learning_rate")
+    rate = facts.provenance.get("learning_rate") or hrp.get("learning_rate")  # older spectra
     preheating["preheat_learning_rate"] = None if rate is None else float(f"{rate:.3g}")
     preheating["preheat_seed"] = hrp.get("seed")
     return settings | dict(facts.start) | preheating

@@ -42,8 +42,7 @@ def _heat_map(analysis: Analysis, grid: Grid, scale: tuple[float, float], centre
         place = rows.index(row), columns.index(column)
         values[place], texts[place] = analysis.best[label].mean, _cell(analysis, label)
     with drawn(height=1.5 + 0.44 * len(rows)) as figure:
-        direction = "less" if analysis.minimise else "more"
-        label = f"{plain(analysis.metric)} ({direction} is better)"
+        label = f"{plain(analysis.metric)} ({analysis.sense})"
         axes = heat_map(
             figure, values, rows, columns, label, texts,
             norm=CenteredNorm(*scale), cmap="RdBu_r" if analysis.minimise else "RdBu",
@@ -75,12 +74,8 @@ def levels_table(analysis: Analysis) -> Table | None:
     words = (
         f"Each level of a factor: {analysis.metric}, mean over the levels of the other factor, "
         f"each cell at its best learning rate, minus {analysis.control}, paired by seed; "
-        f"{_direction(analysis)}. t intervals, by the same pooled variance as the arms' table, "
+        f"{analysis.sense}. t intervals, by the same pooled variance as the arms' table, "
         "each for its row alone and not corrected: a reading of the grid, no verdict. Levels "
         "without all their cells are left out."
     )
     return Table(words, header, tuple(rows)) if rows else None
-
-
-def _direction(analysis: Analysis) -> str:
-    return "less is better" if analysis.minimise else "more is better"

@@ -58,9 +58,8 @@ def differences(analysis: Analysis) -> Figure:
         axes.set_xlim(-reach, reach)
         axes.set_yticks(range(len(compared)), [plain(one.arm, 28) for one in compared])
         axes.set_ylim(max(len(compared), 1) - 0.4, -0.6)  # first row on top, none on the frame
-        direction = "less" if analysis.minimise else "more"
         axes.set_xlabel(
-            f"{plain(analysis.metric)}, minus {plain(analysis.control)} ({direction} is better)"
+            f"{plain(analysis.metric)}, minus {plain(analysis.control)} ({analysis.sense})"
         )
         for verdict, shade in {**_VERDICT_COLOURS, "no significant difference": _GREY}.items():
             axes.plot([], [], "o", color=shade, label=verdict)

@@ -174,10 +174,9 @@ def _bootstrap_cell(one: Comparison | None) -> str:
 
 
 def _arms_caption(analysis: Analysis) -> str:
-    better = "less is better" if analysis.minimise else "more is better"
     text = (
-        f"{analysis.view.title}; {better}. Each arm at the learning rate with the best mean over "
-        "seeds of this same metric ('edge': the best is at an end of the sweep, which should be "
+        f"{analysis.view.title}; {analysis.sense}. Each arm at the learning rate with the best "
+        "mean over seeds of this same metric ('edge': the best is at an end of the sweep, which should be "
         "wider; 'not settled': another rate is better on the seeds that it has, so that the arm "
         "has no verdict and no part in the others'). "
     )
