@@ -176,9 +176,9 @@ def _bootstrap_cell(one: Comparison | None) -> str:
 def _arms_caption(analysis: Analysis) -> str:
     text = (
         f"{analysis.view.title}; {analysis.sense}. Each arm at the learning rate with the best "
-        "mean over seeds of this same metric ('edge': the best is at an end of the sweep, which should be "
-        "wider; 'not settled': another rate is better on the seeds that it has, so that the arm "
-        "has no verdict and no part in the others'). "
+        "mean over seeds of this same metric ('edge': the best is at an end of the sweep, which "
+        "should be wider; 'not settled': another rate is better on the seeds that it has, so that "
+        "the arm has no verdict and no part in the others'). "
     )
     if analysis.pool:
         text += _test_caption(analysis)
