@@ -58,6 +58,8 @@ def test_python_examples_run(tmp_path, monkeypatch):
     [
         ("starts_table.py", "standin-gsm8k-450", "README.md"),
         ("starts_table.py", "standin-gsm8k-450", "docs/choosing.md"),
+        ("starts_table.py", "standin-gsm8k-compute --all", "docs/choosing.md"),
+        ("starts_table.py", "standin-gsm8k-compute --all", "docs/LOG.md"),
         ("starts_table.py", "tries-wordproblems --control hrp-ab --all", "docs/LOG.md"),
         ("starts_table.py", "compute-wordproblems --all", "docs/LOG.md"),
         ("starts_table.py", "rate-wordproblems --all", "docs/LOG.md"),
