@@ -5,10 +5,9 @@
 #   experiments/standins.sh BASE_LM GSM8K MINILM GLUE SECONDS [WORKERS]
 #
 # BASE_LM, MINILM: folders of the two models; GSM8K, GLUE: folders of their data. WORKERS: processes in
-# all (default: 10 a GPU, since 12
-# ran out of 80 GB). Two experiments run at a time, so that the last runs of one leave no GPU
-# idle. Records land in experiments/results/ (or RECORDS), what runs share in a temporary folder (or
-# SHARED). Seen on two H100: 240 steps/s on GSM8K, 550 on CoLA.
+# all (default: 10 a GPU; 12 ran out of 80 GB twice). Two experiments run at a time, so that the last
+# runs of one leave no GPU idle. Records land in experiments/results/ (or RECORDS), what runs share in a
+# temporary folder (or SHARED). Seen on two H100: 240 steps/s on GSM8K, 550 on CoLA.
 set -euo pipefail
 if [ $# -lt 5 ] || ! command -v nvidia-cuda-mps-control > /dev/null; then
   echo "usage: $0 BASE_LM GSM8K MINILM GLUE SECONDS [WORKERS], beside an NVIDIA GPU" >&2
