@@ -42,8 +42,8 @@ run() { # EXPERIMENT MODEL DATA FLAGS...
   run standin-cola "$minilm" "$glue"
   run standin-sst2 "$minilm" "$glue"
   run standin-cola-preheating-rate "$minilm" "$glue"
-  run standin-glue-rule "$minilm" "$glue"
   run standin-ablation "$base_lm" "$gsm8k" --padding_free --torch_compile
+  run standin-glue-rule "$minilm" "$glue"
 } &
 run standin-gsm8k-930 "$base_lm" "$gsm8k" --padding_free --torch_compile
 run standin-gsm8k-compute-930 "$base_lm" "$gsm8k" --padding_free --torch_compile
