@@ -36,15 +36,18 @@ run() { # EXPERIMENT MODEL DATA FLAGS...
     --time_limit "$left" "${@:4}"
 }
 
+on_gsm8k() { run "$1" "$base_lm" "$gsm8k" --padding_free --torch_compile; }
+on_glue() { run "$1" "$minilm" "$glue"; }
+
 {
-  run standin-gsm8k-450 "$base_lm" "$gsm8k" --padding_free --torch_compile
-  run standin-gsm8k-compute "$base_lm" "$gsm8k" --padding_free --torch_compile
-  run standin-cola "$minilm" "$glue"
-  run standin-sst2 "$minilm" "$glue"
-  run standin-cola-preheating-rate "$minilm" "$glue"
-  run standin-ablation "$base_lm" "$gsm8k" --padding_free --torch_compile
-  run standin-glue-rule "$minilm" "$glue"
+  on_gsm8k standin-gsm8k-450
+  on_gsm8k standin-gsm8k-compute
+  on_glue standin-cola
+  on_glue standin-sst2
+  on_glue standin-cola-preheating-rate
+  on_gsm8k standin-ablation
+  on_glue standin-glue-rule
 } &
-run standin-gsm8k-930 "$base_lm" "$gsm8k" --padding_free --torch_compile
-run standin-gsm8k-compute-930 "$base_lm" "$gsm8k" --padding_free --torch_compile
+on_gsm8k standin-gsm8k-930
+on_gsm8k standin-gsm8k-compute-930
 wait
