@@ -191,3 +191,21 @@ def test_preheating_steps_are_whole_numbers():
     ticks = axes.get_xticks()
     assert len(ticks) >= 2
     assert all(float(tick).is_integer() for tick in ticks)
+
+
+@pytest.mark.parametrize("name", ["hrp-ab", "hrp-ab R=128 K=100", "hrp-ab learning_rate=0.000125"])
+def test_the_legend_of_many_arms_lies_within_the_figure(name):
+    arms = ["lora", *(f"{name} {one}"[-max(len(name), 8) :] for one in range(7))]
+    records = [
+        full_record(arm, seed, rate, 450, 0)
+        for arm in arms
+        for seed in (0, 1)
+        for rate in (1e-3, 2e-3)
+    ]
+    analysis = analyse(views(records)[0])
+    for draw in (plots.sweep_curves, plots.loss_curves):
+        figure = draw(analysis)
+        figure.draw_without_rendering()
+        legend = figure.legends[0].get_window_extent()
+        assert legend.x0 >= 0
+        assert legend.x1 <= figure.bbox.x1

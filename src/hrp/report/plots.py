@@ -16,6 +16,7 @@ from hrp.bench.views import Analysis
 from hrp.report.figures import INK, colour, drawn, plain
 
 _MOST_LINES = 7
+_SHORT_NAME = 16  # letters, of which a legend has room for three columns
 _MOST_POINTS = 120
 _GREY = "#7d8590"
 _VERDICT_COLOURS = {"better": "#009e73", "worse": "#d55e00"}
@@ -56,6 +57,7 @@ def differences(analysis: Analysis) -> Figure:
             _difference(axes, place, one, reach)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_xlim(-reach, reach)
+        axes.xaxis.set_major_locator(MaxNLocator(6, symmetric=True))
         axes.set_yticks(range(len(compared)), [plain(one.arm, 28) for one in compared])
         axes.set_ylim(max(len(compared), 1) - 0.4, -0.6)  # first row on top, none on the frame
         axes.set_xlabel(
@@ -163,7 +165,10 @@ def _apart(rates: Sequence[float]) -> list[float]:
 
 
 def _legend(figure: Figure) -> None:
-    figure.legend(loc="outside lower center", ncols=3)
+    """Below the axes, in as many columns as the figure is wide enough for."""
+    names = [name for axes in figure.axes for name in axes.get_legend_handles_labels()[1]]
+    ncols = 3 if max(map(len, names), default=0) <= _SHORT_NAME else 2
+    figure.legend(loc="outside lower center", ncols=ncols)
 
 
 def loss_curves(analysis: Analysis) -> Figure | None:
