@@ -4,6 +4,7 @@ A start whose best rate is not settled is left out.
 
     python experiments/starts_table.py experiments/results/standin-gsm8k-450
     python experiments/starts_table.py experiments/results/tries-wordproblems --control hrp-ab --all
+    python experiments/starts_table.py experiments/results/standin-glue-rule --task glue-cola --all
 """
 
 from __future__ import annotations
@@ -36,12 +37,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("records", type=Path, help="a folder of records")
     parser.add_argument("--control", default="lora")
+    parser.add_argument("--task", help="of several (default: the last)")
     parser.add_argument("--all", action="store_true", help="not the starts alone")
     options = parser.parse_args()
-    view = views(load_records(options.records), options.control)[-1]
+    found = views(load_records(options.records), options.control)
+    view = [one for one in found if options.task in (None, one.task)][-1]
     analysis = analyse(view, control=options.control)
-    arms = set(settled(analysis.best, analysis.minimise))
-    print(starts_table(analysis, arms if options.all else arms.intersection(STARTS)), end="")
+    arms = settled(analysis.best, analysis.minimise)
+    kept = {arm for arm in arms if options.all or arm.split()[0] in STARTS}
+    print(starts_table(analysis, kept), end="")
 
 
 if __name__ == "__main__":

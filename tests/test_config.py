@@ -19,6 +19,9 @@ from hrp import HRPConfig
         ("preheat_rank", True, "`preheat_rank` must be an integer >= 1, got True"),
         ("preheat_steps", 0, "`preheat_steps` must be an integer >= 1, got 0"),
         ("preheat_steps", -3, "`preheat_steps` must be an integer >= 1, got -3"),
+        ("preheat_steps", 0.0, "or a share of fine-tuning's steps between 0 and 1"),
+        ("preheat_steps", 1.0, "`preheat_steps` must be an integer >= 1, got 1.0"),
+        ("preheat_steps", float("nan"), "`preheat_steps` must be an integer >= 1, got nan"),
         ("direction", "C", "`direction` must be one of 'A', 'B', 'AB', got 'C'"),
         ("train_factors", "AB", "`train_factors` must be one of 'both', 'A', 'B', got 'AB'"),
         ("scale", 0, "`scale` must be finite and > 0, got 0"),
@@ -42,6 +45,19 @@ def test_scale_has_no_meaning_with_direction_ab():
 def test_an_automatic_length_must_have_time_for_two_looks():
     with pytest.raises(ValueError, match=r"`max_preheat_steps` must be at least two windows.*10"):
         HRPConfig(preheat_steps="auto", max_preheat_steps=10, subspace_window=10)
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"), [(0.25, 25), (None, 20), (0.001, 1), (7, 7), ("auto", "auto")]
+)
+def test_a_share_becomes_a_number_of_steps_of_the_run(given, steps):
+    assert HRPConfig(preheat_steps=given).of_run(100).preheat_steps == steps
+
+
+@pytest.mark.parametrize("share", [None, 0.2])
+def test_a_share_of_no_run_has_no_number_of_steps(share):
+    with pytest.raises(ValueError, match=r"must be an integer or 'auto' here, got .*of_run"):
+        _ = HRPConfig(preheat_steps=share).step_limit
 
 
 def test_json_round_trip():

@@ -10,7 +10,10 @@ from typing import Any, Literal, get_args
 
 Direction = Literal["A", "B", "AB"]
 TrainFactors = Literal["both", "A", "B"]
-PreheatSteps = int | Literal["auto"]
+PreheatSteps = int | float | Literal["auto"] | None
+
+DEFAULT_SHARE = 0.2
+"""Of fine-tuning's steps, for preheating: what GSM8K's records favour (docs/LOG.md)."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,10 @@ class HRPConfig:
     Args:
         preheat_rank: rank R of the temporary LoRA; at least the adapter's own rank. A module with
             ``min(d_in, d_out) < R`` is preheated at ``min(d_in, d_out)``.
-        preheat_steps: optimizer steps K of preheating; ``"auto"`` stops as soon as the leading
-            subspaces have settled (`hrp.stopping`), at ``max_preheat_steps`` at the latest.
+        preheat_steps: optimizer steps K of preheating; a float in (0, 1) is a share of the
+            trainer's own steps (``args``), ``None`` means `DEFAULT_SHARE` of them, or
+            `hrp.training.DEFAULT_STEPS` with a bare dataloader; ``"auto"`` stops as soon as the
+            leading subspaces have settled (`hrp.stopping`), at ``max_preheat_steps`` at the latest.
         direction: what the adapter starts with (HRP.md, table): ``"AB"`` (ours, the default by
             evidence, docs/LOG.md: the preheated update, truncated, so no no-op at step 0), or the
             leading singular vectors in one factor: ``"A"`` (the paper's) or ``"B"`` (derived, P5).
@@ -46,7 +51,7 @@ class HRPConfig:
     """
 
     preheat_rank: int = 128
-    preheat_steps: PreheatSteps = 50
+    preheat_steps: PreheatSteps = None
     direction: Direction = "AB"
     scale: float = 1.0
     train_factors: TrainFactors = "both"
@@ -79,8 +84,35 @@ class HRPConfig:
 
     @property
     def step_limit(self) -> int:
-        """Optimizer steps that preheating takes at most: ``preheat_steps`` unless "auto"."""
-        return self.max_preheat_steps if self.preheat_steps == "auto" else int(self.preheat_steps)
+        """Optimizer steps that preheating takes at most: ``preheat_steps`` unless "auto".
+
+        Raises ``ValueError`` where they are a share of a run, see `of_run`.
+        """
+        if self.preheat_steps == "auto":
+            return self.max_preheat_steps
+        if isinstance(self.preheat_steps, int):
+            return self.preheat_steps
+        raise ValueError(
+            f"`preheat_steps` must be an integer or 'auto' here, got {self.preheat_steps!r}: a "
+            "share is one of a run's steps; `HRPConfig.of_run` takes their number"
+        )
+
+    @property
+    def share(self) -> float | None:
+        """Preheating's share of the steps of the run that it prepares; None where it has none."""
+        if self.preheat_steps is None:
+            return DEFAULT_SHARE
+        return self.preheat_steps if isinstance(self.preheat_steps, float) else None
+
+    def of_run(self, steps: int) -> HRPConfig:
+        """Return the config for a run of so many optimizer steps: a share becomes a number.
+
+        >>> HRPConfig(preheat_steps=0.1).of_run(930).preheat_steps
+        93
+        """
+        if self.share is None:
+            return self
+        return dataclasses.replace(self, preheat_steps=max(1, round(self.share * steps)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dict of JSON types."""
@@ -118,8 +150,13 @@ def check_integer(name: str, value: object, minimum: int, maximum: int | None = 
 
 def check_steps(value: object) -> None:
     """Raise ``ValueError`` unless ``value`` can be ``preheat_steps``."""
-    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise ValueError(f"`preheat_steps` must be an integer >= 1, got {value!r}; or give 'auto'")
+    if value is None or value == "auto" or (isinstance(value, float) and 0 < value < 1):
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(
+            f"`preheat_steps` must be an integer >= 1, got {value!r}; or give 'auto', or a share "
+            "of fine-tuning's steps between 0 and 1"
+        )
 
 
 def check_positive(name: str, value: object) -> None:

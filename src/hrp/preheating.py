@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import math
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ from hrp.casting import casts_left_to_autocast
 from hrp.checkpoints import Checkpoints
 from hrp.config import HRPConfig
 from hrp.layers import LoraModule, lora_modules, read_spectrum
+from hrp.length import of_trainer
 from hrp.restoring import (
     restored_accumulation,
     restored_generators,
@@ -36,6 +38,7 @@ from hrp.trainer_arguments import (
 )
 from hrp.training import (
     DEFAULT_LEARNING_RATE,
+    DEFAULT_STEPS,
     LossFn,
     train_with_dataloader,
     train_with_trainer,
@@ -76,8 +79,9 @@ def preheat(
     """Train a temporary LoRA of rank ``config.preheat_rank`` and return its spectrum.
 
     The temporary adapter sits on the modules of ``adapter_name``, with their scaling and dropout;
-    it is trained ``config.preheat_steps`` optimizer steps (or, with "auto", until its leading
-    subspaces settle), read and removed (the paper's first two steps, HRP.md "The algorithm").
+    it is trained ``config.preheat_steps`` optimizer steps (a share: of those that the trainer's
+    ``args`` ask for; with "auto": until its leading subspaces settle), read and removed (the
+    paper's first two steps, HRP.md "The algorithm").
     Give the data in one of two ways:
 
     - ``trainer_cls`` and the keyword arguments of the real run, ``args`` and ``train_dataset``
@@ -105,11 +109,13 @@ def preheat(
         TypeError: ``model`` is no PeftModel, the adapter no LoRA, ``trainer_cls`` no Trainer,
             ``config`` no HRPConfig.
         ValueError: unknown adapter, unsupported layer, ranks that do not fit, both or none of
-            ``dataloader`` and ``trainer_cls``, empty data, a batch without loss, FSDP or DeepSpeed.
+            ``dataloader`` and ``trainer_cls``, empty data, a batch without loss, a share of a run
+            whose length is not known, FSDP or DeepSpeed.
         NonFiniteLossError: NaN or infinite loss, with its step.
         PreheatingError: training ended early, or left a module untrained.
     """
     _check_data(config, dataloader, loss_fn, trainer_cls, trainer_kwargs)
+    config = _with_steps(config, trainer_kwargs)
     spent = check_engine(trainer_kwargs.get("args"), spend_model) is not None
     if checkpoints is not None and trainer_cls is None:
         raise ValueError("`checkpoints` go with `trainer_cls`; a dataloader cannot be resumed")
@@ -186,6 +192,19 @@ def _check_data(
     if isinstance(dataloader, str):
         raise TypeError(f"`dataloader` must give batches, got the string {dataloader!r}")
     check_not_empty("dataloader", dataloader)
+
+
+def _with_steps(config: HRPConfig, trainer_kwargs: dict[str, Any]) -> HRPConfig:
+    """``config`` with its share of the run as a number of steps."""
+    if trainer_kwargs:
+        return of_trainer(config, trainer_kwargs["args"], trainer_kwargs["train_dataset"])
+    if isinstance(config.preheat_steps, float):
+        raise ValueError(
+            "`preheat_steps` must be an integer with `dataloader`, as fine-tuning's number of "
+            f"steps is not known there, got {config.preheat_steps!r}; give an integer"
+        )
+    default = config.preheat_steps is None
+    return dataclasses.replace(config, preheat_steps=DEFAULT_STEPS) if default else config
 
 
 @contextmanager

@@ -127,6 +127,12 @@ def test_directions_of_one_seed_share_a_preheating_and_each_is_charged_for_it(tm
     assert other.preheat_losses != records[0].preheat_losses
 
 
+def test_a_share_of_preheating_is_one_of_all_steps(bench):
+    settings = {"preheat_rank": 8, "preheat_steps": 0.25, "learning_rate": 1e-2}
+    costs = execute(bench, spec("hrp-ab", hrp=settings)).costs
+    assert (costs.preheat_steps, costs.finetune_steps) == (STEPS // 4, STEPS - STEPS // 4)
+
+
 def test_equal_finetuning_charges_on_top(bench):
     record = execute(bench, spec("hrp-a", budgets=["equal_finetuning"]))
     assert (record.costs.finetune_steps, record.costs.total_steps) == (STEPS, STEPS + 2)

@@ -63,6 +63,7 @@ def templated(prompt: str, completion: str | None = "{answer}"):
         (["--spectrum", "nowhere"], "'nowhere' is no spectrum folder"),
         (["--preheat_steps", "0"], "`preheat_steps` must be an integer >= 1, got 0"),
         (["--preheat_steps", "some"], "got 'some'; or give 'auto'"),
+        (["--preheat_steps", "1.5"], "got 1.5; or give 'auto', or a share of fine-tuning's steps"),
         (["--direction", "C"], "`direction` must be one of 'A', 'B', 'AB', got 'C'"),
         (["--preheat_save_steps", "0"], "`preheat_save_steps` must be an integer >= 1"),
         (["--resume_from_checkpoint", "x"], "pass --resume"),

@@ -252,6 +252,15 @@ def test_a_config_file_gives_flags_and_the_command_line_overrides(data, tmp_path
     assert {name.rpartition(".")[2] for name in spectrum} == {"q_proj", "v_proj"}
 
 
+@pytest.mark.parametrize(("share", "steps"), [("0.5", 2), (None, 1)])
+def test_preheating_takes_a_share_of_fine_tuning_s_steps(data, tmp_path, share, steps):
+    flags = training(data, tmp_path / "spectrum")
+    place = flags.index("--preheat_steps")
+    flags[place : place + 2] = [] if share is None else ["--preheat_steps", share]
+    assert call("preheat", *flags) == 0
+    assert hrp.Spectrum.load(tmp_path / "spectrum").provenance["steps"] == steps
+
+
 def test_preheating_losses_are_reported_under_their_own_name(data, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

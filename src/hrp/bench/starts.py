@@ -67,7 +67,8 @@ def _preheating(setup: Setup) -> dict[str, Any]:
 
 
 def _preheat(setup: Setup, settings: dict[str, Any]) -> Shared:
-    config = HRPConfig(seed=PREHEAT_SEED + setup.spec.seed, **settings)
+    seed = PREHEAT_SEED + setup.spec.seed
+    config = HRPConfig(seed=seed, **settings).of_run(setup.spec.config["steps"])
     model = setup.adapter()
     plan = setup.plan(config.step_limit, settings["learning_rate"])
     began = time.perf_counter()

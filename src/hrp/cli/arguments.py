@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +20,12 @@ class HRPArguments:
     """HRP's settings; see `hrp.HRPConfig`."""
 
     preheat_rank: int = field(default=128, metadata={"help": "Rank R of the temporary LoRA."})
-    preheat_steps: str = field(
-        default="50",
-        metadata={"help": "Steps K of preheating, or 'auto': until its directions settle."},
+    preheat_steps: str | None = field(
+        default=None,
+        metadata={
+            "help": "Steps K of preheating; a share of fine-tuning's, such as 0.2, the default; "
+            "or 'auto': until its directions settle."
+        },
     )
     preheat_learning_rate: float | None = field(
         default=None,
@@ -76,10 +80,12 @@ class HRPArguments:
         )
 
 
-def _steps(value: str | int) -> Any:
-    """Turn the digits of a flag into a number; HRPConfig refuses anything that is not "auto"."""
-    text = str(value)
-    return int(text) if text.lstrip("-").isdigit() else text
+def _steps(value: str | float | None) -> Any:
+    """Turn a flag into a number where it is one; HRPConfig refuses any text but "auto"."""
+    for number in (int, float):
+        with suppress(ValueError):
+            return number(str(value))
+    return value
 
 
 @dataclass

@@ -39,7 +39,7 @@ def _run(argv: list[str]) -> int:
     check_place(folder)
     work.check(request.output.overwrite, request.output.resume)
     request.training.output_dir = str(work.folder)
-    trainer = built(request, build_trainer, config)
+    trainer, config = built(request, build_trainer, config)
     if trainer.is_world_process_zero():
         work.begin(request.output.overwrite)
     trainer.accelerator.wait_for_everyone()

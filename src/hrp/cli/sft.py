@@ -38,6 +38,7 @@ from hrp.cli.running import Job, check_preheating, run, start
 from hrp.cli.settings import binding
 from hrp.cli.trainers import HRPSFTTrainer, check_enough, sft_preheating
 from hrp.config import HRPConfig
+from hrp.length import of_trainer
 from hrp.spectrum import Spectrum
 
 DESCRIPTION = """\
@@ -106,7 +107,7 @@ def carry_out(
     if not output.check(request.output.overwrite, request.output.resume):
         return 0
     spectrum = None if given is None else Spectrum.load(given)
-    trainer = built(request, build, config)
+    trainer, config = built(request, build, config)
     job = Job(trainer, preheating(trainer), config, request.hrp.preheat_save_steps)
     # What can be refused is refused before `begin` removes what an earlier run has left.
     if given is not None and spectrum is not None:
@@ -148,15 +149,19 @@ def check_common(training: Any, model: ModelConfig) -> None:
         model.use_peft = True
 
 
-def built(request: Any, build: Callable[[Any], Any], config: HRPConfig) -> Any:
-    """Make the trainer; raises ``UsageError`` for unknown target modules and too few rows."""
+def built(request: Any, build: Callable[[Any], Any], config: HRPConfig) -> tuple[Any, HRPConfig]:
+    """Make the trainer, and of preheating's share of its steps a number.
+
+    Raises ``UsageError`` for unknown target modules and too few rows.
+    """
     flags = request.model
     task = f"--task {request.finetune.task}" if hasattr(request, "finetune") else "hrp sft"
     with mistakes_told(flags.lora_target_modules, task, flags.model_name_or_path):
         trainer = build(request)
     check_targets(flags.lora_target_modules, trainer.model.get_base_model())
+    config = of_trainer(config, trainer.args, trainer.train_dataset)
     check_enough(trainer, config)
-    return trainer
+    return trainer, config
 
 
 def build_trainer(request: SFTRequest) -> HRPSFTTrainer:

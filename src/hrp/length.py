@@ -1,0 +1,47 @@
+"""How long the run is that preheating prepares, and so how long preheating is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sized
+
+from transformers import TrainingArguments
+
+from hrp.config import HRPConfig
+
+
+def of_trainer(config: HRPConfig, args: TrainingArguments, train_dataset: object) -> HRPConfig:
+    """Return ``config`` with its share of the trainer's steps as a number.
+
+    Raises:
+        ValueError: it is a share, and how many steps the trainer takes is not known beforehand.
+    """
+    if config.share is None:
+        return config
+    steps = planned_steps(args, train_dataset)
+    if steps is None:
+        raise ValueError(
+            "`preheat_steps` must be an integer where the trainer's number of steps is not known "
+            "beforehand (streamed data, or rows that the trainer packs, and no `max_steps`), got "
+            f"{config.preheat_steps!r}; give an integer, or set `max_steps` of the trainer"
+        )
+    return config.of_run(steps)
+
+
+def planned_steps(args: TrainingArguments, train_dataset: object) -> int | None:
+    """Optimizer steps of HF Trainer with ``args``, as it counts them itself; None: not known."""
+    if args.max_steps > 0:
+        return args.max_steps
+    if not isinstance(train_dataset, Sized) or _packs(args):
+        return None
+    together = args.train_batch_size * args.world_size
+    rows = len(train_dataset)
+    batches = rows // together if args.dataloader_drop_last else math.ceil(rows / together)
+    per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
+    return max(1, math.ceil(args.num_train_epochs * per_epoch))
+
+
+def _packs(args: TrainingArguments) -> bool:
+    """Whether TRL's trainer will make fewer rows of those that it is given."""
+    prepared = (getattr(args, "dataset_kwargs", None) or {}).get("skip_prepare_dataset", False)
+    return bool(getattr(args, "packing", False)) and not prepared
