@@ -1,6 +1,7 @@
 """The Markdown table of the starts in a benchmark's records, each at its best learning rate.
 
-A start whose best rate is not settled is left out.
+A start whose best rate is not settled is left out. Of several folders all but the first add only
+arms that are charged for their start: what the same start does on another basis of cost.
 
     python experiments/starts_table.py experiments/results/standin-gsm8k-450
     python experiments/starts_table.py experiments/results/tries-wordproblems --control hrp-ab --all
@@ -11,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hrp.bench.record import load_records
+from hrp.bench.arms import ARMS
+from hrp.bench.record import Record, load_records
 from hrp.bench.sweeps import settled
 from hrp.bench.views import Analysis, analyse, views
 from hrp.report.tables import arms_table
@@ -33,14 +36,24 @@ def starts_table(analysis: Analysis, arms: set[str]) -> str:
     return table.markdown().partition("\n\n")[0] + "\n"
 
 
+def joined(folders: Sequence[Path]) -> Iterator[Record]:
+    """Records of all folders, as of one experiment."""
+    first, *others = map(load_records, folders)
+    yield from first
+    for record in (one for records in others for one in records):
+        if ARMS[record.run.arm].charged:
+            run = dataclasses.replace(record.run, experiment=first[0].run.experiment)
+            yield dataclasses.replace(record, run=run)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("records", type=Path, help="a folder of records")
+    parser.add_argument("records", type=Path, nargs="+", help="folders of records")
     parser.add_argument("--control", default="lora")
     parser.add_argument("--task", help="of several (default: the last)")
     parser.add_argument("--all", action="store_true", help="not the starts alone")
     options = parser.parse_args()
-    found = views(load_records(options.records), options.control)
+    found = views(joined(options.records), options.control)
     view = [one for one in found if options.task in (None, one.task)][-1]
     analysis = analyse(view, control=options.control)
     arms = settled(analysis.best, analysis.minimise)

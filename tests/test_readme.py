@@ -20,6 +20,7 @@ from conftest import collate, loader, token_rows
 
 ROOT = Path(hrp.__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+GSM8K_930 = "standin-gsm8k-930 experiments/results/standin-gsm8k-compute-930"
 BASE = str(Path(hrp.__file__).parent / "demo" / "base")
 
 
@@ -44,7 +45,7 @@ def test_python_examples_run(tmp_path, monkeypatch):
     }
     for block in blocks:
         text = block.replace("meta-llama/Llama-3.2-1B", BASE).replace(
-            "preheat_steps=50", "preheat_steps=2"
+            "preheat_steps=200", "preheat_steps=2"
         )
         if "trainer_cls" in text:
             namespace["model"] = hrp_model()
@@ -56,9 +57,13 @@ def test_python_examples_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("script", "records", "page"),
     [
-        ("starts_table.py", "standin-gsm8k-450", "README.md"),
+        ("starts_table.py", GSM8K_930, "README.md"),
         ("starts_table.py", "standin-gsm8k-450", "docs/choosing.md"),
-        ("starts_table.py", "standin-gsm8k-compute --all", "docs/choosing.md"),
+        ("starts_table.py", "standin-gsm8k-compute-930 --all", "docs/choosing.md"),
+        ("starts_table.py", "standin-gsm8k-compute-930 --all", "docs/LOG.md"),
+        ("starts_table.py", "standin-glue-rule --task glue-cola --all", "docs/LOG.md"),
+        ("starts_table.py", "standin-glue-rule --task glue-sst2 --all", "docs/LOG.md"),
+        ("arms_table.py", "stages-gsm8k", "docs/LOG.md"),
         ("starts_table.py", "standin-gsm8k-compute --all", "docs/LOG.md"),
         ("starts_table.py", "tries-wordproblems --control hrp-ab --all", "docs/LOG.md"),
         ("starts_table.py", "compute-wordproblems --all", "docs/LOG.md"),

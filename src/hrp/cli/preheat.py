@@ -18,7 +18,7 @@ which serves every lower rank. Takes the flags of `hrp sft`.
 """
 EXAMPLE = """\
   hrp preheat --model_name_or_path Qwen/Qwen3-0.6B --dataset_name trl-lib/Capybara \\
-      --preheat_rank 128 --preheat_steps 50 --preheat_learning_rate 5e-5 --output_dir runs/spectrum
+      --preheat_rank 128 --preheat_steps 200 --preheat_learning_rate 5e-5 --output_dir runs/spectrum
 """
 
 

@@ -49,7 +49,7 @@ HRP's own, which come first below.
 EXAMPLE = """\
   hrp sft --model_name_or_path Qwen/Qwen3-0.6B --dataset_path train.jsonl \\
       --prompt_template 'Question: {question}\\nAnswer:' --completion_template ' {answer}' \\
-      --lora_r 16 --preheat_steps 50 --direction AB --learning_rate 2e-4 --output_dir runs/adapter
+      --lora_r 16 --preheat_steps 0.2 --direction AB --learning_rate 2e-4 --output_dir runs/adapter
 """
 # What TRL's SFTTrainer recognises, each a set of columns that suffice.
 SFT_FORMS = ({"messages"}, {"conversations"}, {"prompt", "completion"}, {"input_ids"})
