@@ -54,7 +54,7 @@ def test_a_config_is_refused_by_name_or_survives_json(given_fields):
         assert any(f"`{field.name}`" in refusal for field in dataclasses.fields(hrp.HRPConfig))
         return
     assert hrp.HRPConfig.from_json(config.to_json()) == config
-    assert config.step_limit >= 1
+    assert config.of_run(100).step_limit >= 1
 
 
 @FEW
