@@ -56,7 +56,7 @@ def test_a_share_becomes_a_number_of_steps_of_the_run(given, steps):
 
 @pytest.mark.parametrize("share", [None, 0.2])
 def test_a_share_of_no_run_has_no_number_of_steps(share):
-    with pytest.raises(ValueError, match=r"must be an integer or 'auto' here, got .*of_run"):
+    with pytest.raises(ValueError, match=r"must be a number of steps or 'auto' here, got .*of_run"):
         _ = HRPConfig(preheat_steps=share).step_limit
 
 

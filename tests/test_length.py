@@ -65,7 +65,7 @@ def test_with_a_dataloader_the_default_is_a_number(model):
 
 
 def test_a_share_is_refused_with_a_dataloader(model):
-    with pytest.raises(ValueError, match=r"an integer with `dataloader`.*got 0\.2; give an int"):
+    with pytest.raises(ValueError, match=r"or 'auto' with `dataloader`.*got 0\.2; give one"):
         hrp.preheat(model, hrp.HRPConfig(preheat_rank=8, preheat_steps=0.2), dataloader=loader())
 
 
@@ -74,10 +74,12 @@ class _Streamed(IterableDataset):
         return iter(ROWS)
 
 
-@pytest.mark.parametrize("share", [None, 0.2])
-def test_a_share_is_refused_where_the_length_of_the_run_is_not_known(model, tmp_path, share):
+@pytest.mark.parametrize(("share", "told"), [(None, "the default share, 0.2"), (0.3, "0.3")])
+def test_a_share_is_refused_where_the_length_of_the_run_is_not_known(model, tmp_path, share, told):
     config = hrp.HRPConfig(preheat_rank=8, preheat_steps=share)
-    with pytest.raises(ValueError, match=r"streamed data.*got .*; give an integer, or set `max_"):
+    with pytest.raises(
+        ValueError, match=rf"streamed data.*got {told}; give one of them, or set `max_"
+    ):
         hrp.preheat(
             model, config, trainer_cls=Trainer, args=arguments(tmp_path), train_dataset=_Streamed()
         )

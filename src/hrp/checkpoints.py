@@ -63,11 +63,17 @@ def last_complete(folder: Path, before: int | None = None) -> Path | None:
     return max(eligible, key=checkpoint_step, default=None)
 
 
+def made_by(checkpoint: Path) -> dict[str, Any]:
+    """Settings of the run that made a whole checkpoint, see `CompletionMarker`."""
+    found: dict[str, Any] = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
+    return dict(found.get("run", {}))
+
+
 def check_same_run(checkpoint: Path, run: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` unless a checkpoint was made by a run of these settings."""
-    made_by = json.loads((checkpoint / MARKER).read_text(encoding="utf-8")).get("run", {})
-    other = [f"{k} {made_by.get(k)!r} there, {v!r} now" for k, v in run.items()
-             if made_by.get(k) != v]  # fmt: skip
+    before = made_by(checkpoint)
+    other = [f"{k} {before.get(k)!r} there, {v!r} now" for k, v in run.items()
+             if before.get(k) != v]  # fmt: skip
     if other:
         raise ValueError(
             f"`checkpoints` in '{checkpoint.parent}' must be of the same preheating, got another: "

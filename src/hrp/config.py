@@ -13,7 +13,7 @@ TrainFactors = Literal["both", "A", "B"]
 PreheatSteps = int | float | Literal["auto"] | None
 
 DEFAULT_SHARE = 0.2
-"""Of fine-tuning's steps, for preheating: what GSM8K's records favour (docs/LOG.md)."""
+"""Of fine-tuning's steps, for preheating; a sixth of both together (docs/LOG.md: why)."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class HRPConfig:
         if isinstance(self.preheat_steps, int):
             return self.preheat_steps
         raise ValueError(
-            f"`preheat_steps` must be an integer or 'auto' here, got {self.preheat_steps!r}: a "
-            "share is one of a run's steps; `HRPConfig.of_run` takes their number"
+            f"`preheat_steps` must be a number of steps or 'auto' here, got {self.preheat_steps}: "
+            "a share is one of a run's steps; `HRPConfig.of_run` takes their number"
         )
 
     @property

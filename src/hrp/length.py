@@ -20,21 +20,28 @@ def of_trainer(config: HRPConfig, args: TrainingArguments, train_dataset: object
         return config
     steps = planned_steps(args, train_dataset)
     if steps is None:
+        given = config.preheat_steps
         raise ValueError(
-            "`preheat_steps` must be an integer where the trainer's number of steps is not known "
-            "beforehand (streamed data, or rows that the trainer packs, and no `max_steps`), got "
-            f"{config.preheat_steps!r}; give an integer, or set `max_steps` of the trainer"
+            "`preheat_steps` must be a number of steps or 'auto' where the trainer's own number is "
+            "not known beforehand (streamed data, or rows that it has yet to pack, and no "
+            f"`max_steps`), got {f'the default share, {config.share}' if given is None else given};"
+            " give one of them, or set `max_steps` of the trainer"
         )
     return config.of_run(steps)
 
 
 def planned_steps(args: TrainingArguments, train_dataset: object) -> int | None:
-    """Optimizer steps of HF Trainer with ``args``, as it counts them itself; None: not known."""
+    """Optimizer steps of HF's Trainer with ``args``, as it counts them itself; None: not known.
+
+    Trainers that drop rows, or draw them in groups (GRPO), take another number: there, and with
+    sequence parallelism, ``max_steps`` alone makes it known.
+    """
     if args.max_steps > 0:
         return args.max_steps
     if not isinstance(train_dataset, Sized) or _packs(args):
         return None
-    together = args.train_batch_size * args.world_size
+    split = args.accelerator_config.split_batches
+    together = args.train_batch_size * (1 if split else args.world_size)
     rows = len(train_dataset)
     batches = rows // together if args.dataloader_drop_last else math.ceil(rows / together)
     per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))

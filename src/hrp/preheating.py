@@ -200,8 +200,8 @@ def _with_steps(config: HRPConfig, trainer_kwargs: dict[str, Any]) -> HRPConfig:
         return of_trainer(config, trainer_kwargs["args"], trainer_kwargs["train_dataset"])
     if isinstance(config.preheat_steps, float):
         raise ValueError(
-            "`preheat_steps` must be an integer with `dataloader`, as fine-tuning's number of "
-            f"steps is not known there, got {config.preheat_steps!r}; give an integer"
+            "`preheat_steps` must be a number of steps or 'auto' with `dataloader`, as that of "
+            f"fine-tuning is not known there, got {config.preheat_steps}; give one of them"
         )
     default = config.preheat_steps is None
     return dataclasses.replace(config, preheat_steps=DEFAULT_STEPS) if default else config

@@ -133,6 +133,13 @@ def test_a_share_of_preheating_is_one_of_all_steps(bench):
     assert (costs.preheat_steps, costs.finetune_steps) == (STEPS // 4, STEPS - STEPS // 4)
 
 
+def test_a_share_of_runs_of_two_lengths_is_preheated_twice(tmp_path):
+    bench, settings = TinyBench(tmp_path), {"preheat_rank": 8, "preheat_steps": 0.25}
+    records = [execute(bench, spec("hrp-ab", hrp=settings, steps=steps)) for steps in (8, 12)]
+    assert [record.costs.preheat_steps for record in records] == [2, 3]
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
 def test_equal_finetuning_charges_on_top(bench):
     record = execute(bench, spec("hrp-a", budgets=["equal_finetuning"]))
     assert (record.costs.finetune_steps, record.costs.total_steps) == (STEPS, STEPS + 2)

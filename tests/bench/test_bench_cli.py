@@ -53,6 +53,15 @@ def test_list_counts_what_is_missing(ran, capsys):
     assert "9 runs: 9 missing" in capsys.readouterr().out
 
 
+def test_list_tells_an_arm_s_configurations_apart(tmp_path, capsys):
+    settings = FEW | {"arms": [{"name": "hrp-ab", "hrp": {"preheat_steps": [1, 0.5]}}]}
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["list", str(tmp_path / "few.yaml")]) == 0
+    said = capsys.readouterr().out
+    assert "hrp-ab K=1  equal_total" in said
+    assert "hrp-ab K=0.5  equal_total" in said
+
+
 def test_a_reading_of_one_s_own_begins_the_page(ran, tmp_path, capsys):
     (tmp_path / "reading.md").write_text("All within the noise.\n")
     command = ["report", str(ran / "results" / "few"), "--out", str(tmp_path / "page.md")]

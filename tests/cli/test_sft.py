@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from commands import QUICK, assert_same_spectrum, call, questions, training
 from peft import PeftModel
+from transformers import TrainingArguments
 
 import hrp
 from hrp.checkpoints import MARKER
+from hrp.cli.running import Job, with_steps
 from hrp.demo import BASE, load_base
 
 
@@ -259,6 +263,28 @@ def test_preheating_takes_a_share_of_fine_tuning_s_steps(data, tmp_path, share, 
     flags[place : place + 2] = [] if share is None else ["--preheat_steps", share]
     assert call("preheat", *flags) == 0
     assert hrp.Spectrum.load(tmp_path / "spectrum").provenance["steps"] == steps
+
+
+def test_a_share_counts_the_rows_that_trl_has_packed(data, tmp_path):
+    flags = training(data, tmp_path / "spectrum", "--packing", "true", "--max_length", "64")
+    for name in ("--preheat_steps", "--max_steps"):
+        place = flags.index(name)
+        del flags[place : place + 2]
+    assert call("preheat", *flags, "--num_train_epochs", "2") == 0
+    assert 1 <= hrp.Spectrum.load(tmp_path / "spectrum").provenance["steps"] < 4  # 40 rows: 20
+
+
+def test_an_interrupted_preheating_keeps_its_length_where_fine_tuning_gets_longer(tmp_path):
+    args = TrainingArguments(output_dir=str(tmp_path), max_steps=30, use_cpu=True)
+    trainer = SimpleNamespace(train_dataset=[{}], args=args)
+    job = Job(trainer, {"args": args, "train_dataset": [{}]}, hrp.HRPConfig(), 10)
+    assert with_steps(job, tmp_path).config.preheat_steps == 6
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / MARKER).write_text('{"run": {"preheat_steps": 4}}')
+    assert with_steps(job, tmp_path).config.preheat_steps == 4
+    assert with_steps(job, None).config.preheat_steps == 6
+    fixed = dataclasses.replace(job, config=hrp.HRPConfig(preheat_steps=7))
+    assert with_steps(fixed, tmp_path).config.preheat_steps == 7
 
 
 def test_preheating_losses_are_reported_under_their_own_name(data, tmp_path, monkeypatch):

@@ -24,7 +24,8 @@ SECTIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Settings of kinds of arms, with defaults; an arm's records hold those that it uses.
 
-- hrp: see `hrp.HRPConfig`; ``learning_rate`` is preheating's.
+- hrp: see `hrp.HRPConfig`; ``learning_rate`` is preheating's, ``preheat_steps`` a number or a
+  share of all steps of the run. Both have defaults of their own here: a record holds what was run.
 - auto: for "hrp-auto": direction, the most preheating as a share of all steps, and HRPConfig's.
 - gradient: batches whose gradients are averaged (gradient-svd, lora_ga).
 - covariance: rows whose activations make CorDA's covariances.

@@ -57,18 +57,19 @@ def preheated_until_settled(setup: Setup) -> Shared:
 
 
 def _preheating(setup: Setup) -> dict[str, Any]:
-    """Section ``hrp`` without what is no part of preheating, and with the library's own rate."""
+    """Section ``hrp`` without what is no part of preheating, with its steps and rate as numbers."""
     settings = setup.section("hrp")
     settings.pop("scale")
-    config = HRPConfig(preheat_rank=settings["preheat_rank"])
+    config = HRPConfig(settings["preheat_rank"], settings.get("preheat_steps"))
+    config = config.of_run(setup.spec.config["steps"])
+    settings["preheat_steps"] = config.preheat_steps  # a share alone would not name what is shared
     rate = preheating_rate(setup.spec.learning_rate, config, setup.rank)
     settings.setdefault("learning_rate", rate)
     return settings
 
 
 def _preheat(setup: Setup, settings: dict[str, Any]) -> Shared:
-    seed = PREHEAT_SEED + setup.spec.seed
-    config = HRPConfig(seed=seed, **settings).of_run(setup.spec.config["steps"])
+    config = HRPConfig(seed=PREHEAT_SEED + setup.spec.seed, **settings)
     model = setup.adapter()
     plan = setup.plan(config.step_limit, settings["learning_rate"])
     began = time.perf_counter()

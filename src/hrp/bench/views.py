@@ -167,12 +167,15 @@ def arm_labels(records: Sequence[Record]) -> dict[str, str]:
     return {
         record.run_id: label
         for arm, members in by_arm.items()
-        for record, label in zip(members, _labels_of(arm, members), strict=True)
+        for record, label in zip(
+            members, labels_of(arm, [one.run.config for one in members]), strict=True
+        )
     }
 
 
-def _labels_of(arm: str, records: Sequence[Record]) -> list[str]:
-    settings = [dict(_flattened(record.run.config)) for record in records]
+def labels_of(arm: str, configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The arm's name with what tells each of its configurations from the others."""
+    settings = [dict(_flattened(config)) for config in configs]
     configurations = len({tuple(sorted(one.items())) for one in settings})
     names = {name for one in settings for name in one}
     chosen: list[str] = []

@@ -217,18 +217,22 @@ def _list(options: argparse.Namespace, _: Sequence[str]) -> int:
 def _list_experiment(options: argparse.Namespace) -> int:
     from hrp.bench.driver import existing
     from hrp.bench.protocol import lines, load_experiment, plan
+    from hrp.bench.views import labels_of
 
     experiment = load_experiment(options.config)
     records = existing(_records_folder(options, experiment.experiment))
     runs = plan(experiment, records)
-    found: dict[str, int] = {}
+    statuses: dict[str, int] = {}
     for run in runs:
         status = records[run.run_id].status if run.run_id in records else "missing"
-        found[status] = found.get(status, 0) + 1
-    for line in lines(experiment):
+        statuses[status] = statuses.get(status, 0) + 1
+    found = lines(experiment)
+    for line in found:
+        alike = [one for one in found if (one.task, one.arm) == (line.task, line.arm)]
+        label = labels_of(line.arm, [one.config for one in alike])[alike.index(line)]
         rates = " ".join(f"{rate:g}" for rate in line.grid)
-        print(f"{line.task}  {line.arm}  {line.config['budget']}  learning rates {rates}")
-    print(f"{len(runs)} runs: " + ", ".join(f"{n} {status}" for status, n in found.items()))
+        print(f"{line.task}  {label}  {line.config['budget']}  learning rates {rates}")
+    print(f"{len(runs)} runs: " + ", ".join(f"{n} {status}" for status, n in statuses.items()))
     return 0
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from hrp.artefact import FILES, PROVENANCE_FILE, check_replaceable
 from hrp.cli.failures import UsageError, reported
 from hrp.cli.outputs import Output, check_place, say
-from hrp.cli.running import Job, preheat_into
+from hrp.cli.running import Job, preheat_into, with_steps
 from hrp.cli.sft import build_trainer, built, parse_sft
 from hrp.cli.trainers import sft_preheating
 
 DESCRIPTION = """\
 Preheat only: train a LoRA of high rank for a few steps and write its spectrum to --output_dir,
-which serves every lower rank. Takes the flags of `hrp sft`.
+which serves every lower rank. Takes the flags of `hrp sft`; a share as --preheat_steps, such as the
+default, is one of the fine-tuning that the other flags describe.
 """
 EXAMPLE = """\
   hrp preheat --model_name_or_path Qwen/Qwen3-0.6B --dataset_name trl-lib/Capybara \\
@@ -39,11 +40,12 @@ def _run(argv: list[str]) -> int:
     check_place(folder)
     work.check(request.output.overwrite, request.output.resume)
     request.training.output_dir = str(work.folder)
-    trainer, config = built(request, build_trainer, config)
+    trainer = built(request, build_trainer)
+    job = Job(trainer, sft_preheating(trainer), config, request.hrp.preheat_save_steps)
+    job = with_steps(job, work.folder if request.output.resume else None)
     if trainer.is_world_process_zero():
         work.begin(request.output.overwrite)
     trainer.accelerator.wait_for_everyone()
-    job = Job(trainer, sft_preheating(trainer), config, request.hrp.preheat_save_steps)
     preheat_into(job, folder, work.folder, request.output.overwrite)
     trainer.accelerator.print(f"Spectrum saved to {folder}; `hrp inspect {folder}` shows it")
     return 0

@@ -5,18 +5,26 @@ from __future__ import annotations
 import copy
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hrp.adapter_checks import check_preheatable
 from hrp.allocation import parameter_count
-from hrp.checkpoints import Checkpoints, CompletionMarker, checkpoint_step, last_complete
+from hrp.checkpoints import (
+    Checkpoints,
+    CompletionMarker,
+    checkpoint_step,
+    last_complete,
+    made_by,
+)
 from hrp.cli.modelcard import CardFacts, card
 from hrp.cli.outputs import Output
+from hrp.cli.trainers import warn_of_repeats
 from hrp.config import HRPConfig
 from hrp.initialization import initialize_lora_hrp_weights
 from hrp.layers import lora_modules
+from hrp.length import of_trainer
 from hrp.preheating import preheat
 from hrp.spectrum import Spectrum
 from hrp.trainer_arguments import preheating_rate
@@ -73,6 +81,26 @@ def start(job: Job, spectrum: Spectrum, folder: Path) -> None:
     trainer, config = job.trainer, job.config
     initialize_lora_hrp_weights(trainer.model, spectrum, config.direction, config.scale)
     trainer.accelerator.print(f"LoRA starts from {folder}, direction {config.direction}")
+
+
+def with_steps(job: Job, interrupted: Path | None) -> Job:
+    """Make preheating's share of the run a number of steps, as it was where it was interrupted.
+
+    Args:
+        job: what to train; its config may have a share.
+        interrupted: folder of the checkpoints of the preheating to go on with, if any: its length
+            stays, though fine-tuning may be longer now.
+
+    Raises:
+        ValueError: the run's length is not known beforehand.
+    """
+    warn_of_repeats(job.trainer, job.config)
+    begun = None if interrupted is None else last_complete(interrupted)
+    if job.config.share is not None and begun is not None:
+        steps = made_by(begun).get("preheat_steps")
+        return replace(job, config=replace(job.config, preheat_steps=steps))
+    given = job.preheating
+    return replace(job, config=of_trainer(job.config, given["args"], given["train_dataset"]))
 
 
 def check_preheating(job: Job) -> None:

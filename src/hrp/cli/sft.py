@@ -34,11 +34,9 @@ from hrp.cli.checks import (
 from hrp.cli.datasets import check_columns, load_splits, split_of, with_templates
 from hrp.cli.failures import UsageError, reported
 from hrp.cli.outputs import Output, say
-from hrp.cli.running import Job, check_preheating, run, start
+from hrp.cli.running import Job, check_preheating, run, start, with_steps
 from hrp.cli.settings import binding
 from hrp.cli.trainers import HRPSFTTrainer, check_enough, sft_preheating
-from hrp.config import HRPConfig
-from hrp.length import of_trainer
 from hrp.spectrum import Spectrum
 
 DESCRIPTION = """\
@@ -107,8 +105,10 @@ def carry_out(
     if not output.check(request.output.overwrite, request.output.resume):
         return 0
     spectrum = None if given is None else Spectrum.load(given)
-    trainer, config = built(request, build, config)
+    trainer = built(request, build)
     job = Job(trainer, preheating(trainer), config, request.hrp.preheat_save_steps)
+    if given is None:
+        job = with_steps(job, output.preheating if request.output.resume else None)
     # What can be refused is refused before `begin` removes what an earlier run has left.
     if given is not None and spectrum is not None:
         start(job, spectrum, given)
@@ -149,19 +149,15 @@ def check_common(training: Any, model: ModelConfig) -> None:
         model.use_peft = True
 
 
-def built(request: Any, build: Callable[[Any], Any], config: HRPConfig) -> tuple[Any, HRPConfig]:
-    """Make the trainer, and of preheating's share of its steps a number.
-
-    Raises ``UsageError`` for unknown target modules and too few rows.
-    """
+def built(request: Any, build: Callable[[Any], Any]) -> Any:
+    """Make the trainer; raises ``UsageError`` for unknown target modules and too few rows."""
     flags = request.model
     task = f"--task {request.finetune.task}" if hasattr(request, "finetune") else "hrp sft"
     with mistakes_told(flags.lora_target_modules, task, flags.model_name_or_path):
         trainer = build(request)
     check_targets(flags.lora_target_modules, trainer.model.get_base_model())
-    config = of_trainer(config, trainer.args, trainer.train_dataset)
-    check_enough(trainer, config)
-    return trainer, config
+    check_enough(trainer)
+    return trainer
 
 
 def build_trainer(request: SFTRequest) -> HRPSFTTrainer:

@@ -60,18 +60,25 @@ def preheating(trainer: Any) -> dict[str, Any]:
     }
 
 
-def check_enough(trainer: Any, config: HRPConfig) -> None:
-    """Raise ``UsageError`` if the data give no step; say so if preheating sees them repeatedly."""
+def check_enough(trainer: Any) -> None:
+    """Raise ``UsageError`` if the data give no step."""
     if not isinstance(trainer.train_dataset, Sized):
         return  # streamed: its length is not known
     rows, args = len(trainer.train_dataset), trainer.args
-    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     least = args.train_batch_size * args.world_size if args.dataloader_drop_last else 1
     if rows < least:
         raise UsageError(
             f"the data give {rows} training rows, and one step needs {least}; give more data, "
             "raise `--max_length`, or lower `--per_device_train_batch_size`"
         )
+
+
+def warn_of_repeats(trainer: Any, config: HRPConfig) -> None:
+    """Say so if preheating sees the data repeatedly; a share of fine-tuning is less than that."""
+    if config.share is not None or not isinstance(trainer.train_dataset, Sized):
+        return
+    rows, args = len(trainer.train_dataset), trainer.args
+    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     wanted = config.step_limit * per_step
     if wanted > rows:
         logger.warning(
