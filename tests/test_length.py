@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from peft import LoraConfig
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import hrp
 from conftest import collate, loader, token_rows
-from hrp.length import planned_steps
+from hrp.length import of_trainer, planned_steps
 from hrp.training import DEFAULT_STEPS
 
 ROWS = token_rows(21)
@@ -59,6 +60,16 @@ def test_a_share_is_one_of_the_trainers_own_steps(model, tmp_path, share, steps)
     assert spectrum.provenance["config"]["preheat_steps"] == steps
 
 
+@pytest.mark.parametrize(
+    ("task_type", "steps"), [("SEQ_CLS", 5), ("TOKEN_CLS", 5), ("CAUSAL_LM", 20), (None, 20)]
+)
+def test_classifiers_are_preheated_for_less_by_default(tmp_path, task_type, steps):
+    args, lora = arguments(tmp_path, max_steps=100), LoraConfig(task_type=task_type)
+    assert of_trainer(hrp.HRPConfig(), args, ROWS, lora).preheat_steps == steps
+    given = hrp.HRPConfig(preheat_steps=0.3)
+    assert of_trainer(given, args, ROWS, lora).preheat_steps == 30
+
+
 def test_with_a_dataloader_the_default_is_a_number(model):
     spectrum = hrp.preheat(model, hrp.HRPConfig(preheat_rank=8), dataloader=loader(2))
     assert spectrum.provenance["steps"] == DEFAULT_STEPS
@@ -74,7 +85,7 @@ class _Streamed(IterableDataset):
         return iter(ROWS)
 
 
-@pytest.mark.parametrize(("share", "told"), [(None, "the default share, 0.2"), (0.3, "0.3")])
+@pytest.mark.parametrize(("share", "told"), [(None, "a share, the default"), (0.3, "0.3")])
 def test_a_share_is_refused_where_the_length_of_the_run_is_not_known(model, tmp_path, share, told):
     config = hrp.HRPConfig(preheat_rank=8, preheat_steps=share)
     with pytest.raises(

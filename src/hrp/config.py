@@ -24,9 +24,10 @@ class HRPConfig:
         preheat_rank: rank R of the temporary LoRA; at least the adapter's own rank. A module with
             ``min(d_in, d_out) < R`` is preheated at ``min(d_in, d_out)``.
         preheat_steps: optimizer steps K of preheating; a float in (0, 1) is a share of the
-            trainer's own steps (``args``), ``None`` means `DEFAULT_SHARE` of them, or
-            `hrp.training.DEFAULT_STEPS` with a bare dataloader; ``"auto"`` stops as soon as the
-            leading subspaces have settled (`hrp.stopping`), at ``max_preheat_steps`` at the latest.
+            trainer's own steps (``args``), ``None`` means `DEFAULT_SHARE` of them
+            (`hrp.length.CLASSIFIER_SHARE` for classifiers), or `hrp.training.DEFAULT_STEPS` with a
+            bare dataloader; ``"auto"`` stops as soon as the leading subspaces have settled
+            (`hrp.stopping`), at ``max_preheat_steps`` at the latest.
         direction: what the adapter starts with (HRP.md, table): ``"AB"`` (ours, the default by
             evidence, docs/LOG.md: the preheated update, truncated, so no no-op at step 0), or the
             leading singular vectors in one factor: ``"A"`` (the paper's) or ``"B"`` (derived, P5).

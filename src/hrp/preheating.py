@@ -115,12 +115,12 @@ def preheat(
         PreheatingError: training ended early, or left a module untrained.
     """
     _check_data(config, dataloader, loss_fn, trainer_cls, trainer_kwargs)
-    config = _with_steps(config, trainer_kwargs)
     spent = check_engine(trainer_kwargs.get("args"), spend_model) is not None
     if checkpoints is not None and trainer_cls is None:
         raise ValueError("`checkpoints` go with `trainer_cls`; a dataloader cannot be resumed")
     targets = lora_modules(model, adapter_name)
     check_preheatable(model, adapter_name, targets, config)
+    config = _with_steps(config, trainer_kwargs, model.peft_config[adapter_name])
     restored = nullcontext() if spent else restored_model(model)
     surroundings = restored_rng(), restored_accumulation(), restored_generators(dataloader)
     with ExitStack() as stack:
@@ -194,10 +194,10 @@ def _check_data(
     check_not_empty("dataloader", dataloader)
 
 
-def _with_steps(config: HRPConfig, trainer_kwargs: dict[str, Any]) -> HRPConfig:
+def _with_steps(config: HRPConfig, trainer_kwargs: dict[str, Any], lora: LoraConfig) -> HRPConfig:
     """``config`` with its share of the run as a number of steps."""
     if trainer_kwargs:
-        return of_trainer(config, trainer_kwargs["args"], trainer_kwargs["train_dataset"])
+        return of_trainer(config, trainer_kwargs["args"], trainer_kwargs["train_dataset"], lora)
     if isinstance(config.preheat_steps, float):
         raise ValueError(
             "`preheat_steps` must be a number of steps or 'auto' with `dataloader`, as that of "

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from commands import QUICK, assert_same_spectrum, call, questions, training
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from transformers import TrainingArguments
 
 import hrp
@@ -276,7 +276,8 @@ def test_a_share_counts_the_rows_that_trl_has_packed(data, tmp_path):
 
 def test_an_interrupted_preheating_keeps_its_length_where_fine_tuning_gets_longer(tmp_path):
     args = TrainingArguments(output_dir=str(tmp_path), max_steps=30, use_cpu=True)
-    trainer = SimpleNamespace(train_dataset=[{}], args=args)
+    model = SimpleNamespace(peft_config={"default": LoraConfig(task_type="CAUSAL_LM")})
+    trainer = SimpleNamespace(train_dataset=[{}], args=args, model=model)
     job = Job(trainer, {"args": args, "train_dataset": [{}]}, hrp.HRPConfig(), 10)
     assert with_steps(job, tmp_path).config.preheat_steps == 6
     (tmp_path / "checkpoint-2").mkdir()

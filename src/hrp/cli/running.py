@@ -99,8 +99,8 @@ def with_steps(job: Job, interrupted: Path | None) -> Job:
     if job.config.share is not None and begun is not None:
         steps = made_by(begun).get("preheat_steps")
         return replace(job, config=replace(job.config, preheat_steps=steps))
-    given = job.preheating
-    return replace(job, config=of_trainer(job.config, given["args"], given["train_dataset"]))
+    given, lora = job.preheating, job.trainer.model.peft_config["default"]
+    return replace(job, config=of_trainer(job.config, given["args"], given["train_dataset"], lora))
 
 
 def check_preheating(job: Job) -> None:

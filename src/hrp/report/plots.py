@@ -16,7 +16,7 @@ from hrp.bench.views import Analysis
 from hrp.report.figures import INK, colour, drawn, plain
 
 _MOST_LINES = 7
-_SHORT_NAME = 16  # letters, of which a legend has room for three columns
+_SHORT_NAME = 15  # letters, of which a legend has room for three columns
 _MOST_POINTS = 120
 _GREY = "#7d8590"
 _VERDICT_COLOURS = {"better": "#009e73", "worse": "#d55e00"}
