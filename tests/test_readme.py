@@ -63,6 +63,7 @@ def test_python_examples_run(tmp_path, monkeypatch):
         ("starts_table.py", "standin-gsm8k-compute-930 --all", "docs/LOG.md"),
         ("starts_table.py", "standin-glue-rule --task glue-cola --all", "docs/LOG.md"),
         ("starts_table.py", "standin-glue-rule --task glue-sst2 --all", "docs/LOG.md"),
+        ("starts_table.py", "standin-cola-default --all", "docs/LOG.md"),
         ("starts_table.py", "length-wordproblems --all", "docs/LOG.md"),
         ("arms_table.py", "stages-gsm8k", "docs/LOG.md"),
         ("starts_table.py", "standin-gsm8k-compute --all", "docs/LOG.md"),
