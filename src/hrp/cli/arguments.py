@@ -23,8 +23,8 @@ class HRPArguments:
     preheat_steps: str | None = field(
         default=None,
         metadata={
-            "help": "Steps K of preheating; a share of fine-tuning's steps, by default 0.2, or 0.05 "
-            "for classifiers; or 'auto': until its directions settle."
+            "help": "Steps K of preheating; a share of fine-tuning's steps, by default 0.2, or "
+            "0.05 for classifiers; or 'auto': until its directions settle."
         },
     )
     preheat_learning_rate: float | None = field(
