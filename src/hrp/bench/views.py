@@ -161,20 +161,20 @@ def arm_labels(records: Sequence[Record]) -> dict[str, str]:
     Two records whose configurations differ in anything are of different arms. Settings are added,
     preheating's rank and steps first, only until they tell all configurations apart.
     """
-    by_arm: dict[str, list[Record]] = {}
-    for record in records:
-        by_arm.setdefault(record.arm, []).append(record)
-    return {
-        record.run_id: label
-        for arm, members in by_arm.items()
-        for record, label in zip(
-            members, labels_of(arm, [one.run.config for one in members]), strict=True
-        )
-    }
+    labels = told_apart([(record.arm, record.run.config) for record in records])
+    return {record.run_id: label for record, label in zip(records, labels, strict=True)}
 
 
-def labels_of(arm: str, configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The arm's name with what tells each of its configurations from the others."""
+def told_apart(configurations: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """Each name with those settings that tell its configurations apart, see `arm_labels`."""
+    by_name: dict[str, list[Mapping[str, Any]]] = {}
+    for name, config in configurations:
+        by_name.setdefault(name, []).append(config)
+    labels = {name: iter(_labels_of(name, configs)) for name, configs in by_name.items()}
+    return [next(labels[name]) for name, _ in configurations]
+
+
+def _labels_of(arm: str, configs: Sequence[Mapping[str, Any]]) -> list[str]:
     settings = [dict(_flattened(config)) for config in configs]
     configurations = len({tuple(sorted(one.items())) for one in settings})
     names = {name for one in settings for name in one}

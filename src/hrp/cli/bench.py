@@ -217,7 +217,7 @@ def _list(options: argparse.Namespace, _: Sequence[str]) -> int:
 def _list_experiment(options: argparse.Namespace) -> int:
     from hrp.bench.driver import existing
     from hrp.bench.protocol import lines, load_experiment, plan
-    from hrp.bench.views import labels_of
+    from hrp.bench.views import told_apart
 
     experiment = load_experiment(options.config)
     records = existing(_records_folder(options, experiment.experiment))
@@ -227,11 +227,10 @@ def _list_experiment(options: argparse.Namespace) -> int:
         status = records[run.run_id].status if run.run_id in records else "missing"
         statuses[status] = statuses.get(status, 0) + 1
     found = lines(experiment)
-    for line in found:
-        alike = [one for one in found if (one.task, one.arm) == (line.task, line.arm)]
-        label = labels_of(line.arm, [one.config for one in alike])[alike.index(line)]
+    labels = told_apart([(f"{line.task}  {line.arm}", line.config) for line in found])
+    for line, label in zip(found, labels, strict=True):
         rates = " ".join(f"{rate:g}" for rate in line.grid)
-        print(f"{line.task}  {label}  {line.config['budget']}  learning rates {rates}")
+        print(f"{label}  {line.config['budget']}  learning rates {rates}")
     print(f"{len(runs)} runs: " + ", ".join(f"{n} {status}" for status, n in statuses.items()))
     return 0
 
