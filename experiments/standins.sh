@@ -47,6 +47,7 @@ on_glue() { run "$1" "$minilm" "$glue"; }
   on_glue standin-cola-preheating-rate
   on_gsm8k standin-ablation
   on_glue standin-glue-rule
+  on_glue standin-cola-default
 } &
 on_gsm8k standin-gsm8k-930
 on_gsm8k standin-gsm8k-compute-930

@@ -41,7 +41,7 @@ def joined(folders: Sequence[Path]) -> Iterator[Record]:
     first, *others = map(load_records, folders)
     yield from first
     for record in (one for records in others for one in records):
-        if ARMS[record.run.arm].charged:
+        if ARMS[record.arm].charged:
             run = dataclasses.replace(record.run, experiment=first[0].run.experiment)
             yield dataclasses.replace(record, run=run)
 

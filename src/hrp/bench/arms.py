@@ -232,11 +232,12 @@ def _gradient(direction: Direction) -> Callable[[Setup], Start]:
     return lambda setup: _directed(setup, starts.gradient(setup), direction)
 
 
-for _direction, _name in (("A", "gradient-svd"), ("B", "gradient-svd-b")):
+_GRADIENTS: tuple[tuple[Direction, str], ...] = (("A", "gradient-svd"), ("B", "gradient-svd-b"))
+for _direction, _name in _GRADIENTS:
     register(
         _name, f"singular vectors of the mean gradient, direction {_direction} (as in LoRA-One)",
         sections=("gradient",), charged=True, shares=starts.gradient,
-    )(_gradient(_direction))  # type: ignore[arg-type]  # literals, lost in the loop  # fmt: skip
+    )(_gradient(_direction))  # fmt: skip
 
 
 # --- HRP -----------------------------------------------------------------------------------
