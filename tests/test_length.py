@@ -11,8 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import hrp
 from conftest import collate, loader, token_rows
-from hrp.length import of_trainer, planned_steps
-from hrp.training import DEFAULT_STEPS
+from hrp.length import DEFAULT_STEPS, of_trainer, planned_steps
 
 ROWS = token_rows(21)
 

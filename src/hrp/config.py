@@ -25,7 +25,7 @@ class HRPConfig:
             ``min(d_in, d_out) < R`` is preheated at ``min(d_in, d_out)``.
         preheat_steps: optimizer steps K of preheating; a float in (0, 1) is a share of the
             trainer's own steps (``args``), ``None`` means `DEFAULT_SHARE` of them
-            (`hrp.length.CLASSIFIER_SHARE` for classifiers), or `hrp.training.DEFAULT_STEPS` with a
+            (`hrp.length.CLASSIFIER_SHARE` for classifiers), or `hrp.length.DEFAULT_STEPS` with a
             bare dataloader; ``"auto"`` stops as soon as the leading subspaces have settled
             (`hrp.stopping`), at ``max_preheat_steps`` at the latest.
         direction: what the adapter starts with (HRP.md, table): ``"AB"`` (ours, the default by
@@ -99,21 +99,22 @@ class HRPConfig:
         )
 
     @property
-    def share(self) -> float | None:
-        """Preheating's share of the steps of the run that it prepares; None where it has none."""
-        if self.preheat_steps is None:
-            return DEFAULT_SHARE
-        return self.preheat_steps if isinstance(self.preheat_steps, float) else None
+    def is_share(self) -> bool:
+        """Whether preheating's steps are a share of the run that it prepares."""
+        return self.preheat_steps is None or isinstance(self.preheat_steps, float)
 
-    def of_run(self, steps: int) -> HRPConfig:
+    def of_run(self, steps: int, default: float = DEFAULT_SHARE) -> HRPConfig:
         """Return the config for a run of so many optimizer steps: a share becomes a number.
+
+        ``default`` is the share where ``preheat_steps`` is None.
 
         >>> HRPConfig(preheat_steps=0.1).of_run(930).preheat_steps
         93
         """
-        if self.share is None:
+        if not self.is_share:
             return self
-        return dataclasses.replace(self, preheat_steps=max(1, round(self.share * steps)))
+        share = self.preheat_steps if isinstance(self.preheat_steps, float) else default
+        return dataclasses.replace(self, preheat_steps=max(1, round(share * steps)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dict of JSON types."""

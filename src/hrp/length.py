@@ -14,6 +14,9 @@ from hrp.config import DEFAULT_SHARE, HRPConfig
 CLASSIFIER_SHARE = 0.05
 """`DEFAULT_SHARE` of classifiers: longer has lower means than none on CoLA (docs/LOG.md)."""
 
+DEFAULT_STEPS = 50
+"""Of preheating with a bare dataloader, where fine-tuning's number is not known."""
+
 
 def of_trainer(
     config: HRPConfig, args: TrainingArguments, train_dataset: object, lora: LoraConfig
@@ -25,7 +28,7 @@ def of_trainer(
     Raises:
         ValueError: it is a share, and how many steps the trainer takes is not known beforehand.
     """
-    if config.share is None:
+    if not config.is_share:
         return config
     steps = planned_steps(args, train_dataset)
     if steps is None:
@@ -36,11 +39,23 @@ def of_trainer(
             f"`max_steps`), got {'a share, the default' if given is None else given};"
             " give one of them, or set `max_steps` of the trainer"
         )
-    if config.preheat_steps is None:
-        classifies = lora.task_type in ("SEQ_CLS", "TOKEN_CLS")
-        share = CLASSIFIER_SHARE if classifies else DEFAULT_SHARE
-        config = dataclasses.replace(config, preheat_steps=share)
-    return config.of_run(steps)
+    classifies = lora.task_type in ("SEQ_CLS", "TOKEN_CLS")
+    return config.of_run(steps, CLASSIFIER_SHARE if classifies else DEFAULT_SHARE)
+
+
+def of_dataloader(config: HRPConfig) -> HRPConfig:
+    """Return ``config`` with a number of steps, which a bare dataloader does not give.
+
+    Raises:
+        ValueError: it has a share.
+    """
+    if isinstance(config.preheat_steps, float):
+        raise ValueError(
+            "`preheat_steps` must be a number of steps or 'auto' with `dataloader`, as that of "
+            f"fine-tuning is not known there, got {config.preheat_steps}; give one of them"
+        )
+    default = config.preheat_steps is None
+    return dataclasses.replace(config, preheat_steps=DEFAULT_STEPS) if default else config
 
 
 def planned_steps(args: TrainingArguments, train_dataset: object) -> int | None:

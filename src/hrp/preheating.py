@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import logging
 import math
 from collections.abc import Iterable, Iterator
@@ -20,7 +19,7 @@ from hrp.casting import casts_left_to_autocast
 from hrp.checkpoints import Checkpoints
 from hrp.config import HRPConfig
 from hrp.layers import LoraModule, lora_modules, read_spectrum
-from hrp.length import of_trainer
+from hrp.length import of_dataloader, of_trainer
 from hrp.restoring import (
     restored_accumulation,
     restored_generators,
@@ -38,7 +37,6 @@ from hrp.trainer_arguments import (
 )
 from hrp.training import (
     DEFAULT_LEARNING_RATE,
-    DEFAULT_STEPS,
     LossFn,
     train_with_dataloader,
     train_with_trainer,
@@ -120,7 +118,11 @@ def preheat(
         raise ValueError("`checkpoints` go with `trainer_cls`; a dataloader cannot be resumed")
     targets = lora_modules(model, adapter_name)
     check_preheatable(model, adapter_name, targets, config)
-    config = _with_steps(config, trainer_kwargs, model.peft_config[adapter_name])
+    if trainer_cls is None:
+        config = of_dataloader(config)
+    else:
+        real, lora = trainer_kwargs, model.peft_config[adapter_name]
+        config = of_trainer(config, real["args"], real["train_dataset"], lora)
     restored = nullcontext() if spent else restored_model(model)
     surroundings = restored_rng(), restored_accumulation(), restored_generators(dataloader)
     with ExitStack() as stack:
@@ -192,19 +194,6 @@ def _check_data(
     if isinstance(dataloader, str):
         raise TypeError(f"`dataloader` must give batches, got the string {dataloader!r}")
     check_not_empty("dataloader", dataloader)
-
-
-def _with_steps(config: HRPConfig, trainer_kwargs: dict[str, Any], lora: LoraConfig) -> HRPConfig:
-    """``config`` with its share of the run as a number of steps."""
-    if trainer_kwargs:
-        return of_trainer(config, trainer_kwargs["args"], trainer_kwargs["train_dataset"], lora)
-    if isinstance(config.preheat_steps, float):
-        raise ValueError(
-            "`preheat_steps` must be a number of steps or 'auto' with `dataloader`, as that of "
-            f"fine-tuning is not known there, got {config.preheat_steps}; give one of them"
-        )
-    default = config.preheat_steps is None
-    return dataclasses.replace(config, preheat_steps=DEFAULT_STEPS) if default else config
 
 
 @contextmanager

@@ -41,9 +41,6 @@ A small model may want five times as much (HRP.md: 1e-3 the best of 3e-4, 1e-3, 
 too hot loses everything (docs/choosing.md).
 """
 
-DEFAULT_STEPS = 50
-"""Of preheating with a bare dataloader, where fine-tuning's number is not known."""
-
 MAX_GRAD_NORM = 1.0
 """Gradient clipping of the dataloader loop: HF Trainer's own default."""
 

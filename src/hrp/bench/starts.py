@@ -60,12 +60,9 @@ def _preheating(setup: Setup) -> dict[str, Any]:
     """Section ``hrp`` without what is no part of preheating, with its steps and rate as numbers."""
     settings = setup.section("hrp")
     settings.pop("scale")
-    config = HRPConfig(settings["preheat_rank"], settings.get("preheat_steps"))
-    config = config.of_run(setup.spec.config["steps"])
-    settings["preheat_steps"] = config.preheat_steps  # a share alone would not name what is shared
+    config = HRPConfig(**settings).of_run(setup.spec.config["steps"])
     rate = preheating_rate(setup.spec.learning_rate, config, setup.rank)
-    settings.setdefault("learning_rate", rate)
-    return settings
+    return settings | {"preheat_steps": config.preheat_steps, "learning_rate": rate}
 
 
 def _preheat(setup: Setup, settings: dict[str, Any]) -> Shared:

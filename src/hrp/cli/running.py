@@ -96,7 +96,7 @@ def with_steps(job: Job, interrupted: Path | None) -> Job:
     """
     warn_of_repeats(job.trainer, job.config)
     begun = None if interrupted is None else last_complete(interrupted)
-    if job.config.share is not None and begun is not None:
+    if job.config.is_share and begun is not None:
         steps = made_by(begun).get("preheat_steps")
         return replace(job, config=replace(job.config, preheat_steps=steps))
     given, lora = job.preheating, job.trainer.model.peft_config["default"]

@@ -75,7 +75,7 @@ def check_enough(trainer: Any) -> None:
 
 def warn_of_repeats(trainer: Any, config: HRPConfig) -> None:
     """Say so if preheating sees the data repeatedly; a share of fine-tuning is less than that."""
-    if config.share is not None or not isinstance(trainer.train_dataset, Sized):
+    if config.is_share or not isinstance(trainer.train_dataset, Sized):
         return
     rows, args = len(trainer.train_dataset), trainer.args
     per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
