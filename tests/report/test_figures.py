@@ -1,3 +1,4 @@
+import dataclasses
 import doctest
 import re
 from xml.parsers import expat
@@ -209,3 +210,17 @@ def test_the_legend_of_many_arms_lies_within_the_figure(name):
         legend = figure.legends[0].get_window_extent()
         assert legend.x0 >= 0
         assert legend.x1 <= figure.bbox.x1
+
+
+def test_the_label_of_a_long_metric_lies_within_the_figure():
+    records = [
+        full_record(f"hrp-ab learning_rate={rate}" if rate else "lora", seed, 1e-3, 450, 0)
+        for rate in (0, 0.000125, 0.00025)
+        for seed in (0, 1)
+    ]
+    analysis = dataclasses.replace(analyse(views(records)[0]), metric="matthews_correlation")
+    figure = plots.differences(analysis)
+    figure.draw_without_rendering()
+    label = figure.axes[0].xaxis.label.get_window_extent()
+    assert label.x0 >= 0
+    assert label.x1 <= figure.bbox.x1

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from hrp.bench.factors import FACTORS, Grid, contrasts, grids
 from hrp.bench.views import Analysis
-from hrp.report.figures import drawn, heat_map, plain
+from hrp.report.figures import drawn, heat_map, judged_by, plain
 from hrp.report.tables import Table, number
 
 
@@ -42,7 +42,7 @@ def _heat_map(analysis: Analysis, grid: Grid, scale: tuple[float, float], centre
         place = rows.index(row), columns.index(column)
         values[place], texts[place] = analysis.best[label].mean, _cell(analysis, label)
     with drawn(height=1.5 + 0.44 * len(rows)) as figure:
-        label = f"{plain(analysis.metric)} ({analysis.sense})"
+        label = judged_by(plain(analysis.metric), analysis.sense, 30)
         axes = heat_map(
             figure, values, rows, columns, label, texts,
             norm=CenteredNorm(*scale), cmap="RdBu_r" if analysis.minimise else "RdBu",

@@ -57,6 +57,16 @@ def _without_glyph_warnings() -> Iterator[None]:
         yield
 
 
+def judged_by(metric: str, sense: str, longest: int) -> str:
+    """Label of a metric and which way it is better, in two lines where it is longer than that.
+
+    >>> judged_by("eval_loss", "less is better", 30)
+    'eval_loss (less is better)'
+    """
+    space = " " if len(f"{metric} ({sense})") <= longest else "\n"
+    return f"{metric}{space}({sense})"
+
+
 def plain(text: str, longest: int = 40) -> str:
     """Text that matplotlib shows as it is: no mathematics, one line, shortened in the middle.
 

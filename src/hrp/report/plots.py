@@ -13,7 +13,7 @@ from hrp.bench.record import Record
 from hrp.bench.stats import Comparison
 from hrp.bench.sweeps import Best
 from hrp.bench.views import Analysis
-from hrp.report.figures import INK, colour, drawn, plain
+from hrp.report.figures import INK, colour, drawn, judged_by, plain
 
 _MOST_LINES = 7
 _SHORT_NAME = 15  # letters, of which a legend has room for three columns
@@ -60,9 +60,8 @@ def differences(analysis: Analysis) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(6, symmetric=True))
         axes.set_yticks(range(len(compared)), [plain(one.arm, 28) for one in compared])
         axes.set_ylim(max(len(compared), 1) - 0.4, -0.6)  # first row on top, none on the frame
-        axes.set_xlabel(
-            f"{plain(analysis.metric)}, minus {plain(analysis.control)} ({analysis.sense})"
-        )
+        difference = f"{plain(analysis.metric)}, minus {plain(analysis.control)}"
+        axes.set_xlabel(judged_by(difference, analysis.sense, 45))
         for verdict, shade in {**_VERDICT_COLOURS, "no significant difference": _GREY}.items():
             axes.plot([], [], "o", color=shade, label=verdict)
         figure.legend(loc="outside upper center", ncols=3, handletextpad=0.2)
