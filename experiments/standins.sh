@@ -31,7 +31,7 @@ run() { # EXPERIMENT MODEL DATA FLAGS...
   local left=$((ends - SECONDS))
   [ "$left" -lt 60 ] && return
   echo "== $1, for at most $left s"
-  hrp bench run "experiments/$1.yaml" --model_name_or_path "$2" --dataset_path "$3" \
+  hrp-lab bench run "experiments/$1.yaml" --model_name_or_path "$2" --dataset_path "$3" \
     --records "$records/$1" --cache "$shared/cache" --workers "$workers" --cuda_graphs \
     --time_limit "$left" "${@:4}"
 }

@@ -15,11 +15,11 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hrp.bench.arms import ARMS
-from hrp.bench.record import Record, load_records
-from hrp.bench.sweeps import settled
-from hrp.bench.views import Analysis, analyse, views
-from hrp.report.tables import arms_table
+from hrp_lab.bench.arms import ARMS
+from hrp_lab.bench.comparisons import Analysis, analyse, views
+from hrp_lab.bench.record import Record, load_records
+from hrp_lab.bench.sweeps import settled
+from hrp_lab.report.arm_table import arms_table
 
 STARTS = (
     "oracle-b", "oracle-a", "hrp-ab", "hrp-auto", "hrp-b", "lora", "hrp-a", "gradient-svd",

@@ -1,6 +1,6 @@
 """Write docs/costs.md from the records of benchmarks/ and experiments/auto-length.yaml.
 
-python benchmarks/costs_page.py docs/costs.md
+python lab/benchmarks/costs_page.py docs/costs.md
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-RESULTS = Path(__file__).parents[1] / "experiments" / "results"
+RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 SHAPES = ("1b", "1b-eva", "8b-plain", "8b", "8b-eva")
 
 HEAD = """# What it costs
 
-Generated from `experiments/results/` by `python benchmarks/costs_page.py docs/costs.md`. Absolute
-times are this machine's; read the ratios, which are each from one run.
+Generated from `experiments/results/` by `python lab/benchmarks/costs_page.py docs/costs.md`. 
+Absolute times are this machine's; read the ratios, which are each from one run.
 """
 
 LARGE = """## Large models, one GPU

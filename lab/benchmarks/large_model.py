@@ -1,6 +1,6 @@
 """Peak memory and step time of preheating beside what a user would run otherwise, on one GPU.
 
-    python benchmarks/large_model.py --shape 1b --out experiments/results/large-model-1b.json
+    python lab/benchmarks/large_model.py --shape 1b --out experiments/results/large-model-1b.json
 
 A Llama of the given shape with random weights in bf16; every way sees the same batch, in one
 process, one after the other. Step times are medians; compare them as ratios to plain LoRA.
@@ -27,8 +27,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import hrp
-from hrp.layers import batches_by_shape, lora_modules, read_spectrum
-from hrp.spectrum import factored_svd
+from hrp.adapters.layers import batches_by_shape, lora_modules, read_spectrum
+from hrp.spectra.factorization import factored_svd
 from hrp.versions import installed_versions
 
 SHAPES = {

@@ -1,6 +1,6 @@
 """The factored SVD against a dense one and against PEFT's `convert_to_lora`, in one run.
 
-    python benchmarks/spectrum.py --out experiments/results/spectrum-cpu.json
+    python lab/benchmarks/spectrum.py --out experiments/results/spectrum-cpu.json
 
 Times are medians; absolute ones mean little on a shared machine, so the record gives ratios.
 """
@@ -20,7 +20,7 @@ import torch
 from peft import LoraConfig, convert_to_lora, get_peft_model
 from torch import nn
 
-from hrp.spectrum import factored_svd
+from hrp.spectra.factorization import factored_svd
 from hrp.versions import installed_versions
 
 RANK_KEPT = 8

@@ -6,12 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hrp.adapters.freezing import freeze_factor
     from hrp.config import HRPConfig
     from hrp.errors import NonFiniteLossError, PreheatingError, SpectrumFormatError
-    from hrp.freezing import freeze_factor
     from hrp.initialization import apply_hrp, initialize_lora_hrp_weights
-    from hrp.preheating import preheat
-    from hrp.spectrum import ModuleSpectrum, Spectrum
+    from hrp.preheating.pipeline import preheat
+    from hrp.spectra.module_spectrum import ModuleSpectrum
+    from hrp.spectra.spectrum import Spectrum
 
     __version__: str
 
@@ -31,15 +32,15 @@ __all__ = [
 # Imported on first use, so that the theory and `hrp --help` load neither PEFT nor transformers.
 _HOMES = {
     "HRPConfig": "config",
-    "ModuleSpectrum": "spectrum",
+    "ModuleSpectrum": "spectra.module_spectrum",
     "NonFiniteLossError": "errors",
     "PreheatingError": "errors",
-    "Spectrum": "spectrum",
+    "Spectrum": "spectra.spectrum",
     "SpectrumFormatError": "errors",
     "apply_hrp": "initialization",
-    "freeze_factor": "freezing",
+    "freeze_factor": "adapters.freezing",
     "initialize_lora_hrp_weights": "initialization",
-    "preheat": "preheating",
+    "preheat": "preheating.pipeline",
 }
 
 

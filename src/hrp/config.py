@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+
+from hrp.validation import (
+    check_choice,
+    check_integer,
+    check_positive,
+    check_scale,
+    check_steps,
+)
 
 Direction = Literal["A", "B", "AB"]
 TrainFactors = Literal["both", "A", "B"]
 PreheatSteps = int | float | Literal["auto"] | None
 
 DEFAULT_SHARE = 0.2
-"""Of fine-tuning's steps, for preheating; a sixth of both together (docs/LOG.md: why)."""
+"""Of fine-tuning's steps, for preheating; a sixth of both together (lab/LOG.md: why)."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +32,11 @@ class HRPConfig:
             ``min(d_in, d_out) < R`` is preheated at ``min(d_in, d_out)``.
         preheat_steps: optimizer steps K of preheating; a float in (0, 1) is a share of the
             trainer's own steps (``args``), ``None`` means `DEFAULT_SHARE` of them
-            (`hrp.length.CLASSIFIER_SHARE` for classifiers), or `hrp.length.DEFAULT_STEPS` with a
+            (`length.CLASSIFIER_SHARE` for classifiers), or `length.DEFAULT_STEPS` with a
             bare dataloader; ``"auto"`` stops as soon as the leading subspaces have settled
-            (`hrp.stopping`), at ``max_preheat_steps`` at the latest.
+            (`hrp.preheating.stopping`), at ``max_preheat_steps`` at the latest.
         direction: what the adapter starts with (HRP.md, table): ``"AB"`` (ours, the default by
-            evidence, docs/LOG.md: the preheated update, truncated, so no no-op at step 0), or the
+            evidence, lab/LOG.md: the preheated update, truncated, so no no-op at step 0), or the
             leading singular vectors in one factor: ``"A"`` (the paper's) or ``"B"`` (derived, P5).
         scale: norm of each row of ``lora_A`` ("A") or column of ``lora_B`` ("B") at the start.
             Has no meaning for "AB", whose scale is that of the preheated update.
@@ -37,7 +44,7 @@ class HRPConfig:
             at a random start (asymmetric LoRA).
         learning_rate: of preheating; ``None`` means the trainer's own times
             ``sqrt(r / preheat_rank)``, r being the adapter's rank, or
-            `hrp.training.DEFAULT_LEARNING_RATE` with a bare dataloader.
+            `hrp.preheating.training.DEFAULT_LEARNING_RATE` with a bare dataloader.
         seed: of the temporary adapter's start and of preheating's data order and dropout.
         max_preheat_steps: the most steps with ``preheat_steps="auto"``; no meaning otherwise.
         subspace_tolerance: with "auto", stop once the leading subspace of the median module turns
@@ -140,47 +147,3 @@ class HRPConfig:
         if not isinstance(fields, dict):
             raise ValueError(f"an HRPConfig is a JSON object, got {type(fields).__name__}")
         return cls.from_dict(fields)
-
-
-def check_integer(name: str, value: object, minimum: int, maximum: int | None = None) -> None:
-    """Raise ``ValueError`` unless ``value`` is an integer from ``minimum`` to ``maximum``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise ValueError(f"`{name}` must be an integer >= {minimum}, got {value!r}")
-    if maximum is not None and value > maximum:
-        raise ValueError(f"`{name}` must be an integer <= {maximum}, got {value!r}")
-
-
-def check_steps(value: object) -> None:
-    """Raise ``ValueError`` unless ``value`` can be ``preheat_steps``."""
-    if value is None or value == "auto" or (isinstance(value, float) and 0 < value < 1):
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(
-            f"`preheat_steps` must be an integer >= 1, got {value!r}; or give 'auto', or a share "
-            "of fine-tuning's steps between 0 and 1"
-        )
-
-
-def check_positive(name: str, value: object) -> None:
-    """Raise ``ValueError`` unless ``value`` is a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"`{name}` must be a number > 0, got {value!r}")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"`{name}` must be finite and > 0, got {value!r}")
-
-
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        allowed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}")
-
-
-def check_scale(scale: object, direction: str) -> None:
-    """Raise ``ValueError`` unless ``scale`` is usable with ``direction``."""
-    check_positive("scale", scale)
-    if direction == "AB" and scale != 1:
-        raise ValueError(
-            f"`scale` must be 1 with `direction` 'AB', whose scale is that of the preheated "
-            f"update, got {scale!r}; leave `scale` out, or choose direction 'A' or 'B'"
-        )

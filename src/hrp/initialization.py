@@ -10,11 +10,13 @@ from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor
 
-from hrp.adapter_checks import check_rank_and_scaling
-from hrp.config import Direction, HRPConfig, check_choice, check_scale
-from hrp.layers import LoraModule, lora_modules
-from hrp.preheating import preheat
-from hrp.spectrum import ModuleSpectrum, Spectrum
+from hrp.adapters.layers import LoraModule, lora_modules
+from hrp.adapters.preheatable import check_rank_and_scaling
+from hrp.config import Direction, HRPConfig
+from hrp.preheating.pipeline import preheat
+from hrp.spectra.module_spectrum import ModuleSpectrum
+from hrp.spectra.spectrum import Spectrum
+from hrp.validation import check_choice, check_scale
 
 # Starts that moved part of the base weight into the adapter: other factors would break the sum.
 _BASE_CHANGING_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -55,7 +57,7 @@ def initialize_lora_hrp_weights(
         ``model``.
 
     Raises:
-        TypeError, ValueError: see `hrp.layers.lora_modules`; a spectrum that does not match the
+        TypeError, ValueError: see `lora_modules`; a spectrum that does not match the
             adapter (modules, shapes, rank); an adapter that was trained, or whose start changed
             the base weights (PiSSA and its like). Nothing is written then.
     """

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from hrp.demo import BASE
-from hrp.spectrum import Spectrum
+from hrp.spectra.spectrum import Spectrum
 
 LORA = ["--lora_r", "4", "--lora_alpha", "8", "--lora_target_modules", "all-linear"]
 TEMPLATES = ["--prompt_template", "Q: {question}\\nA: ", "--completion_template", "{answer}"]

@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # as pytest's `pythonpath` does
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
-from initialisers import EVA_BATCHES, STARTS, call
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
-from variants import ADALORA, QUANTISED, VARIANTS, Variant
+
+from helpers.initialisers import EVA_BATCHES, STARTS, call
+from helpers.variants import ADALORA, QUANTISED, VARIANTS, Variant
 
 ROWS = VARIANTS | {"AdaLoRA": ADALORA} | QUANTISED
 LIBRARIES = ("torch", "transformers", "peft", "torchao", "bitsandbytes")

@@ -14,9 +14,9 @@ from peft.tuners.lora.eva import (
 )
 from peft.tuners.lora.loraga import preprocess_loraga
 from torch import Tensor
-from variants import Variant
 
 import hrp
+from helpers.variants import Variant
 
 EVA_BATCHES = 60
 

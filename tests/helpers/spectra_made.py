@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from hrp.spectrum import ModuleSpectrum, Spectrum, factored_svd
+from hrp.spectra.factorization import factored_svd
+from hrp.spectra.module_spectrum import ModuleSpectrum
+from hrp.spectra.spectrum import Spectrum
 
 KINDS = {
     "self_attn.q_proj": (24, 16),

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hrp.bench.costs import Costs
-from hrp.bench.record import Record, RunSpec
+from hrp_lab.bench.costs import Costs
+from hrp_lab.bench.record import Record, RunSpec
 
 RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 ARMS = ("lora", "orthogonal", "pissa", "hrp-a", "hrp-b", "hrp-ab")
@@ -75,7 +75,7 @@ def full_record(arm="hrp-ab", seed=0, rate=1e-3, steps=420, charged=30, loss=1.4
         git_dirty=False,
         versions={"python": "3.11.2", "torch": "2.13.0", "peft": "0.21.2"},
         device="NVIDIA H200",
-        command="hrp bench run experiments/standin-a.yaml",
+        command="hrp-lab bench run experiments/standin-a.yaml",
         started="2026-01-02T03:04:05+00:00",
         ended="2026-01-02T03:05:05+00:00",
     )

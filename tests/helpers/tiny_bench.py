@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from transformers import DataCollatorForSeq2Seq
 
-from conftest import collate, tiny_llama, token_rows
-from hrp.bench.protocol import Experiment, experiment_from, plan
-from hrp.bench.record import RunSpec
-from hrp.bench.tasks import Task
-from hrp.bench.workbench import Bench, Places
+from helpers.tiny import collate, tiny_llama, token_rows
 from hrp.demo.base_model import load_base
+from hrp_lab.bench.context import Bench, Places
+from hrp_lab.bench.protocol import Experiment, experiment_from, plan
+from hrp_lab.bench.record import RunSpec
+from hrp_lab.bench.tasks import Task
 
 STEPS = 12
 BASE: dict = {

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 import hrp
-from conftest import collate, fingerprint, tiny_llama, token_rows, with_lora
+from helpers.tiny import collate, fingerprint, tiny_llama, token_rows, with_lora
 
 ON_CPU = "true" in os.environ.get("ACCELERATE_USE_CPU", "") or "DS_ACCELERATOR" in os.environ
 CONFIG = hrp.HRPConfig(preheat_rank=8, preheat_steps=4, learning_rate=1e-2)

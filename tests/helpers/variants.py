@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from architectures import ARCHITECTURES
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig
 from peft.tuners.tuners_utils import replicate_layers
 from torch import nn
 from transformers import BitsAndBytesConfig, LlamaForCausalLM, TorchAoConfig
 
-from conftest import collate, tiny_llama, token_rows
+from helpers.architectures import ARCHITECTURES
+from helpers.tiny import collate, tiny_llama, token_rows
 
 Batches = tuple[list[Any], Callable | None]
 BF16, FP16 = torch.bfloat16, torch.float16

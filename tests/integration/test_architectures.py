@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from architectures import ARCHITECTURES
 from peft import LoraConfig, PeftModel, get_peft_model
 
 import hrp
+from helpers.architectures import ARCHITECTURES
 
 CONFIG = hrp.HRPConfig(preheat_rank=6, preheat_steps=3, learning_rate=1e-2)
 

@@ -9,12 +9,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from compatibility import LIBRARIES, ROWS, line, outcome, row
-from initialisers import STARTS, by_hrp, by_setting
 from peft.tuners.lora import LoraLayer
-from variants import VARIANTS
 
 import hrp
+from helpers.compatibility import LIBRARIES, ROWS, line, outcome, row
+from helpers.initialisers import STARTS, by_hrp, by_setting
+from helpers.variants import VARIANTS
 
 PAGE = (Path(hrp.__file__).parents[2] / "docs" / "compatibility.md").read_text(encoding="utf-8")
 MEASURED = {name: re.search(rf"\b{name} (\d+\.\d+)", PAGE).group(1) for name in LIBRARIES}

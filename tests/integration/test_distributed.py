@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import launch
-from two_processes import preheated
 
 import hrp
-from conftest import tiny_llama, with_lora
+from helpers.launching import launch
+from helpers.tiny import tiny_llama, with_lora
+from helpers.two_processes import preheated
 
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import launch
+from test_preheating import trainer_arguments
 from transformers import Trainer
 
 import hrp
-from conftest import assert_identical, fingerprint, loader
-from test_preheating import trainer_arguments
+from helpers.launching import launch
+from helpers.tiny import assert_identical, fingerprint, loader
 
 CONFIG = hrp.HRPConfig(preheat_rank=16, preheat_steps=4, learning_rate=1e-2)
 

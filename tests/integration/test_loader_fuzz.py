@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from hrp import ModuleSpectrum, Spectrum, SpectrumFormatError
-from hrp.artefact import PROVENANCE_FILE, TENSORS_FILE
+from hrp.spectra.artefact import PROVENANCE_FILE, TENSORS_FILE
 
 REFUSED = (SpectrumFormatError, FileNotFoundError)
 ESCAPES = ("../outside", "/outside", "a/../../outside", "..\\outside", "C:\\x", "a\x00b")

@@ -12,9 +12,10 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import hrp
-from hrp.factorization import factored_svd
-from hrp.layers import lora_modules
-from hrp.spectrum import ModuleSpectrum, Spectrum
+from hrp.adapters.layers import lora_modules
+from hrp.spectra.factorization import factored_svd
+from hrp.spectra.module_spectrum import ModuleSpectrum
+from hrp.spectra.spectrum import Spectrum
 
 FEW = settings(max_examples=60, deadline=None, derandomize=True)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

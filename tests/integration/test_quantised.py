@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import hrp
-from conftest import collate, tiny_llama, token_rows
+from helpers.tiny import collate, tiny_llama, token_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the back ends' own
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import ARCHITECTURES
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
-from variants import VARIANTS
 
 import hrp
-from conftest import assert_identical, collate, fingerprint, loader, tiny_llama, token_rows
-from conftest import with_lora as lora
-from hrp.layers import lora_modules
+from helpers.architectures import ARCHITECTURES
+from helpers.tiny import assert_identical, collate, fingerprint, loader, tiny_llama, token_rows
+from helpers.tiny import with_lora as lora
+from helpers.variants import VARIANTS
+from hrp.adapters.layers import lora_modules
 
 # What PEFT and transformers say of these settings, whatever starts the adapter.
 pytestmark = [

@@ -11,11 +11,12 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
+from test_spectrum import module_spectrum
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
 import hrp
-from conftest import (
+from helpers.tiny import (
     assert_identical,
     collate,
     fingerprint,
@@ -25,7 +26,6 @@ from conftest import (
     unchecked,
     with_lora,
 )
-from test_spectrum import module_spectrum
 
 CONFIG = hrp.HRPConfig(preheat_rank=16, preheat_steps=2)
 initialize = hrp.initialize_lora_hrp_weights

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import hrp
-from conftest import collate, fingerprint, loader, tiny_llama, token_rows, with_lora
-from hrp.layers import lora_modules
+from helpers.tiny import collate, fingerprint, loader, tiny_llama, token_rows, with_lora
+from hrp.adapters.layers import lora_modules
 
 CONFIG = hrp.HRPConfig(preheat_rank=16, preheat_steps=3, learning_rate=1e-2)
 

@@ -59,7 +59,7 @@ def test_theory_needs_neither_peft_nor_transformers():
 
 
 def test_theory_is_imported_without_loading_peft():
-    script = "import sys, hrp.theory; sys.exit('peft' in sys.modules)"
+    script = "import sys, hrp_lab.theory; sys.exit('peft' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 

@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 import hrp
-from conftest import collate, loader, token_rows
+from helpers.tiny import collate, loader, token_rows
 
 ROOT = Path(hrp.__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -59,22 +59,22 @@ def test_python_examples_run(tmp_path, monkeypatch):
         ("starts_table.py", GSM8K_930, "README.md"),
         ("starts_table.py", "standin-gsm8k-450", "docs/choosing.md"),
         ("starts_table.py", "standin-gsm8k-compute-930 --all", "docs/choosing.md"),
-        ("starts_table.py", "standin-gsm8k-compute-930 --all", "docs/LOG.md"),
-        ("starts_table.py", "standin-glue-rule --task glue-cola --all", "docs/LOG.md"),
-        ("starts_table.py", "standin-glue-rule --task glue-sst2 --all", "docs/LOG.md"),
-        ("starts_table.py", "standin-cola-default --all", "docs/LOG.md"),
-        ("starts_table.py", "length-wordproblems --all", "docs/LOG.md"),
-        ("arms_table.py", "stages-gsm8k", "docs/LOG.md"),
-        ("starts_table.py", "standin-gsm8k-compute --all", "docs/LOG.md"),
-        ("starts_table.py", "tries-wordproblems --control hrp-ab --all", "docs/LOG.md"),
-        ("starts_table.py", "compute-wordproblems --all", "docs/LOG.md"),
-        ("starts_table.py", "rate-wordproblems --all", "docs/LOG.md"),
-        ("starts_table.py", "ablation-rule-wordproblems --all", "docs/LOG.md"),
-        ("starts_table.py", "compute-rule-wordproblems --all", "docs/LOG.md"),
-        ("starts_table.py", "compute-grid-wordproblems --all", "docs/LOG.md"),
-        ("starts_table.py", "standin-cola-preheating-rate --all", "docs/LOG.md"),
-        ("arms_table.py", "gsm8k-core", "docs/LOG.md"),
-        ("arms_table.py", "stages-wordproblems", "docs/LOG.md"),
+        ("starts_table.py", "standin-gsm8k-compute-930 --all", "lab/LOG.md"),
+        ("starts_table.py", "standin-glue-rule --task glue-cola --all", "lab/LOG.md"),
+        ("starts_table.py", "standin-glue-rule --task glue-sst2 --all", "lab/LOG.md"),
+        ("starts_table.py", "standin-cola-default --all", "lab/LOG.md"),
+        ("starts_table.py", "length-wordproblems --all", "lab/LOG.md"),
+        ("arms_table.py", "stages-gsm8k", "lab/LOG.md"),
+        ("starts_table.py", "standin-gsm8k-compute --all", "lab/LOG.md"),
+        ("starts_table.py", "tries-wordproblems --control hrp-ab --all", "lab/LOG.md"),
+        ("starts_table.py", "compute-wordproblems --all", "lab/LOG.md"),
+        ("starts_table.py", "rate-wordproblems --all", "lab/LOG.md"),
+        ("starts_table.py", "ablation-rule-wordproblems --all", "lab/LOG.md"),
+        ("starts_table.py", "compute-rule-wordproblems --all", "lab/LOG.md"),
+        ("starts_table.py", "compute-grid-wordproblems --all", "lab/LOG.md"),
+        ("starts_table.py", "standin-cola-preheating-rate --all", "lab/LOG.md"),
+        ("arms_table.py", "gsm8k-core", "lab/LOG.md"),
+        ("arms_table.py", "stages-wordproblems", "lab/LOG.md"),
     ],
 )
 def test_the_table_of_starts_is_the_one_generated_from_the_records(
@@ -117,7 +117,9 @@ def hrp_model() -> PeftModel:
     return get_peft_model(base, LoraConfig(r=8, target_modules="all-linear"))
 
 
-@pytest.mark.parametrize("module", ["hrp.config", "hrp.factorization", "hrp.spectrum"])
+@pytest.mark.parametrize(
+    "module", ["hrp.config", "hrp.spectra.factorization", "hrp.spectra.measures"]
+)
 def test_docstring_examples_hold(module):
     import torch
 

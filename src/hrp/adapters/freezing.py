@@ -6,8 +6,8 @@ from typing import Literal
 
 from peft import PeftModel
 
-from hrp.config import check_choice
-from hrp.layers import lora_modules
+from hrp.adapters.layers import lora_modules
+from hrp.validation import check_choice
 
 
 def freeze_factor(
@@ -24,7 +24,7 @@ def freeze_factor(
         ``model``.
 
     Raises:
-        TypeError, ValueError: see `hrp.layers.lora_modules`; an unknown ``factor``; a factor that
+        TypeError, ValueError: see `lora_modules`; an unknown ``factor``; a factor that
             is all zeros, frozen at which the adapter could never leave zero.
     """
     check_choice("factor", factor, ("A", "B"))

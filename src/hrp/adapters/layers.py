@@ -19,9 +19,11 @@ from peft import PeftModel
 from peft.tuners.lora import layer as lora
 from torch import Tensor, nn
 
+from hrp.adapters.sharding import scatter, whole
 from hrp.errors import PreheatingError
-from hrp.sharding import scatter, whole
-from hrp.spectrum import ModuleSpectrum, Spectrum, factored_svd
+from hrp.spectra.factorization import factored_svd
+from hrp.spectra.module_spectrum import ModuleSpectrum
+from hrp.spectra.spectrum import Spectrum
 
 _DORA_VARIANTS = tuple(
     f"Dora{kind}Variant" for kind in ("Linear", "Embedding", "Conv1d", "Conv2d", "Conv3d")

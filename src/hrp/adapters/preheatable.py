@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from peft import PeftModel
 
+from hrp.adapters.layers import LoraModule
 from hrp.config import HRPConfig
-from hrp.layers import LoraModule
 
 TEMPORARY_ADAPTER = "hrp_preheating"
 

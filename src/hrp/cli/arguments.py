@@ -12,7 +12,8 @@ from typing import Any
 from trl import TrlParser
 
 from hrp.cli.failures import UsageError
-from hrp.config import HRPConfig, check_integer, check_positive
+from hrp.config import HRPConfig
+from hrp.validation import check_integer, check_positive
 
 
 @dataclass

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
         from hrp.cli.outputs import check_place
 
         check_place(options.out, "--out")
-        from hrp.artefact import check_replaceable
+        from hrp.files import check_replaceable
 
         check_replaceable(options.out, FILES)
     except (ValueError, FileExistsError) as error:
@@ -88,7 +88,7 @@ def _config(options: argparse.Namespace) -> DemoConfig:
 
 def _demo(config: DemoConfig, out: Path, overwrite: bool) -> None:
     """Run, then print what came out; torch and transformers load only here."""
-    from hrp.demo.run import run_demo
+    from hrp.demo.runs import run_demo
     from hrp.demo.table import reading, table
 
     print(INTRODUCTION.format(preheat_steps=config.preheat_steps, **vars(config)), flush=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
 
-    from hrp.spectrum import Spectrum
+    from hrp.spectra.spectrum import Spectrum
 
 EXAMPLE = """examples:
   hrp init --spectrum runs/spectrum --lora_r 8 --lora_alpha 16 --output_dir runs/start
@@ -113,8 +113,8 @@ def main(argv: list[str]) -> int:
 
 
 def _run(options: InitOptions) -> int:
-    from hrp.artefact import write_folder
-    from hrp.spectrum import Spectrum
+    from hrp.files import write_folder
+    from hrp.spectra.spectrum import Spectrum
 
     _check(options)
     spectrum = Spectrum.load(options.spectrum)
@@ -138,8 +138,8 @@ def _run(options: InitOptions) -> int:
 
 
 def _check(options: InitOptions) -> None:
-    from hrp.cli.checks import check_lora
-    from hrp.config import check_integer, check_scale
+    from hrp.cli.input_checks import check_lora
+    from hrp.validation import check_integer, check_scale
 
     _check_task(options.lora_task_type)
     check_lora(options)
@@ -168,8 +168,8 @@ def _check_task(task: str) -> None:
 
 
 def _check_output(folder: Path, spectrum: Path, overwrite: bool) -> None:
-    from hrp.artefact import check_replaceable
     from hrp.cli.skeleton import ADAPTER_FILES
+    from hrp.files import check_replaceable
 
     if not folder.exists():
         return
@@ -186,7 +186,7 @@ def _check_output(folder: Path, spectrum: Path, overwrite: bool) -> None:
 
 
 def _base_name(options: InitOptions, provenance: dict[str, Any]) -> str:
-    from hrp.cli.checks import check_model
+    from hrp.cli.input_checks import check_model
 
     base = options.model_name_or_path or provenance.get("base_model")
     if not base:
@@ -198,7 +198,7 @@ def _base_name(options: InitOptions, provenance: dict[str, Any]) -> str:
 def _adapter(options: InitOptions, spectrum: Spectrum, base: str) -> PeftModel:
     """Build the initialised PEFT model on an empty base."""
     from hrp import initialize_lora_hrp_weights
-    from hrp.cli.checks import mistakes_told
+    from hrp.cli.input_checks import mistakes_told
     from hrp.cli.skeleton import empty_base, with_adapter
 
     auto_class = AUTO_CLASSES[options.lora_task_type]
@@ -213,7 +213,7 @@ def _adapter(options: InitOptions, spectrum: Spectrum, base: str) -> PeftModel:
 
 def _check_whole(model: PeftModel, spectrum: Spectrum) -> None:
     """Raise ``ValueError`` where PEFT passed over a module of the spectrum."""
-    from hrp.layers import lora_modules
+    from hrp.adapters.layers import lora_modules
 
     lacking = sorted(set(spectrum) - set(lora_modules(model, "default")))
     if lacking:
@@ -249,7 +249,7 @@ def _lora_config(options: InitOptions, spectrum: Spectrum, skeleton: Any) -> Lor
 
 def _targets(options: InitOptions, spectrum: Spectrum, skeleton: Any) -> dict[str, Any]:
     """Fields of the ``LoraConfig`` that say where it goes; raises ``ValueError``."""
-    from hrp.cli.checks import check_targets
+    from hrp.cli.input_checks import check_targets
     from hrp.cli.skeleton import spectrum_targets
 
     names = options.lora_target_modules
@@ -269,13 +269,8 @@ def _targets(options: InitOptions, spectrum: Spectrum, skeleton: Any) -> dict[st
 
 def _energy_fields(options: InitOptions, spectrum: Spectrum) -> dict[str, Any]:
     """Ranks of the ``LoraConfig`` that keep the most energy of ``spectrum``."""
-    from hrp.allocation import (
-        energy_ranks,
-        kept_energy,
-        lora_fields,
-        parameter_count,
-        uniform_ranks,
-    )
+    from hrp.adapters.patterns import lora_fields
+    from hrp.spectra.allocation import energy_ranks, kept_energy, parameter_count, uniform_ranks
 
     ranks = uniform_ranks(spectrum, options.lora_r)
     chosen = energy_ranks(spectrum, options.rank_budget or parameter_count(spectrum, ranks))
@@ -287,8 +282,8 @@ def _energy_fields(options: InitOptions, spectrum: Spectrum) -> dict[str, Any]:
 
 def _note(options: InitOptions, model: PeftModel, spectrum: Spectrum) -> str:
     """Say in one line what adapter it is."""
-    from hrp.allocation import kept_energy
-    from hrp.layers import lora_modules
+    from hrp.adapters.layers import lora_modules
+    from hrp.spectra.allocation import kept_energy
 
     modules = lora_modules(model, "default")
     ranks = {name: module.rank for name, module in modules.items()}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hrp.cli.failures import UsageError
-from hrp.config import check_integer, check_positive
+from hrp.validation import check_integer, check_positive
 
 
 def check_model(name: str) -> None:

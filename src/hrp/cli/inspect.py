@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hrp.errors import SpectrumFormatError
-from hrp.spectrum import Spectrum
+from hrp.spectra.spectrum import Spectrum
 
 EPILOG = """examples:
   hrp inspect runs/spectrum
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
 
 
 def _facts(spectrum: Spectrum, other: Spectrum | None, rank: int) -> dict[str, Any]:
-    from hrp.report.spectra import alignment, common_rank, module_facts
+    from hrp.report.spectrum_views import alignment, common_rank, module_facts
 
     facts = {"provenance": spectrum.provenance, "modules": module_facts(spectrum)}
     if other is not None:
@@ -79,7 +79,7 @@ def _facts(spectrum: Spectrum, other: Spectrum | None, rank: int) -> dict[str, A
 
 
 def _lines(spectrum: Spectrum, facts: dict[str, Any]) -> Iterator[str]:
-    from hrp.report.spectra import spectrum_table
+    from hrp.report.spectrum_views import spectrum_table
 
     table = spectrum_table(spectrum)
     yield from _columns([table.header, *table.rows])
@@ -112,17 +112,17 @@ def _write_figures(
 ) -> Iterator[Path]:
     if folder is None:
         return
-    from hrp.report import plots, spectra
+    from hrp.report import spectrum_views as views
     from hrp.report.figures import save
 
-    yield save(spectra.effective_rank_map(spectrum), folder / "effective_rank.png")
-    yield save(spectra.energy_curves(spectrum), folder / "energy.png")
+    yield save(views.effective_rank_map(spectrum), folder / "effective_rank.png")
+    yield save(views.energy_curves(spectrum), folder / "energy.png")
     if losses := spectrum.provenance.get("losses"):
-        yield save(plots.preheating_curves({"preheating": losses}), folder / "preheating.png")
+        yield save(views.preheating_curves({"preheating": losses}), folder / "preheating.png")
     if other is not None:
-        rank = spectra.common_rank(spectrum, other, rank)
-        outputs = spectra.alignment_map(spectrum, other, rank, "U")
-        inputs = spectra.alignment_map(spectrum, other, rank, "Vh")
+        rank = views.common_rank(spectrum, other, rank)
+        outputs = views.alignment_map(spectrum, other, rank, "U")
+        inputs = views.alignment_map(spectrum, other, rank, "Vh")
         yield save(outputs, folder / "alignment_outputs.png")
         yield save(inputs, folder / "alignment_inputs.png")
-        yield save(spectra.alignment_curves(spectrum, other, rank), folder / "alignment.png")
+        yield save(views.alignment_curves(spectrum, other, rank), folder / "alignment.png")

@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 from accelerate import PartialState
 
-from hrp.artefact import PROVENANCE_FILE
-from hrp.checkpoints import last_complete
 from hrp.cli.failures import UsageError
-from hrp.cli.settings import changed
+from hrp.cli.resuming import changed
+from hrp.files import write_text
+from hrp.preheating.checkpoints import last_complete
+from hrp.spectra.artefact import PROVENANCE_FILE
 from hrp.versions import installed_versions
 
 RECORD = "hrp.json"
@@ -116,7 +117,6 @@ class Output:
 
     def record(self, finished: bool) -> None:
         """Write the record, atomically; makes the folder if need be."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._write_record(
             {
                 "command": self.command,
@@ -127,9 +127,7 @@ class Output:
         )
 
     def _write_record(self, content: dict[str, Any]) -> None:
-        staging = self.folder / f".{RECORD}"
-        staging.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(staging, self.folder / RECORD)
+        write_text(self.folder / RECORD, json.dumps(content, indent=2) + "\n")
 
     def publish(self, write: Callable[[Path], None]) -> None:
         """Let ``write`` fill a staging folder, then move its files here, what makes it load last.

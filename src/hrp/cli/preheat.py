@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from hrp.artefact import FILES, PROVENANCE_FILE, check_replaceable
 from hrp.cli.failures import UsageError, reported
 from hrp.cli.outputs import Output, check_place, say
 from hrp.cli.running import Job, preheat_into, with_steps
 from hrp.cli.sft import build_trainer, built, parse_sft
 from hrp.cli.trainers import sft_preheating
+from hrp.files import check_replaceable
+from hrp.spectra.artefact import FILES, PROVENANCE_FILE
 
 DESCRIPTION = """\
 Preheat only: train a LoRA of high rank for a few steps and write its spectrum to --output_dir,

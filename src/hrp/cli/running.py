@@ -9,25 +9,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hrp.adapter_checks import check_preheatable
-from hrp.allocation import parameter_count
-from hrp.checkpoints import (
+from hrp.adapters.layers import lora_modules
+from hrp.adapters.preheatable import check_preheatable
+from hrp.cli.modelcard import CardFacts, card
+from hrp.cli.outputs import Output
+from hrp.cli.trainers import warn_of_repeats
+from hrp.config import HRPConfig
+from hrp.initialization import initialize_lora_hrp_weights
+from hrp.preheating.checkpoints import (
     Checkpoints,
     CompletionMarker,
     checkpoint_step,
     last_complete,
     made_by,
 )
-from hrp.cli.modelcard import CardFacts, card
-from hrp.cli.outputs import Output
-from hrp.cli.trainers import warn_of_repeats
-from hrp.config import HRPConfig
-from hrp.initialization import initialize_lora_hrp_weights
-from hrp.layers import lora_modules
-from hrp.length import of_trainer
-from hrp.preheating import preheat
-from hrp.spectrum import Spectrum
-from hrp.trainer_arguments import preheating_rate
+from hrp.preheating.length import of_trainer
+from hrp.preheating.pipeline import preheat
+from hrp.preheating.trainer_arguments import preheating_rate
+from hrp.spectra.allocation import parameter_count
+from hrp.spectra.spectrum import Spectrum
 
 LOSS_NAME = "preheat/loss"
 _REPORTERS = "transformers.integrations"

@@ -23,7 +23,9 @@ from hrp.cli.arguments import (
     SpectrumArguments,
     parse,
 )
-from hrp.cli.checks import (
+from hrp.cli.datasets import check_columns, load_splits, split_of, with_templates
+from hrp.cli.failures import UsageError, reported
+from hrp.cli.input_checks import (
     as_names,
     check_lora,
     check_model,
@@ -31,13 +33,11 @@ from hrp.cli.checks import (
     check_training,
     mistakes_told,
 )
-from hrp.cli.datasets import check_columns, load_splits, split_of, with_templates
-from hrp.cli.failures import UsageError, reported
 from hrp.cli.outputs import Output, say
+from hrp.cli.resuming import binding
 from hrp.cli.running import Job, check_preheating, run, start, with_steps
-from hrp.cli.settings import binding
 from hrp.cli.trainers import HRPSFTTrainer, check_enough, sft_preheating
-from hrp.spectrum import Spectrum
+from hrp.spectra.spectrum import Spectrum
 
 DESCRIPTION = """\
 Supervised fine-tuning as `trl sft` does it, with LoRA started from a high-rank preheating. Takes

@@ -10,8 +10,8 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from hrp.layers import lora_modules
-from hrp.spectrum import Spectrum
+from hrp.adapters.layers import lora_modules
+from hrp.spectra.spectrum import Spectrum
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 
@@ -31,7 +31,7 @@ def spectrum_targets(skeleton: Any, spectrum: Spectrum) -> dict[str, list[str]]:
     """``target_modules`` and ``target_parameters`` that mean just the spectrum's modules.
 
     Experts stacked in one parameter are adapted together, as that parameter; the spectrum holds
-    them one by one, by the parameter's name and their number (`hrp.layers`).
+    them one by one, by the parameter's name and their number (`hrp.adapters.layers`).
 
     Raises:
         ValueError: the base model has no such module.

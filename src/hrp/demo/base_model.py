@@ -18,7 +18,7 @@ BASE = Path(__file__).parent / "base"
 def load_base() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The demo's base model, a fresh copy in float32 on the CPU in eval mode, and its tokenizer.
 
-    The weights are made by ``python -m hrp.demo.pretrain`` and stored in bfloat16 in ``BASE``.
+    ``python -m hrp_lab.demo_base.pretrain`` makes the weights, in bfloat16, for ``BASE``.
     """
     model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
     return model, AutoTokenizer.from_pretrained(BASE)

@@ -17,15 +17,15 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, Trainer
 
-from hrp.artefact import check_replaceable, write_folder
 from hrp.config import HRPConfig
 from hrp.demo.base_model import load_base
 from hrp.demo.data import answer_collator
 from hrp.demo.settings import ARMS, FILES, Arm, DemoConfig, Run
 from hrp.demo.task import Task, copy_base, fine_tune, make_adapter, make_task, trainer_settings
+from hrp.files import check_replaceable, write_folder
 from hrp.initialization import initialize_lora_hrp_weights
-from hrp.preheating import preheat
-from hrp.spectrum import Spectrum
+from hrp.preheating.pipeline import preheat
+from hrp.spectra.spectrum import Spectrum
 from hrp.versions import installed_versions
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hrp.config import Direction, check_integer
+from hrp.config import Direction
+from hrp.validation import check_integer
 
 
 @dataclass(frozen=True)

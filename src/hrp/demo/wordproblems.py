@@ -11,8 +11,8 @@ import random
 from collections.abc import Callable
 from typing import Literal, get_args
 
-from hrp.config import check_choice, check_integer
 from hrp.demo.lexicon import DAYS, PEOPLE, THINGS, Person, Thing, plural_of, two_people
+from hrp.validation import check_choice, check_integer
 
 Split = Literal["train", "test"]
 

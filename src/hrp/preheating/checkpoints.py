@@ -7,7 +7,6 @@ A marker written last tells the whole ones.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ from typing import Any
 from accelerate.state import PartialState
 from transformers import TrainerCallback, TrainingArguments
 
-from hrp.config import check_integer
-from hrp.stopping import SubspaceStopping
+from hrp.files import write_text
+from hrp.preheating.stopping import SubspaceStopping
+from hrp.validation import check_integer
 
 MARKER = "hrp-complete.json"
 SUBSPACES = "subspaces"
@@ -129,7 +129,5 @@ class CompletionMarker(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if self._stopping is not None:
             self._stopping.save(folder / SUBSPACES)
-        staging = folder / f".{MARKER}"
         content = {"step": state.global_step, "run": self._run}
-        staging.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        os.replace(staging, folder / MARKER)
+        write_text(folder / MARKER, json.dumps(content) + "\n")

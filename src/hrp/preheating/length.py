@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from hrp.config import DEFAULT_SHARE, HRPConfig
 
 CLASSIFIER_SHARE = 0.05
-"""`DEFAULT_SHARE` of classifiers: longer has lower means than none on CoLA (docs/LOG.md)."""
+"""`DEFAULT_SHARE` of classifiers: longer has lower means than none on CoLA (lab/LOG.md)."""
 
 DEFAULT_STEPS = 50
 """Of preheating with a bare dataloader, where fine-tuning's number is not known."""

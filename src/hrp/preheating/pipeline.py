@@ -13,34 +13,34 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import Trainer, set_seed
 
-from hrp.adapter_checks import TEMPORARY_ADAPTER, check_preheatable
-from hrp.allocation import exact_patterns
-from hrp.casting import casts_left_to_autocast
-from hrp.checkpoints import Checkpoints
-from hrp.config import HRPConfig
-from hrp.layers import LoraModule, lora_modules, read_spectrum
-from hrp.length import of_dataloader, of_trainer
-from hrp.restoring import (
+from hrp.adapters.casting import casts_left_to_autocast
+from hrp.adapters.layers import LoraModule, lora_modules, read_spectrum
+from hrp.adapters.patterns import exact_patterns
+from hrp.adapters.preheatable import TEMPORARY_ADAPTER, check_preheatable
+from hrp.adapters.restoring import (
     restored_accumulation,
     restored_generators,
     restored_model,
     restored_rng,
 )
-from hrp.sharding import check_engine
-from hrp.spectrum import Spectrum
-from hrp.stopping import SubspaceStopping
-from hrp.trainer_arguments import (
+from hrp.adapters.sharding import check_engine
+from hrp.config import HRPConfig
+from hrp.preheating.checkpoints import Checkpoints
+from hrp.preheating.length import of_dataloader, of_trainer
+from hrp.preheating.stopping import SubspaceStopping
+from hrp.preheating.trainer_arguments import (
     check_not_empty,
     check_trainer_arguments,
     check_training_arguments,
     with_preheating_rate,
 )
-from hrp.training import (
+from hrp.preheating.training import (
     DEFAULT_LEARNING_RATE,
     LossFn,
     train_with_dataloader,
     train_with_trainer,
 )
+from hrp.spectra.spectrum import Spectrum
 from hrp.versions import installed_versions
 
 logger = logging.getLogger(__name__)

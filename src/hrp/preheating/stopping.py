@@ -7,9 +7,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from hrp.adapters.layers import LoraModule, read_spectrum
 from hrp.config import Direction, HRPConfig
-from hrp.layers import LoraModule, read_spectrum
-from hrp.spectrum import Side, Spectrum
+from hrp.spectra.module_spectrum import Side
+from hrp.spectra.spectrum import Spectrum
 
 # The singular vectors that each direction puts into the adapter (HRP.md, table of directions).
 SIDES: dict[Direction, tuple[Side, ...]] = {"A": ("Vh",), "B": ("U",), "AB": ("U", "Vh")}

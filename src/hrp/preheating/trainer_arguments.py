@@ -10,7 +10,8 @@ from typing import Any
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
-from hrp.config import HRPConfig, check_integer, check_positive
+from hrp.config import HRPConfig
+from hrp.validation import check_integer, check_positive
 
 _REFUSED_TRAINER_ARGUMENTS = {
     "model": "preheating passes its own; give the PeftModel as `model` of `preheat`",

@@ -21,7 +21,9 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from hrp.checkpoints import (
+from hrp.config import HRPConfig
+from hrp.errors import NonFiniteLossError, PreheatingError
+from hrp.preheating.checkpoints import (
     Checkpoints,
     CompletionMarker,
     check_same_run,
@@ -29,10 +31,8 @@ from hrp.checkpoints import (
     keeping_frozen,
     last_complete,
 )
-from hrp.config import HRPConfig
-from hrp.errors import NonFiniteLossError, PreheatingError
-from hrp.stopping import SubspaceStopping
-from hrp.trainer_arguments import preheating_arguments, resumable_settings
+from hrp.preheating.stopping import SubspaceStopping
+from hrp.preheating.trainer_arguments import preheating_arguments, resumable_settings
 
 DEFAULT_LEARNING_RATE = 2e-4
 """Of preheating with a bare dataloader, where fine-tuning's is not known: rather slow than too hot.

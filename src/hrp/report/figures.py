@@ -15,6 +15,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from hrp.files import write_file
+
 # Text, axes and the control's lines; in a page it becomes the text's colour, light or dark.
 INK = "#101418"
 # Told apart by colour-blind readers, and visible on white and on near-black.
@@ -158,9 +160,5 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write ``figure`` to ``path`` as its suffix says (.png, .svg, .pdf), on white."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.stem}.tmp{path.suffix}")
     with matplotlib.rc_context(_STYLE), _without_glyph_warnings():
-        figure.savefig(staging, dpi=160, facecolor="white")
-    staging.replace(path)
-    return path
+        return write_file(path, lambda staging: figure.savefig(staging, dpi=160, facecolor="white"))

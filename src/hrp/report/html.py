@@ -9,7 +9,10 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 
-from hrp.report.tables import Table
+from matplotlib.figure import Figure
+
+from hrp.report.figures import to_svg
+from hrp.report.table import Table
 
 _VOID = frozenset({"meta"})
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -101,6 +104,21 @@ def _cell(text: str) -> Html:
     return tag("td", text, class_="long") if len(text) > 40 else tag("td", text)
 
 
+def folded(summary: str, content: Table) -> Html:
+    """A table that opens on a click."""
+    return tag("details", tag("summary", summary), table(content))
+
+
+def figures(prefix: str, drawings: Iterable[tuple[Figure | None, str]]) -> Html:
+    """Drawings with their captions, side by side; ``prefix`` keeps their ids apart from others."""
+    made = [
+        figure(to_svg(drawing, f"{prefix}-{place}", caption), caption)
+        for place, (drawing, caption) in enumerate(drawings)
+        if drawing is not None
+    ]
+    return tag("div", *made, class_="figures")
+
+
 def figure(svg: str, caption: str) -> Html:
     """A figure from `hrp.report.figures.to_svg`, with its caption."""
     return tag("figure", Html(svg), tag("figcaption", caption))
@@ -124,3 +142,14 @@ def page(title: str, lead: str, links: Iterable[tuple[str, str]], *children: str
     body = [tag("h1", title), tag("p", lead), tag("nav", tag("ul", *menu)), *children]
     document = tag("html", tag("head", *head), tag("body", tag("main", *body)), lang="en")
     return f"<!DOCTYPE html>\n{document}\n"
+
+
+Part = tuple[str, Html]
+"""Heading and content of a section."""
+
+
+def parts_page(title: str, lead: str, parts: Iterable[Part]) -> str:
+    """The whole document of sections, each linked to from the top; see `page`."""
+    numbered = [(f"part-{place}", heading, part) for place, (heading, part) in enumerate(parts)]
+    links = [(identifier, heading) for identifier, heading, _ in numbered]
+    return page(title, lead, links, *(section(*one) for one in numbered))

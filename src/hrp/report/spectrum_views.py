@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from hrp.report.figures import INK, colour, drawn, heat_map, plain
-from hrp.report.tables import Table, number
-from hrp.spectrum import ModuleSpectrum, Side, Spectrum
+from hrp.report.table import Table, number
+from hrp.spectra.module_spectrum import ModuleSpectrum, Side
+from hrp.spectra.spectrum import Spectrum
 
 ENERGY_RANKS = (4, 8, 16, 32)
 _KINDS = ("entropy", "stable", "energy")
@@ -179,4 +181,19 @@ def alignment_curves(spectrum: Spectrum, other: Spectrum, rank: int) -> Figure:
         axes.set_xlabel("principal angle, smallest first")
         axes.set_ylabel("cosine")
         figure.legend(loc="outside lower center", ncols=2)
+        return figure
+
+
+def preheating_curves(losses: Mapping[str, Sequence[float]]) -> Figure:
+    """Loss per preheating step, one line a name."""
+    with drawn(height=2.8) as figure:
+        axes = figure.add_subplot()
+        for index, (name, values) in enumerate(losses.items()):
+            steps = range(1, len(values) + 1)
+            axes.plot(steps, values, label=plain(name), **colour(index))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("preheating step")
+        axes.set_ylabel("training loss")
+        if len(losses) > 1:
+            figure.legend(loc="outside lower center", ncols=2)
         return figure

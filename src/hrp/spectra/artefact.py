@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hrp.errors import SpectrumFormatError
-from hrp.spectrum import ModuleSpectrum, Spectrum
+from hrp.files import check_replaceable, write_folder
+from hrp.spectra.module_spectrum import ModuleSpectrum
 
 TENSORS_FILE = "spectrum.safetensors"
 PROVENANCE_FILE = "spectrum.json"
@@ -30,79 +29,30 @@ _PARTS = ("U", "S", "Vh")
 _ORTHONORMAL_TOLERANCE = 1e-3
 
 
-def save(spectrum: Spectrum, folder: Path, overwrite: bool = False) -> None:
-    """Write ``spectrum`` into a new ``folder``, whole or not at all.
+def save(
+    folder: Path,
+    modules: Mapping[str, ModuleSpectrum],
+    provenance: Mapping[str, Any],
+    overwrite: bool = False,
+) -> None:
+    """Write ``modules`` and ``provenance`` into a new ``folder``, whole or not at all.
 
     Raises:
         FileExistsError: ``folder`` exists and ``overwrite`` is false, or it holds anything besides
             a spectrum's two files.
-        OSError: the disk is full or the place not writable; nothing is left behind.
+        OSError: the disk is full or the folder not writable; nothing is left behind.
     """
     if overwrite:
         check_replaceable(folder, FILES)
-    write_folder(folder, lambda staging: _write_files(spectrum, staging), overwrite)
+    write_folder(folder, lambda staging: _write_files(staging, modules, provenance), overwrite)
 
 
-def write_folder(folder: Path, write: Callable[[Path], None], overwrite: bool = False) -> None:
-    """Let ``write`` fill a temporary sibling of ``folder``, then rename it to ``folder``.
-
-    Raises:
-        FileExistsError: ``folder`` exists and ``overwrite`` is false; or it is no folder, or holds
-            a file or folder that ``write`` does not make anew, and which would be lost.
-    """
-    if folder.exists() and not overwrite:
-        raise FileExistsError(
-            f"output folder '{folder}' exists; choose another, or pass `overwrite=True`"
-        )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        write(staging)
-        check_replaceable(folder, _entries(staging))
-        staging.chmod(0o755)  # mkdtemp's 0700 would shut out the rest of the team
-        _swap(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def check_replaceable(folder: Path, anew: Collection[str]) -> None:
-    """Raise ``FileExistsError`` if ``folder`` holds what is not among ``anew`` (or is a file).
-
-    ``anew`` are paths in the folder, those of its sub-folders included.
-    """
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise FileExistsError(f"'{folder}' is a file and not replaced by a folder; choose another")
-    intruders = sorted(set(_entries(folder)) - set(anew))
-    if intruders:
-        raise FileExistsError(
-            f"output folder '{folder}' holds {intruders[0]!r}"
-            + (f" and {len(intruders) - 1} more" if intruders[1:] else "")
-            + " besides what is replaced, which would be lost; move it away, or choose another "
-            "folder"
-        )
-
-
-def _entries(folder: Path) -> list[str]:
-    """Files and folders below ``folder``, by their path in it; links are not followed."""
-    return [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
-
-
-def _swap(staging: Path, folder: Path) -> None:
-    if not folder.exists():
-        staging.rename(folder)
-        return
-    retired = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-    folder.rename(retired / folder.name)
-    staging.rename(folder)
-    shutil.rmtree(retired)
-
-
-def _write_files(spectrum: Spectrum, folder: Path) -> None:
+def _write_files(
+    folder: Path, modules: Mapping[str, ModuleSpectrum], provenance: Mapping[str, Any]
+) -> None:
     tensors = {
         f"{name}.{part}": getattr(module, part).detach().cpu().contiguous()
-        for name, module in spectrum.items()
+        for name, module in modules.items()
         for part in _PARTS
     }
     save_file(tensors, folder / TENSORS_FILE, metadata={"format": FORMAT})
@@ -111,15 +61,15 @@ def _write_files(spectrum: Spectrum, folder: Path) -> None:
         "format_version": FORMAT_VERSION,
         "modules": {
             name: {"shape": list(module.shape), "rank": module.rank, "scaling": module.scaling}
-            for name, module in spectrum.items()
+            for name, module in modules.items()
         },
-        "provenance": spectrum.provenance,
+        "provenance": dict(provenance),
     }
     (folder / PROVENANCE_FILE).write_text(json.dumps(header, indent=2, allow_nan=False) + "\n")
 
 
-def load(folder: Path) -> Spectrum:
-    """Read the spectrum in ``folder``, on the CPU.
+def load(folder: Path) -> tuple[dict[str, ModuleSpectrum], dict[str, Any]]:
+    """Read the modules and the provenance in ``folder``, on the CPU.
 
     Raises:
         FileNotFoundError: the folder or one of its two files is missing.
@@ -134,7 +84,7 @@ def load(folder: Path) -> Spectrum:
     modules = {
         name: _module(folder, name, entry, tensors) for name, entry in header["modules"].items()
     }
-    return Spectrum(modules, header["provenance"])
+    return modules, header["provenance"]
 
 
 def check_folder(folder: Path) -> None:

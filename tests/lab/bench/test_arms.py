@@ -7,11 +7,11 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 
-from bench.tiny_bench import STEPS, TinyBench, collator, eval_loss, spec
-from conftest import collate, tiny_llama, token_rows
-from hrp.bench.arms import ARMS, register
-from hrp.bench.run import execute
-from hrp.bench.workbench import NotApplicable, Setup
+from helpers.tiny import collate, tiny_llama, token_rows
+from helpers.tiny_bench import STEPS, TinyBench, collator, eval_loss, spec
+from hrp_lab.bench.arms import ARMS, register
+from hrp_lab.bench.context import NotApplicable, Setup
+from hrp_lab.bench.run import execute
 
 NO_OPS = (
     "lora", "gaussian", "random-a", "random-b", "orthogonal", "mica", "rslora", "dora", "lora+",

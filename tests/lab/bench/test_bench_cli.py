@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from test_engines import FEW
 
-from bench.test_engines import FEW
-from hrp.bench.record import load_records
-from hrp.cli.bench import main
+from hrp_lab.bench.record import load_records
+from hrp_lab.cli.bench_commands import main
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def test_run_puts_records_and_what_is_shared_beside_the_config(ran):
     assert len(records) == 9
     assert {record.status for record in records} == {"ok"}
     assert len(list((ran / ".shared").iterdir())) == 6
-    assert all("hrp bench run" in record.command for record in records)
+    assert all("hrp-lab bench run" in record.command for record in records)
     assert all(record.started <= record.ended and record.versions["peft"] for record in records)
 
 
@@ -119,7 +119,7 @@ def test_a_user_s_error_is_told_in_a_line(ran, monkeypatch, capsys, arguments, m
     monkeypatch.chdir(ran)
     assert main(arguments) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"hrp bench {arguments[0]}: ")
+    assert said.startswith(f"hrp-lab bench {arguments[0]}: ")
     assert message in said
     assert "Traceback" not in said
 
@@ -129,14 +129,14 @@ def test_help_has_an_example(capsys):
         main(["--help"])
     assert end.value.code == 0
     said = capsys.readouterr().out
-    assert "hrp bench run experiments/" in said
-    assert "hrp bench export experiments/" in said
+    assert "hrp-lab bench run experiments/" in said
+    assert "hrp-lab bench export experiments/" in said
 
 
 def test_a_copied_tree_may_name_its_commit(monkeypatch):
     from hrp.cli import bench
 
-    monkeypatch.setattr("hrp.bench.record.git_state", lambda folder: ("fff", True))
+    monkeypatch.setattr("hrp_lab.bench.record.git_state", lambda folder: ("fff", True))
     monkeypatch.delenv("HRP_GIT_COMMIT", raising=False)
     assert bench._git() == ("fff", True)
     monkeypatch.setenv("HRP_GIT_COMMIT", "abc123")

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import yaml
 
-from hrp.bench.protocol import experiment_from, plan
-from hrp.bench.record import load_records
-from hrp.cli.bench import _parser
+from hrp_lab.bench.protocol import experiment_from, plan
+from hrp_lab.bench.record import load_records
+from hrp_lab.cli.bench_commands import _parser
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
 
 

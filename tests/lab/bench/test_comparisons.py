@@ -2,10 +2,10 @@ import dataclasses
 
 import pytest
 
-from bench.synthetic import JUDGED, benchmark, full_record
-from hrp.bench.costs import Costs
-from hrp.bench.record import RecordError
-from hrp.bench.views import analyse, arm_labels, main_metric, setting, views
+from helpers.synthetic import JUDGED, benchmark, full_record
+from hrp_lab.bench.comparisons import analyse, arm_labels, main_metric, setting, views
+from hrp_lab.bench.costs import Costs
+from hrp_lab.bench.record import RecordError
 
 
 def test_both_bases_hold_every_arm_at_the_same_number_of_steps():

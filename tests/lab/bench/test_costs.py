@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import hrp.bench.costs
-from hrp.bench.costs import (
+import hrp_lab.bench.costs
+from hrp_lab.bench.costs import (
     Costs,
     ModelSize,
     equivalent_steps,
@@ -53,7 +53,7 @@ P = lora_parameters(4, WIDTHS)
 
 
 def test_the_doctests_hold():
-    assert doctest.testmod(hrp.bench.costs).failed == 0
+    assert doctest.testmod(hrp_lab.bench.costs).failed == 0
 
 
 def test_lora_training_costs_what_a_counter_counts():

@@ -6,13 +6,13 @@ import time
 
 import pytest
 
-from bench.tiny_bench import BASE
-from hrp.bench.driver import Driver, existing
-from hrp.bench.engines import Result
-from hrp.bench.protocol import experiment_from, plan
-from hrp.bench.record import Record, load_records, write_record
-from hrp.bench.schedule import Job, Schedule
-from hrp.bench.workbench import Places
+from helpers.tiny_bench import BASE
+from hrp_lab.bench.context import Places
+from hrp_lab.bench.driver import Driver, existing
+from hrp_lab.bench.engines import Result
+from hrp_lab.bench.protocol import experiment_from, plan
+from hrp_lab.bench.record import Record, load_records, write_record
+from hrp_lab.bench.schedule import Job, Schedule
 
 
 def made(**changes):

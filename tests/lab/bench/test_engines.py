@@ -14,17 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from hrp.bench import engines
-from hrp.bench.driver import Driver, existing
-from hrp.bench.engines import Ray, Sequential, Workers
-from hrp.bench.protocol import experiment_from, load_experiment, plan
-from hrp.bench.record import load_records
-from hrp.bench.workbench import Places
-from hrp.cli.bench import _engine, main
+from hrp_lab.bench import engines
+from hrp_lab.bench.context import Places
+from hrp_lab.bench.driver import Driver, existing
+from hrp_lab.bench.engines import Ray, Sequential, Workers
+from hrp_lab.bench.protocol import experiment_from, load_experiment, plan
+from hrp_lab.bench.record import load_records
+from hrp_lab.cli.bench_commands import _engine, main
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes started here
-STANDIN = Path(__file__).parents[2] / "experiments" / "standin-wordproblems.yaml"
-COMMAND = "import sys; from hrp.cli.bench import main; sys.exit(main(sys.argv[1:]))"
+STANDIN = Path(__file__).parents[3] / "experiments" / "standin-wordproblems.yaml"
+COMMAND = "import sys; from hrp_lab.cli.bench_commands import main; sys.exit(main(sys.argv[1:]))"
 FEW = {
     "experiment": "few",
     "tasks": [{"name": "wordproblems", "options": {"train_rows": 16, "test_rows": 4}}],
@@ -109,7 +109,7 @@ def test_workers_that_cannot_start_end_the_benchmark_and_leave_no_record(tmp_pat
         [sys.executable, str(script), *command], capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == 2
-    assert "hrp bench run: the worker processes cannot start" in ended.stderr
+    assert "hrp-lab bench run: the worker processes cannot start" in ended.stderr
     assert not list((tmp_path / "records").glob("*.json"))
 
 

@@ -5,11 +5,11 @@ import warnings
 import pytest
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from bench.synthetic import full_record
-from hrp.bench.arms import ARMS
-from hrp.bench.costs import Costs
-from hrp.bench.export import export_records, peft_result
-from hrp.bench.record import Record, RunSpec
+from helpers.synthetic import full_record
+from hrp_lab.bench.arms import ARMS
+from hrp_lab.bench.costs import Costs
+from hrp_lab.bench.export import export_records, peft_result
+from hrp_lab.bench.record import Record, RunSpec
 
 # What PEFT's own results of MetaMathQA hold, and what its result pages read from them.
 STRUCTURE = {

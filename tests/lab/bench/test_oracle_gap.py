@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
+from test_stats import at_best
 
-from bench.test_stats import at_best
-from hrp.bench.gaps import gap_closed
-from hrp.bench.stats import shared_pool
+from hrp_lab.bench.oracle_gap import gap_closed
+from hrp_lab.bench.stats import shared_pool
 
 
 def shares_of(best, oracle="oracle"):

@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
-from bench.tiny_bench import BASE
-from hrp.bench.protocol import Experiment, experiment_from, lines, load_experiment, plan
-from hrp.bench.record import Record, RunSpec
+from helpers.tiny_bench import BASE
+from hrp_lab.bench.protocol import Experiment, experiment_from, lines, load_experiment, plan
+from hrp_lab.bench.record import Record, RunSpec
 
 GRID = [1e-3, 4e-3, 2e-3]
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import hrp.bench.record
-from bench.synthetic import full_record
-from hrp.bench.record import (
+import hrp_lab.bench.record
+from helpers.synthetic import full_record
+from hrp_lab.bench.record import (
     Record,
     RecordError,
     RunSpec,
@@ -29,7 +29,7 @@ RUN = RunSpec("demo", "lora", "gsm8k", 0, 1e-3, {"rank": 4, "hrp": {"preheat_ran
 
 
 def test_the_doctests_hold():
-    assert doctest.testmod(hrp.bench.record).failed == 0
+    assert doctest.testmod(hrp_lab.bench.record).failed == 0
 
 
 def test_a_record_reads_back_as_it_was_written(tmp_path):
@@ -202,8 +202,8 @@ def test_a_full_disk_leaves_no_file_behind(tmp_path, monkeypatch):
 
 WRITER = """
 import sys; from pathlib import Path
-from bench.synthetic import full_record
-from hrp.bench.record import write_record
+from helpers.synthetic import full_record
+from hrp_lab.bench.record import write_record
 print("up", flush=True)
 for seed in range(10**6):
     write_record(full_record(seed=seed % 50, steps=2000), Path(sys.argv[1]))

@@ -6,9 +6,9 @@ import pytest
 from scipy.stats import bootstrap
 from scipy.stats import t as student
 
-from bench.synthetic import ARMS, planted_scores, records_of
-from hrp.bench.stats import bootstrap_interval, compare, compare_pairs, holm, pool, shared_pool
-from hrp.bench.sweeps import Best, scores, select
+from helpers.synthetic import ARMS, planted_scores, records_of
+from hrp_lab.bench.stats import bootstrap_interval, compare, compare_pairs, holm, pool, shared_pool
+from hrp_lab.bench.sweeps import Best, scores, select
 
 
 def judged(values, arms=ARMS):

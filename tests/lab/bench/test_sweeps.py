@@ -3,9 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from bench.synthetic import full_record, planted_scores, records_of
-from hrp.bench.record import RecordError
-from hrp.bench.sweeps import Best, minimised, scores, select, widened
+from helpers.synthetic import full_record, planted_scores, records_of
+from hrp_lab.bench.record import RecordError
+from hrp_lab.bench.sweeps import Best, minimised, scores, select, widened
 
 
 def test_each_arm_stands_at_the_rate_with_the_best_mean_over_seeds():

@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 
-from hrp.demo.corpus import documents
+from hrp_lab.demo_base.corpus import documents
 
 EQUATION = re.compile(r"(\d+) ([+\-*/]) (\d+) = (\d+)")
 

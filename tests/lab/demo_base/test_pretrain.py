@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hrp.demo.pretrain import PretrainConfig, main, pretrain
+from hrp_lab.demo_base.pretrain import PretrainConfig, main, pretrain
 
 TINY = PretrainConfig(steps=4, batch_size=2, length=32, tokenizer_documents=200, log_every=1)
 

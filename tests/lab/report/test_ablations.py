@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bench.synthetic import full_record
-from hrp.bench.factors import contrasts, grids
-from hrp.bench.views import analyse, views
-from hrp.report.ablations import heat_maps, levels_table
+from helpers.synthetic import full_record
+from hrp_lab.bench.ablation import contrasts, grids
+from hrp_lab.bench.comparisons import analyse, views
+from hrp_lab.report.ablation_maps import heat_maps, levels_table
 
 
 def ablated(ranks, steps, arm="hrp-b", offset=0.0, noise=0.0):

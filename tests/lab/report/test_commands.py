@@ -1,12 +1,12 @@
 import json
 
 import pytest
-from spectra_made import made_spectrum
 
-from bench.synthetic import benchmark
-from hrp.bench.record import write_record
+from helpers.spectra_made import made_spectrum
+from helpers.synthetic import benchmark
 from hrp.cli import inspect, report
-from hrp.report.spectra import alignment
+from hrp.report.spectrum_views import alignment
+from hrp_lab.bench.record import write_record
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
-from spectra_made import made_spectrum
 
 import hrp.report.figures
-from bench.synthetic import benchmark, full_record
-from hrp.bench.views import analyse, views
+from helpers.spectra_made import made_spectrum
+from helpers.synthetic import benchmark, full_record
 from hrp.report import plots, spectra
 from hrp.report.figures import INK, drawn, plain, save, to_svg
+from hrp_lab.bench.comparisons import analyse, views
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from spectra_made import made_spectrum
 
 import hrp.report.html
-from bench.synthetic import benchmark, full_record
+from helpers.spectra_made import made_spectrum
+from helpers.synthetic import benchmark, full_record
 from hrp.report.html import Html, table, tag
-from hrp.report.pages import report_page
-from hrp.report.tables import Table
+from hrp.report.table import Table
+from hrp_lab.report.html_page import report_page
 
 SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'`${x}"
 ALLOWED = {"html", "head", "meta", "title", "style", "body", "main", "nav", "section", "div", "h1",
@@ -194,9 +194,9 @@ def test_spectra_of_other_models_stand_beside_each_other_without_alignment():
 
 def test_a_report_imports_nothing_that_trains():
     code = (
-        "import sys, hrp.report.pages, hrp.cli.report, hrp.cli.inspect\n"
+        "import sys, hrp_lab.report.html_page, hrp.cli.report, hrp.cli.inspect\n"
         "print([m for m in sys.modules if m.split('.')[0] in ('peft', 'transformers', 'trl', "
-        "'accelerate') or m in ('hrp.preheating', 'hrp.training', 'hrp.initialization')])"
+        "'accelerate') or m in ('hrp.preheating.pipeline', 'hrp.preheating.training', 'hrp.initialization')])"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"

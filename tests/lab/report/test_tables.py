@@ -1,20 +1,21 @@
 import dataclasses
 import doctest
 
+import hrp_lab.report.tables
 import numpy as np
 import pytest
 
-import hrp.report.tables
-from bench.synthetic import ARMS, benchmark, full_record, planted_scores, records_of
-from hrp.bench.views import View, analyse, views
-from hrp.report.costs import cost_table
-from hrp.report.provenance import (
+from helpers.synthetic import ARMS, benchmark, full_record, planted_scores, records_of
+from hrp.report.table import DASH, Table
+from hrp_lab.bench.comparisons import View, analyse, views
+from hrp_lab.report.arm_table import arms_table
+from hrp_lab.report.cost_tables import cost_table
+from hrp_lab.report.provenance import (
     failures_table,
     origins_table,
     provenance_table,
     sources_table,
 )
-from hrp.report.tables import DASH, Table, arms_table
 
 
 def column(table, name):
@@ -23,7 +24,7 @@ def column(table, name):
 
 
 def test_the_doctests_hold():
-    assert doctest.testmod(hrp.report.tables).failed == 0
+    assert doctest.testmod(hrp_lab.report.tables).failed == 0
 
 
 def test_the_arms_table_says_what_the_records_say():
@@ -171,7 +172,7 @@ def by_another_engine(records, arm, **fields):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"device": "NVIDIA H100"}, {"command": "hrp bench run a.yaml --cuda_graphs --workers 4"}],
+    [{"device": "NVIDIA H100"}, {"command": "hrp-lab bench run a.yaml --cuda_graphs --workers 4"}],
 )
 def test_times_and_memory_of_another_engine_than_the_control_s_are_marked(fields):
     records = by_another_engine(benchmark(), "hrp-ab", **fields)
@@ -195,7 +196,7 @@ def test_where_the_control_mixes_engines_nothing_compares_with_it():
 
 
 def test_the_origins_of_a_view_s_records_are_counted():
-    graphs = "hrp bench run a.yaml --padding_free --cuda_graphs --workers 4"
+    graphs = "hrp-lab bench run a.yaml --padding_free --cuda_graphs --workers 4"
     records = by_another_engine(benchmark(), "hrp-ab", command=graphs, git_dirty=None)
     table = origins_table(views(records)[0].records)
     commit, device = "0123456789abcdef0123456789abcdef01234567", "NVIDIA H200"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hrp.theory import (
+from hrp_lab.theory import (
     Descent,
     MatrixFactorization,
     descend,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hrp.theory import ensembles
-from hrp.theory.ensembles import mean_leading_cosines, mean_wishart_decay, pfaffian
-from hrp.theory.problem import orthonormal_columns
-from hrp.theory.sampling import estimate
+from hrp_lab.theory import ensembles
+from hrp_lab.theory.ensembles import mean_leading_cosines, mean_wishart_decay, pfaffian
+from hrp_lab.theory.problem import orthonormal_columns
+from hrp_lab.theory.sampling import estimate
 
 
 @pytest.mark.parametrize("size", [2, 4, 8, 14])

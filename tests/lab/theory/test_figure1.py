@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from hrp.theory.figure1 import ARMS, PANELS, Figure1Config, figure1
+from hrp_lab.theory.figure1 import ARMS, PANELS, Figure1Config, figure1
 
 
 @pytest.fixture(scope="module")

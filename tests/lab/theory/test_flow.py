@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hrp.theory import (
+from hrp_lab.theory import (
     MatrixFactorization,
     SolverError,
     flow,
@@ -14,8 +14,8 @@ from hrp.theory import (
     random_start,
     wise_start,
 )
-from hrp.theory.flow import Trajectory
-from hrp.theory.starts import Start
+from hrp_lab.theory.flow import Trajectory
+from hrp_lab.theory.flow_starts import Start
 
 TIMES = np.linspace(0, 3, 31)
 

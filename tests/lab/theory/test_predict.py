@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hrp.theory import (
+from hrp_lab.theory import (
     MatrixFactorization,
     flat_target,
     geometric_target,
@@ -14,7 +14,7 @@ from hrp.theory import (
     random_start,
     wise_start,
 )
-from hrp.theory.sampling import estimate
+from hrp_lab.theory.sampling import estimate
 
 TIMES = np.linspace(0, 4, 21)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hrp.theory import (
+from hrp_lab.theory import (
     MatrixFactorization,
     flat_target,
     geometric_target,
@@ -20,9 +20,9 @@ from hrp.theory import (
     spectrum_of,
     start_at,
 )
-from hrp.theory import predict_preheated as preheated
-from hrp.theory.problem import orthonormal_columns
-from hrp.theory.sampling import estimate
+from hrp_lab.theory import predict_preheated as preheated
+from hrp_lab.theory.problem import orthonormal_columns
+from hrp_lab.theory.sampling import estimate
 
 SIDES = ("A", "B")
 OTHER = {"A": "B", "B": "A"}

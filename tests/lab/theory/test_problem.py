@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hrp.theory import (
+from hrp_lab.theory import (
     MatrixFactorization,
     flat_target,
     geometric_target,
@@ -15,8 +15,8 @@ from hrp.theory import (
     target_of_spectrum,
     wise_start,
 )
-from hrp.theory.checks import checked_choice, checked_rank
-from hrp.theory.problem import orthonormal_columns
+from hrp_lab.theory.matrix_arguments import checked_choice, checked_rank
+from hrp_lab.theory.problem import orthonormal_columns
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hrp.theory import Descent
-from hrp.theory.sweep import SweepConfig, TargetConfig, sweep
+from hrp_lab.theory import Descent
+from hrp_lab.theory.sweep import SweepConfig, TargetConfig, sweep
 
 SMALL = {
     "target": TargetConfig("geometric", 8, 10, decay=0.7, first=2.0),

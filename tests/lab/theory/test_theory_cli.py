@@ -1,4 +1,4 @@
-"""``hrp theory``: exit statuses, tables, records, figures; and what the lab imports."""
+"""``hrp-lab theory``: exit statuses, tables, records, figures; and what the lab imports."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import hrp.theory as theory
+import hrp_lab.theory as theory
 from hrp.cli import main as hrp_main
-from hrp.cli.theory import main
-from hrp.theory import Preheated, check, predict
-from hrp.theory import predict_preheated as preheated
-from hrp.theory.check import CheckConfig, check_all
-from hrp.theory.record import write_record
-from hrp.theory.rows import exact, sampled
+from hrp_lab.cli.theory_commands import main
+from hrp_lab.theory import Preheated, check, predict
+from hrp_lab.theory import predict_preheated as preheated
+from hrp_lab.theory.check import CheckConfig, check_all
+from hrp_lab.theory.rows import exact, sampled
+from hrp_lab.theory.theory_record import write_record
 
 
 def test_check_holds_exits_with_0_and_records_its_table(tmp_path, capsys):
@@ -33,7 +33,7 @@ def test_check_holds_exits_with_0_and_records_its_table(tmp_path, capsys):
     for statement in ("T1", "P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P9", "P10"):
         assert f"\n{statement} " in printed
     record = json.loads(path.read_text())
-    assert record["command"] == f"hrp theory check --record {path}"
+    assert record["command"] == f"hrp-lab theory check --record {path}"
     assert record["settings"] == {"draws": 2000, "seed": 0}
     assert all(row["holds"] for row in record["table"])
     assert len(record["table"]) == printed.count(" holds\n")
@@ -143,9 +143,15 @@ def test_sweep_prints_its_table_and_writes_picture_and_record(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["check", "--draws", "1"], "hrp theory check: `draws` must be at least 2"),
-        (["figure1", "--preheat-rank", "1"], "hrp theory figure1: `preheat_rank` must be at least"),
-        (["sweep", "--rank", "5"], "hrp theory sweep: `preheat_rank` must be at least `rank` = 5"),
+        (["check", "--draws", "1"], "hrp-lab theory check: `draws` must be at least 2"),
+        (
+            ["figure1", "--preheat-rank", "1"],
+            "hrp-lab theory figure1: `preheat_rank` must be at least",
+        ),
+        (
+            ["sweep", "--rank", "5"],
+            "hrp-lab theory sweep: `preheat_rank` must be at least `rank` = 5",
+        ),
         (["sweep", "--draws", "3", "--step-size", "9"], "lower `step_size`"),
         (["sweep", "--spectrum", "flat", "--decay", "99"], "`k` must be between 1 and"),
     ],
@@ -177,11 +183,11 @@ MODULES = sorted(Path(theory.__file__).parent.glob("*.py"))
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_the_examples_in_docstrings_hold(path):
-    name = "hrp.theory" if path.stem == "__init__" else f"hrp.theory.{path.stem}"
+    name = "hrp_lab.theory" if path.stem == "__init__" else f"hrp_lab.theory.{path.stem}"
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
-ALLOWED = {"numpy", "scipy", "torch", "jaxtyping", "hrp.spectrum", "hrp.theory"}
+ALLOWED = {"numpy", "scipy", "torch", "jaxtyping", "hrp.spectra.spectrum", "hrp_lab.theory"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
@@ -198,14 +204,14 @@ def test_the_lab_imports_numpy_scipy_torch_and_the_spectrum_only(path):
 
 def test_the_lab_loads_without_peft_transformers_or_matplotlib():
     code = (
-        "import sys, hrp.theory, hrp.theory.check, hrp.theory.figure1, hrp.theory.sweep;"
-        "print(*{'peft', 'transformers', 'matplotlib', 'hrp.layers'} & set(sys.modules))"
+        "import sys, hrp_lab.theory, hrp_lab.theory.check, hrp_lab.theory.figure1, hrp_lab.theory.sweep;"
+        "print(*{'peft', 'transformers', 'matplotlib', 'hrp.adapters.layers'} & set(sys.modules))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == ""
 
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_every_statement_checked_has_its_section_and_every_section_its_check():

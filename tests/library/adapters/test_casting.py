@@ -9,8 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 
-from conftest import tiny_llama
-from hrp.casting import casts_left_to_autocast
+from helpers.tiny import tiny_llama
+from hrp.adapters.casting import casts_left_to_autocast
 
 
 def half_precision_model(**settings):

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import datasets
 import pytest
-from commands import BASE, LORA, QUICK, call, questions, training
 from trl import ScriptArguments
 
+from helpers.commands import BASE, LORA, QUICK, call, questions, training
 from hrp.cli.arguments import DataArguments
 from hrp.cli.datasets import check_columns, load_splits, split_of, with_templates
 from hrp.cli.failures import UsageError, reported
@@ -82,7 +82,7 @@ def test_bad_flags_are_refused_before_anything_is_written(tmp_path, data, capsys
 
 
 def test_a_single_target_module_is_a_name_and_no_pattern(tmp_path, data):
-    from hrp.spectrum import Spectrum
+    from hrp.spectra.spectrum import Spectrum
 
     flags = training(data, tmp_path / "spectrum", "--lora_target_modules", "q_proj")
     assert call("preheat", *flags) == 0
@@ -132,7 +132,8 @@ def test_a_preheat_rank_below_the_adapters_is_refused_and_can_be_run_again(tmp_p
 def test_the_spectrum_of_another_model_is_refused(tmp_path, data, capsys):
     import torch
 
-    from hrp.spectrum import ModuleSpectrum, Spectrum
+    from hrp.spectra.module_spectrum import ModuleSpectrum
+    from hrp.spectra.spectrum import Spectrum
 
     foreign = ModuleSpectrum(torch.eye(8, 4), torch.ones(4), torch.eye(4, 8), 1.0)
     Spectrum({"transformer.h.0.attn": foreign}).save(tmp_path / "foreign")
@@ -214,7 +215,7 @@ def test_preheat_never_replaces_a_folder_that_is_no_spectrum(tmp_path, data, cap
 
 
 def test_preheat_replaces_a_spectrum_only_where_nothing_else_is(tmp_path, data, capsys):
-    from hrp.artefact import FILES
+    from hrp.spectra.artefact import FILES
 
     (tmp_path / "spectrum").mkdir()
     for name in (*FILES, "thesis.txt"):
@@ -228,7 +229,7 @@ def test_preheat_replaces_a_spectrum_only_where_nothing_else_is(tmp_path, data, 
 def test_a_full_disk_while_saving_the_spectrum_is_said_and_leaves_no_half(
     tmp_path, data, capsys, monkeypatch
 ):
-    from hrp import artefact
+    from hrp.spectra import artefact
 
     def full(*_args, **_settings):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -21,7 +21,7 @@ from hrp.cli.arguments import (
 from hrp.cli.sft import parse_sft
 from hrp.demo import BASE
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TRAINING = ("sft", "preheat")
 WITH_PARSER = ("init", "inspect", "report")

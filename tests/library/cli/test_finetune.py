@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from commands import QUICK, call
 from peft import PeftModel
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -18,6 +17,7 @@ from transformers import (
 )
 
 import hrp
+from helpers.commands import QUICK, call
 from hrp.demo import load_base
 
 

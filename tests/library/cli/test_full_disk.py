@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import assert_same_spectrum, call, questions, training
 from peft import PeftModel
 
 import hrp
+from helpers.commands import assert_same_spectrum, call, questions, training
 from hrp.demo import load_base
 
 FORKS = multiprocessing.get_context("forkserver")

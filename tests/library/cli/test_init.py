@@ -10,13 +10,13 @@ import warnings
 
 import pytest
 import torch
-from commands import call
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 
 import hrp
-from conftest import collate, tiny_llama, token_rows
-from hrp.allocation import parameter_count, uniform_ranks
+from helpers.commands import call
+from helpers.tiny import collate, tiny_llama, token_rows
+from hrp.spectra.allocation import parameter_count, uniform_ranks
 
 
 @pytest.fixture(scope="module")

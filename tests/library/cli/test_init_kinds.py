@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from commands import call
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import (
@@ -16,7 +15,8 @@ from transformers import (
 )
 
 import hrp
-from conftest import VOCABULARY, collate, tiny_llama, token_rows
+from helpers.commands import call
+from helpers.tiny import VOCABULARY, collate, tiny_llama, token_rows
 
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 

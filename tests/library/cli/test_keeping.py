@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import assert_same_spectrum, call, questions, training
 from safetensors.torch import load_file
 
 import hrp
+from helpers.commands import assert_same_spectrum, call, questions, training
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import assert_same_spectrum, call, questions, training
 from peft import PeftModel
 from safetensors.torch import load_file
 
 import hrp
+from helpers.commands import assert_same_spectrum, call, questions, training
 from hrp.demo import load_base
 
 STEPS = ("--preheat_steps", "9", "--max_steps", "6")

@@ -10,14 +10,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from commands import QUICK, assert_same_spectrum, call, questions, training
 from peft import LoraConfig, PeftModel
 from transformers import TrainingArguments
 
 import hrp
-from hrp.checkpoints import MARKER
+from helpers.commands import QUICK, assert_same_spectrum, call, questions, training
 from hrp.cli.running import Job, with_steps
 from hrp.demo import BASE, load_base
+from hrp.preheating.checkpoints import MARKER
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import BASE, LORA, QUICK, call, questions, training
 from peft import PeftModel
 
 import hrp
+from helpers.commands import BASE, LORA, QUICK, call, questions, training
 from hrp.demo import load_base
 
-DOCS = Path(__file__).parents[2] / "docs" / "trl-flags.md"
+DOCS = Path(__file__).parents[3] / "docs" / "trl-flags.md"
 # What each flag must change for the run to have noticed it: the losses of preheating.
 CHANGING = {
     "packing": ["--packing", "true", "--max_length", "64"],

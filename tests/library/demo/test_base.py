@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from hrp.demo import BASE, load_base
-from hrp.demo.corpus import documents
 from hrp.demo.data import answer_collator, answer_dataset
-from hrp.demo.pretrain import HELD_OUT, PackedText, PretrainConfig, build_tokenizer
 from hrp.demo.wordproblems import make_problems
+from hrp_lab.demo_base.corpus import documents
+from hrp_lab.demo_base.pretrain import HELD_OUT, PackedText, PretrainConfig, build_tokenizer
 
 
 @pytest.fixture(scope="module")

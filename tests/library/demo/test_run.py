@@ -15,7 +15,7 @@ from hrp import Spectrum
 from hrp.cli.demo import main
 from hrp.demo import load_base
 from hrp.demo.data import answer_collator
-from hrp.demo.run import run_demo
+from hrp.demo.runs import run_demo
 from hrp.demo.settings import ARMS, FILES, DemoConfig, Run
 from hrp.demo.table import reading, table
 from hrp.demo.task import exact_answers, make_task
@@ -137,7 +137,7 @@ def test_the_command_prints_the_table_and_the_lines_that_load_the_adapter(
         given.append(config)
         return demo[1]
 
-    monkeypatch.setattr("hrp.demo.run.run_demo", finished)
+    monkeypatch.setattr("hrp.demo.runs.run_demo", finished)
     out = tmp_path / "out"
     assert main(["--quick", "--seed", "5", "--out", str(out)]) == 0
     printed = capsys.readouterr().out

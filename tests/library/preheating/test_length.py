@@ -10,8 +10,8 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import hrp
-from conftest import collate, loader, token_rows
-from hrp.length import DEFAULT_STEPS, of_trainer, planned_steps
+from helpers.tiny import collate, loader, token_rows
+from hrp.preheating.length import DEFAULT_STEPS, of_trainer, planned_steps
 
 ROWS = token_rows(21)
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 import hrp
-from conftest import (
+from helpers.tiny import (
     assert_identical,
     collate,
     fingerprint,
@@ -23,7 +23,7 @@ from conftest import (
     token_rows,
     with_lora,
 )
-from hrp.trainer_arguments import with_preheating_rate
+from hrp.preheating.trainer_arguments import with_preheating_rate
 
 CONFIG = hrp.HRPConfig(preheat_rank=16, preheat_steps=3, learning_rate=1e-2)
 

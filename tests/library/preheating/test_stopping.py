@@ -10,12 +10,13 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 import hrp
-from conftest import assert_identical, collate, fingerprint, loader, token_rows, with_lora
-from conftest import tiny_llama as tiny
-from hrp.checkpoints import MARKER, Checkpoints, last_complete
-from hrp.layers import lora_modules
-from hrp.spectrum import ModuleSpectrum, Spectrum
-from hrp.stopping import SubspaceStopping, subspace_turn
+from helpers.tiny import assert_identical, collate, fingerprint, loader, token_rows, with_lora
+from helpers.tiny import tiny_llama as tiny
+from hrp.adapters.layers import lora_modules
+from hrp.preheating.checkpoints import MARKER, Checkpoints, last_complete
+from hrp.preheating.stopping import SubspaceStopping, subspace_turn
+from hrp.spectra.module_spectrum import ModuleSpectrum
+from hrp.spectra.spectrum import Spectrum
 
 
 class KilledError(Exception):

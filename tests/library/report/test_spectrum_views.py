@@ -3,10 +3,10 @@ import doctest
 import numpy as np
 import pytest
 import torch
-from spectra_made import KINDS, made_spectrum
 
-import hrp.report.spectra
-from hrp.report.spectra import (
+import hrp.report.spectrum_views
+from helpers.spectra_made import KINDS, made_spectrum
+from hrp.report.spectrum_views import (
     alignment,
     alignment_curves,
     alignment_map,
@@ -19,7 +19,8 @@ from hrp.report.spectra import (
     place,
     spectrum_table,
 )
-from hrp.spectrum import ModuleSpectrum, Spectrum
+from hrp.spectra.module_spectrum import ModuleSpectrum
+from hrp.spectra.spectrum import Spectrum
 
 
 def with_values(values):
@@ -28,7 +29,7 @@ def with_values(values):
 
 
 def test_the_doctests_hold():
-    assert doctest.testmod(hrp.report.spectra).failed == 0
+    assert doctest.testmod(hrp.report.spectrum_views).failed == 0
 
 
 def test_energy_is_the_cumulated_share_of_squares():

@@ -12,16 +12,12 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
 import hrp
-from conftest import loader, tiny_llama, with_lora
-from hrp.allocation import (
-    energy_ranks,
-    kept_energy,
-    lora_fields,
-    parameter_count,
-    uniform_ranks,
-)
-from hrp.layers import lora_modules
-from hrp.spectrum import ModuleSpectrum, Spectrum
+from helpers.tiny import loader, tiny_llama, with_lora
+from hrp.adapters.layers import lora_modules
+from hrp.adapters.patterns import lora_fields
+from hrp.spectra.allocation import energy_ranks, kept_energy, parameter_count, uniform_ranks
+from hrp.spectra.module_spectrum import ModuleSpectrum
+from hrp.spectra.spectrum import Spectrum
 
 
 def spectrum(shapes: list[tuple[int, int]], seed: int, rank: int = 4) -> Spectrum:

@@ -8,10 +8,10 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_spectrum import module_spectrum
 
 import hrp
-from hrp import artefact
-from test_spectrum import module_spectrum
+from hrp.spectra import artefact
 
 
 def some_spectrum() -> hrp.Spectrum:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from hrp.factorization import cholesky_svd, factored_svd, householder_svd
 from test_spectrum import factors, sine
+
+from hrp.spectra.factorization import cholesky_svd, factored_svd, householder_svd
 
 
 def conditioned(condition: float, seed: int = 0):

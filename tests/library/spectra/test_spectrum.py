@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import hrp
-from conftest import unchecked
-from hrp.spectrum import effective_rank, factored_svd, principal_cosines
+from helpers.tiny import unchecked
+from hrp.spectra.factorization import factored_svd
+from hrp.spectra.measures import effective_rank, principal_cosines
 
 
 def factors(d_out=20, d_in=30, rank=6, seed=0, dtype=torch.float64, batch=()):

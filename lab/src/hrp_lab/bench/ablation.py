@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from hrp.bench.stats import LEVEL, Pool
-from hrp.bench.views import Analysis, setting
+from hrp_lab.bench.comparisons import Analysis, setting
+from hrp_lab.bench.stats import LEVEL, Pool
 
 FACTORS = ("preheat_rank", "preheat_steps")
 

@@ -15,15 +15,15 @@ from peft import AdaLoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 from transformers import TrainerCallback, set_seed
 
-from hrp.bench import starts
-from hrp.bench.costs import Costs
-from hrp.bench.sections import adalora_fields
-from hrp.bench.shared import Shared
-from hrp.bench.workbench import NotApplicable, Setup, Start
+from hrp.adapters.freezing import freeze_factor
+from hrp.adapters.layers import lora_modules
 from hrp.config import Direction
-from hrp.freezing import freeze_factor
 from hrp.initialization import initialize_lora_hrp_weights
-from hrp.layers import lora_modules
+from hrp_lab.bench import starts
+from hrp_lab.bench.arm_defaults import adalora_fields
+from hrp_lab.bench.context import NotApplicable, Setup, Start
+from hrp_lab.bench.costs import Costs
+from hrp_lab.bench.spectrum_cache import Shared
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Arm:
     Args:
         about: one line.
         start: makes the start of a run.
-        sections: of `hrp.bench.sections.SECTIONS`, those that it depends on.
+        sections: of `hrp_lab.bench.arm_defaults.SECTIONS`, those that it depends on.
         charged: whether its start takes steps or passes that are charged.
         shares: kind of what it shares with other runs ("preheat", "gradient", "oracle"), or None.
     """

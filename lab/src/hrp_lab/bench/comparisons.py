@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hrp.bench.gaps import Share, gap_closed
-from hrp.bench.record import Record
-from hrp.bench.stats import CONTROL, Comparison, Pool, compare, shared_pool
-from hrp.bench.sweeps import Best, Scores, minimised, scores, select
+from hrp_lab.bench.oracle_gap import Share, gap_closed
+from hrp_lab.bench.record import Record
+from hrp_lab.bench.stats import CONTROL, Comparison, Pool, compare, shared_pool
+from hrp_lab.bench.sweeps import Best, Scores, minimised, scores, select
 
 Basis = Literal["equal total steps", "equal fine-tuning steps"]
 ORACLES = ("oracle-b", "oracle-a")

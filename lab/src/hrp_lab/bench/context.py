@@ -18,12 +18,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, set_seed
 
-from hrp.bench import costs
-from hrp.bench.costs import Costs, ModelSize
-from hrp.bench.record import RunSpec
-from hrp.bench.shared import Shared, get_shared, shared_key
-from hrp.bench.tasks import Task, TaskRequest, load_task
-from hrp.bench.training import Plan, Trained, fine_tune
+from hrp_lab.bench import costs
+from hrp_lab.bench.costs import Costs, ModelSize
+from hrp_lab.bench.record import RunSpec
+from hrp_lab.bench.spectrum_cache import Shared, get_shared, shared_key
+from hrp_lab.bench.tasks import Task, TaskRequest, load_task
+from hrp_lab.bench.training import Plan, Trained, fine_tune
 
 _BASES_KEPT = 4
 
@@ -44,9 +44,9 @@ class Places:
         git: commit of the source tree and whether it was changed.
         command: command line, for the records.
         padding_free: whether to leave padding out of causal tasks' batches, for speed; see
-            `hrp.bench.padding_free`.
-        torch_compile: whether to compile the model's blocks, for speed; see `hrp.bench.compiled`.
-        cuda_graphs: whether to replay training steps, for speed; see `hrp.bench.cuda_graphs`.
+            `hrp_lab.bench.speed.padding_free`.
+        torch_compile: whether to compile the model's blocks, see `hrp_lab.bench.speed.compiled`.
+        cuda_graphs: whether to replay training steps, see `speed.cuda_graphs`.
     """
 
     records: Path
@@ -264,7 +264,7 @@ class Setup:
         )  # fmt: skip
 
     def shared(self, kind: str, settings: dict[str, Any], make: Callable[[], Shared]) -> Shared:
-        """What runs of one task, seed and settings share, made once; see `hrp.bench.shared`."""
+        """What runs of one task, seed and settings share, made once; see `spectrum_cache`."""
         began = time.perf_counter()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()

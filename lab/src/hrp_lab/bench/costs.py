@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hrp.config import check_integer, check_positive
+from hrp.validation import check_integer, check_positive
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hrp.bench.engines import Engine, Result
-from hrp.bench.protocol import Experiment, plan
-from hrp.bench.record import (
+from hrp_lab.bench.context import Places
+from hrp_lab.bench.engines import Engine, Result
+from hrp_lab.bench.protocol import Experiment, plan
+from hrp_lab.bench.record import (
     Record,
     RunSpec,
     load_records,
     missing,
     write_record,
 )
-from hrp.bench.run import now, stamped
-from hrp.bench.schedule import Job, Schedule
-from hrp.bench.workbench import Places
+from hrp_lab.bench.run import now, stamped
+from hrp_lab.bench.schedule import Job, Schedule
 
 _MARGIN = 1.1  # a run is not begun unless this many times a usual run's duration is left
 

@@ -17,11 +17,11 @@ from functools import lru_cache
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
-from hrp.bench.record import Record
-from hrp.bench.schedule import Job
-from hrp.bench.workbench import Places
+from hrp_lab.bench.context import Places
+from hrp_lab.bench.record import Record
+from hrp_lab.bench.schedule import Job
 
-WORKER_MODULE = "hrp.bench.run"
+WORKER_MODULE = "hrp_lab.bench.run"
 _STARTED_EXIT = 70  # a worker that came up and then broke; Python's own 1 is one that never did
 
 
@@ -70,14 +70,14 @@ def quiet() -> Iterator[None]:
 @lru_cache(maxsize=1)
 def _bench(places: Places) -> Any:
     """This process's bench, with its models and data."""
-    from hrp.bench.workbench import Bench
+    from hrp_lab.bench.context import Bench
 
     return Bench(places)
 
 
 def work(places: Places, job: Job) -> Record | None:
     """Do one job in this process."""
-    from hrp.bench.run import execute, share
+    from hrp_lab.bench.run import execute, share
 
     with quiet():
         bench = _bench(places)

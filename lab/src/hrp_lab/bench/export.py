@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hrp.bench.record import Record, write_whole
-from hrp.bench.sections import SECTIONS, adalora_fields
+from hrp.files import write_text
+from hrp_lab.bench.arm_defaults import SECTIONS, adalora_fields
+from hrp_lab.bench.record import Record
 
 _STATUS = {"ok": "success", "failed": "failed"}
 _ACCURACIES = ("exact_match", "accuracy")
@@ -41,7 +42,7 @@ def export_records(records: Sequence[Record], folder: Path) -> list[Path]:
             continue
         path = folder / f"{re.sub(r'[^A-Za-z0-9._+-]+', '--', _name(record))}.json"
         text = json.dumps(peft_result(record), indent=2, allow_nan=False) + "\n"
-        written.append(write_whole(path, text))
+        written.append(write_text(path, text))
     return written
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from hrp.bench.stats import CONTROL, LEVEL, Pool, paired_differences
-from hrp.bench.sweeps import Best
+from hrp_lab.bench.stats import CONTROL, LEVEL, Pool, paired_differences
+from hrp_lab.bench.sweeps import Best
 
 
 @dataclass(frozen=True)

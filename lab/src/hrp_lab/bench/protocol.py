@@ -17,12 +17,12 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from hrp.bench.arms import ARMS
-from hrp.bench.record import Record, RunSpec
-from hrp.bench.sections import SECTIONS
-from hrp.bench.sweeps import minimised, select, widened
-from hrp.bench.tasks import TASKS, check_task
-from hrp.config import check_choice, check_integer, check_positive
+from hrp.validation import check_choice, check_integer, check_positive
+from hrp_lab.bench.arm_defaults import SECTIONS
+from hrp_lab.bench.arms import ARMS
+from hrp_lab.bench.record import Record, RunSpec
+from hrp_lab.bench.sweeps import minimised, select, widened
+from hrp_lab.bench.tasks import TASKS, check_task
 
 Budget = Literal["equal_total", "equal_compute", "equal_finetuning"]
 _ARM_KEYS = ("name", "learning_rates", "lora", *SECTIONS)
@@ -35,10 +35,10 @@ class Experiment:
 
     Args:
         experiment: its name, in every record.
-        tasks: of `hrp.bench.tasks.TASKS`, each a name or a mapping with ``name``, ``options`` and
+        tasks: of `tasks.TASKS`, each a name or a mapping with ``name``, ``options`` and
             its own ``steps`` or ``batch_size``.
         model: the base model's name in the records; hub name or path unless one is given apart.
-        arms: of `hrp.bench.arms.ARMS`, each a name or a mapping with ``name`` and its own
+        arms: of `hrp_lab.bench.arms.ARMS`, each a name or a mapping with ``name`` and its own
             ``learning_rates``, ``lora`` or sections; a list in a section makes one arm a value.
         steps: budget of optimizer steps of each run, see ``budgets``.
         learning_rates: grid of the arms that have none of their own, most promising first.
@@ -54,7 +54,7 @@ class Experiment:
         screening_seeds: how many of ``seeds``, from the first, sweep the whole grid; None: all. The
             others run its first rate, then the best one and those beside it.
         metric: to judge by instead of the task's own.
-        sections: settings of kinds of arms, see `hrp.bench.sections.SECTIONS`.
+        sections: settings of kinds of arms, see `hrp_lab.bench.arm_defaults.SECTIONS`.
     """
 
     experiment: str

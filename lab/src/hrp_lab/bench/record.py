@@ -6,16 +6,15 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import subprocess
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from hrp.bench.costs import Costs
-from hrp.config import check_choice, check_integer, check_positive
+from hrp.files import write_text
+from hrp.validation import check_choice, check_integer, check_positive
+from hrp_lab.bench.costs import Costs
 
 SCHEMA = "hrp-record"
 SCHEMA_VERSION = 1
@@ -86,7 +85,7 @@ class Record:
         metrics: final metrics by name; finite.
         losses: (step, training loss) of fine-tuning; a loss that is not finite reads back as NaN.
         preheat_losses: loss per preheating step.
-        costs: see `hrp.bench.costs.Costs`.
+        costs: see `hrp_lab.bench.costs.Costs`.
         git_commit: commit of the source tree, None outside one; ``git_dirty``: whether tracked
             files differed from it.
         versions: of the packages that matter.
@@ -187,27 +186,8 @@ def record_path(run: RunSpec, folder: Path) -> Path:
 
 
 def write_record(record: Record, folder: Path) -> Path:
-    """Write ``record`` into ``folder``, over an earlier one of its run; see `write_whole`."""
-    return write_whole(record_path(record.run, folder), record.to_json())
-
-
-def write_whole(path: Path, text: str) -> Path:
-    """Write a text file whole or not at all, making its folder if need be.
-
-    Raises ``OSError`` when the disk is full or the folder not writable; nothing is left behind.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, staging = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(staging).chmod(0o644)  # mkstemp's 0600 would shut out the rest of the team
-        os.replace(staging, path)
-    finally:
-        Path(staging).unlink(missing_ok=True)
-    return path
+    """Write ``record`` into ``folder``, over an earlier one of its run; whole or not at all."""
+    return write_text(record_path(record.run, folder), record.to_json())
 
 
 def load_records(folder: Path) -> list[Record]:
@@ -223,7 +203,9 @@ def load_records(folder: Path) -> list[Record]:
         )
     paths = sorted(path for path in folder.rglob("*.json") if not path.name.startswith("."))
     if not paths:
-        raise FileNotFoundError(f"'{folder}' holds no records (*.json); run `hrp bench run` first")
+        raise FileNotFoundError(
+            f"'{folder}' holds no records (*.json); run `hrp-lab bench run` first"
+        )
     found: dict[str, Record] = {}
     broken: list[str] = []
     for path in paths:

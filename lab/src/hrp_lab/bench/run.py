@@ -12,14 +12,14 @@ from datetime import UTC, datetime
 import torch
 from torch import nn
 
-from hrp.bench import costs
-from hrp.bench.arms import ARMS
-from hrp.bench.costs import Costs, equivalent_steps
-from hrp.bench.record import Record, RunSpec
-from hrp.bench.starts import peak_memory
-from hrp.bench.training import Trained
-from hrp.bench.workbench import Bench, NotApplicable, Places, Setup, Start
 from hrp.versions import installed_versions
+from hrp_lab.bench import costs
+from hrp_lab.bench.arms import ARMS
+from hrp_lab.bench.context import Bench, NotApplicable, Places, Setup, Start
+from hrp_lab.bench.costs import Costs, equivalent_steps
+from hrp_lab.bench.record import Record, RunSpec
+from hrp_lab.bench.starts import peak_memory
+from hrp_lab.bench.training import Trained
 
 
 class PoisonedDeviceError(RuntimeError):
@@ -166,7 +166,7 @@ def _costs(setup: Setup, start: Start, trained: Trained, start_s: float) -> Cost
 
 
 def _finetune_flops(setup: Setup, start: Start, trained: Trained) -> float:
-    """By the formulas of `hrp.bench.costs`; DoRA's norms and AdaLoRA's penalty are left out."""
+    """By the formulas of `hrp_lab.bench.costs`; DoRA's norms and AdaLoRA's penalty are left out."""
     if start.full:
         return costs.full_finetuning_flops(setup.size, trained.tokens)
     held, updated = _adapter_entries(start.model)

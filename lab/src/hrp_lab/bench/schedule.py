@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from hrp.bench.arms import ARMS
-from hrp.bench.record import RunSpec
-from hrp.bench.shared import shared_key
+from hrp_lab.bench.arms import ARMS
+from hrp_lab.bench.record import RunSpec
+from hrp_lab.bench.spectrum_cache import shared_key
 
 ATTEMPTS = 2  # a worker killed by the machine's owner loses a run once; twice is the run's fault
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hrp.artefact import write_folder
-from hrp.bench.costs import Costs
-from hrp.bench.record import RunSpec
-from hrp.spectrum import Spectrum
+from hrp.files import write_folder
+from hrp.spectra.spectrum import Spectrum
+from hrp_lab.bench.costs import Costs
+from hrp_lab.bench.record import RunSpec
 
 # What a run's data, model and adapter depend on, apart from its own settings.
 _GROUND = ("model", "dtype", "batch_size", "task", "lora", "training")

@@ -20,16 +20,17 @@ from peft.tuners.lora.loraga import preprocess_loraga
 from peft.tuners.tuners_utils import cast_adapter_dtype
 from torch import Tensor, nn
 
-from hrp.bench import costs
-from hrp.bench.costs import Costs, equivalent_steps
-from hrp.bench.shared import Shared
-from hrp.bench.tasks.answers import IGNORED, half_precision
-from hrp.bench.training import ready_for, trainer_arguments
-from hrp.bench.workbench import NotApplicable, Setup, Start
 from hrp.config import HRPConfig
-from hrp.preheating import preheat
-from hrp.spectrum import ModuleSpectrum, Spectrum
-from hrp.trainer_arguments import preheating_rate
+from hrp.preheating.pipeline import preheat
+from hrp.preheating.trainer_arguments import preheating_rate
+from hrp.spectra.module_spectrum import ModuleSpectrum
+from hrp.spectra.spectrum import Spectrum
+from hrp_lab.bench import costs
+from hrp_lab.bench.context import NotApplicable, Setup, Start
+from hrp_lab.bench.costs import Costs, equivalent_steps
+from hrp_lab.bench.spectrum_cache import Shared
+from hrp_lab.bench.tasks.answers import IGNORED, half_precision
+from hrp_lab.bench.training import ready_for, trainer_arguments
 
 PREHEAT_SEED = 1000  # added to a run's seed: other batches than fine-tuning's first ones
 _KEPT_RANKS = 4  # times the adapter's rank, of each spectrum that is kept

@@ -2,7 +2,7 @@
 
 The procedure, its assumptions, and why it is this one:
 
-1. Each arm stands at the learning rate with the best mean over seeds (`hrp.bench.sweeps.select`).
+1. Each arm stands at the learning rate with the best mean over seeds (`sweeps.select`).
    An arm whose best rate is not settled takes part in nothing: its scores are those of a wrong
    rate. Where the control is such an arm there are no verdicts.
 2. Differences to the control are paired by seed and tested with t, with a variance *pooled* over
@@ -37,7 +37,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from hrp.bench.sweeps import Best, settled
+from hrp_lab.bench.sweeps import Best, settled
 
 Pair = tuple[str, str]  # an arm and what it is compared with
 Verdict = Literal["better", "worse", "no significant difference", "rate not settled", "incomplete"]

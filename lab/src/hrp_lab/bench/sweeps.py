@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hrp.bench.record import Record, RecordError
+from hrp_lab.bench.record import Record, RecordError
 
 Scores = Mapping[str, Mapping[float, Mapping[int, float]]]  # arm -> learning rate -> seed -> value
 _LONE_RATE_RATIO = 3.0

@@ -15,11 +15,11 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from hrp.bench.compiled import compiled_blocks
-from hrp.bench.cuda_graphs import GraphedTrainer, with_few_shapes
-from hrp.bench.padding_free import PaddingFreeCollator, padding_free
-from hrp.bench.tasks import Example, Task
-from hrp.casting import casts_left_to_autocast
+from hrp.adapters.casting import casts_left_to_autocast
+from hrp_lab.bench.speed.compiled import compiled_blocks
+from hrp_lab.bench.speed.cuda_graphs import GraphedTrainer, with_few_shapes
+from hrp_lab.bench.speed.padding_free import PaddingFreeCollator, padding_free
+from hrp_lab.bench.tasks import Example, Task
 
 DEFAULTS: dict[str, Any] = {"lr_scheduler_type": "cosine", "weight_decay": 0.0, "logging_steps": 10}
 _FEW_SHAPES = 512, 128  # multiples of a batch's tokens, and of its longest row
@@ -29,9 +29,9 @@ _FEW_SHAPES = 512, 128  # multiples of a batch's tokens, and of its longest row
 class Plan:
     """What a trainer is told: data, length, rate, seed, batch and further arguments.
 
-    ``padding_free`` leaves padding out of a causal task's batches, see `hrp.bench.padding_free`;
-    ``torch_compile`` compiles blocks, see `hrp.bench.compiled`; ``cuda_graphs`` replays steps, see
-    `hrp.bench.cuda_graphs`.
+    ``padding_free`` leaves padding out of a causal task's batches, see `speed.padding_free`;
+    ``torch_compile`` compiles blocks, see `speed.compiled`; ``cuda_graphs`` replays steps, see
+    `hrp_lab.bench.speed.cuda_graphs`.
     """
 
     task: Task

@@ -1,4 +1,4 @@
-"""``hrp bench``: run experiments, list what is in them, write their results as a page or export."""
+"""``hrp-lab bench``: run experiments, list them, write their results as a page."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 EPILOG = """examples:
-  hrp bench list
-  hrp bench run experiments/standin-wordproblems.yaml
-  hrp bench run experiments/standin-gsm8k-450.yaml --model_name_or_path DIR/base-lm-30m \\
+  hrp-lab bench list
+  hrp-lab bench run experiments/standin-wordproblems.yaml
+  hrp-lab bench run experiments/standin-gsm8k-450.yaml --model_name_or_path DIR/base-lm-30m \\
       --dataset_path DIR/gsm8k --workers 14 --time_limit 540
-  hrp bench report experiments/results/standin-gsm8k-450 --out docs/results.md
-  hrp bench export experiments/results/standin-gsm8k-450 --out peft-results
+  hrp-lab bench report experiments/results/standin-gsm8k-450 --out docs/results.md
+  hrp-lab bench export experiments/results/standin-gsm8k-450 --out peft-results
 
 A rerun does only what is missing. HRP_GIT_COMMIT names the commit for the records where the tree is
 a copy without .git, or with one that is not its own.
@@ -25,7 +25,7 @@ a copy without .git, or with one that is not its own.
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="hrp bench",
+        prog="hrp-lab bench",
         description="Compare initialisers: learning-rate sweeps, seeds, costs charged.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -121,21 +121,21 @@ def _add_export(commands: Any) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Run ``hrp bench``; returns 0, or 2 where the arguments cannot be used."""
+    """Run ``hrp-lab bench``; returns 0, or 2 where the arguments cannot be used."""
     options = _parser().parse_args(argv)
     commands = {"run": _run, "list": _list, "report": _report, "export": _export}
     command = commands[options.command]
     try:
         return command(options, argv)
     except (OSError, ValueError) as error:
-        print(f"hrp bench {options.command}: {error}", file=sys.stderr)
+        print(f"hrp-lab bench {options.command}: {error}", file=sys.stderr)
         return 2
 
 
 def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
-    from hrp.bench.driver import Driver
-    from hrp.bench.protocol import load_experiment
-    from hrp.bench.workbench import Places
+    from hrp_lab.bench.context import Places
+    from hrp_lab.bench.driver import Driver
+    from hrp_lab.bench.protocol import load_experiment
 
     _check_run(options)
     experiment = load_experiment(options.config)
@@ -175,7 +175,7 @@ def _check_run(options: argparse.Namespace) -> None:
 
 
 def _engine(options: argparse.Namespace, places: Any) -> Any:
-    from hrp.bench.engines import Ray, Sequential, Workers, visible_gpus
+    from hrp_lab.bench.engines import Ray, Sequential, Workers, visible_gpus
 
     if options.engine == "ray":
         return Ray(places, options.workers, options.ray_address)
@@ -191,7 +191,7 @@ def _records_folder(options: argparse.Namespace, experiment: str) -> Path:
 
 def _git() -> tuple[str | None, bool | None]:
     import hrp
-    from hrp.bench.record import git_state
+    from hrp_lab.bench.record import git_state
 
     if named := os.environ.get("HRP_GIT_COMMIT"):
         return named, None
@@ -199,8 +199,8 @@ def _git() -> tuple[str | None, bool | None]:
 
 
 def _list(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from hrp.bench.arms import ARMS
-    from hrp.bench.tasks import TASKS
+    from hrp_lab.bench.arms import ARMS
+    from hrp_lab.bench.tasks import TASKS
 
     if options.config:
         return _list_experiment(options)
@@ -215,9 +215,9 @@ def _list(options: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _list_experiment(options: argparse.Namespace) -> int:
-    from hrp.bench.driver import existing
-    from hrp.bench.protocol import lines, load_experiment, plan
-    from hrp.bench.views import told_apart
+    from hrp_lab.bench.comparisons import told_apart
+    from hrp_lab.bench.driver import existing
+    from hrp_lab.bench.protocol import lines, load_experiment, plan
 
     experiment = load_experiment(options.config)
     records = existing(_records_folder(options, experiment.experiment))
@@ -236,8 +236,8 @@ def _list_experiment(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from hrp.bench.record import load_records
-    from hrp.report.markdown import write_page
+    from hrp_lab.bench.record import load_records
+    from hrp_lab.report.markdown import write_page
 
     records = [record for folder in options.records for record in load_records(folder)]
     reading = options.reading.read_text(encoding="utf-8") if options.reading else ""
@@ -249,8 +249,8 @@ def _report(options: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from hrp.bench.export import export_records
-    from hrp.bench.record import load_records
+    from hrp_lab.bench.export import export_records
+    from hrp_lab.bench.record import load_records
 
     records = [record for folder in options.records for record in load_records(folder)]
     written = export_records(records, options.out)

@@ -1,4 +1,4 @@
-"""``hrp theory``: check the theorems, redraw Figure 1, sweep preheat rank and steps."""
+"""``hrp-lab theory``: check the theorems, redraw Figure 1, sweep preheat rank and steps."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
-    from hrp.theory.figure1 import Figure1
-    from hrp.theory.sweep import Sweep, SweepConfig
+    from hrp_lab.theory.figure1 import Figure1
+    from hrp_lab.theory.sweep import Sweep, SweepConfig
 
 EXAMPLES = """\
 examples:
-  hrp theory check                              every statement, in seconds; status 1 if one breaks
-  hrp theory figure1 --out figures              the paper's Figure 1, with the numbers beside it
-  hrp theory sweep --spectrum flat --decay 12 --first 1 --shape 32 32 --rank 2 \\
+  hrp-lab theory check                          every statement, in seconds; status 1 if one breaks
+  hrp-lab theory figure1 --out figures          the paper's Figure 1, with the numbers beside it
+  hrp-lab theory sweep --spectrum flat --decay 12 --first 1 --shape 32 32 --rank 2 \\
       --preheat-ranks 2 6 12 24 32 --out figures
 """
 
@@ -34,13 +34,13 @@ def main(argv: list[str]) -> int:
             check_place(options.out, "--out")
         return int(options.run(options, command))
     except (ValueError, ArithmeticError, OSError) as error:
-        print(f"hrp theory {options.subcommand}: {error}", file=sys.stderr)
+        print(f"hrp-lab theory {options.subcommand}: {error}", file=sys.stderr)
         return 2
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="hrp theory",
+        prog="hrp-lab theory",
         description="Theory lab: matrix factorisation under gradient flow (docs/theory.md).",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 def _command(commands: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:
     """Add a subcommand with what all three share."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, epilog=f"example: hrp theory {example}"
+        name, help=text, description=text, epilog=f"example: hrp-lab theory {example}"
     )
     parser.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
     parser.add_argument("--record", type=Path, help="JSON file for the table and the settings")
@@ -91,9 +91,9 @@ def _add_figure1(commands: Any) -> None:
 
 
 def _add_sweep(commands: Any) -> None:
-    from hrp.theory.descent import Method
-    from hrp.theory.starts import RandomKind
-    from hrp.theory.sweep import SpectrumKind, SweepConfig
+    from hrp_lab.theory.descent import Method
+    from hrp_lab.theory.flow_starts import RandomKind
+    from hrp_lab.theory.sweep import SpectrumKind, SweepConfig
 
     known = SweepConfig()
     parser = _command(
@@ -143,8 +143,8 @@ def _add_sweep(commands: Any) -> None:
 
 
 def _check(options: argparse.Namespace, command: str) -> int:
-    from hrp.theory.check import CheckConfig, check_all
-    from hrp.theory.rows import table
+    from hrp_lab.theory.check import CheckConfig, check_all
+    from hrp_lab.theory.rows import table
 
     config = CheckConfig(draws=options.draws, seed=options.seed)
     began = time.perf_counter()
@@ -158,7 +158,7 @@ def _check(options: argparse.Namespace, command: str) -> int:
 
 
 def _figure1(options: argparse.Namespace, command: str) -> int:
-    from hrp.theory.figure1 import Figure1Config, figure1
+    from hrp_lab.theory.figure1 import Figure1Config, figure1
 
     config = Figure1Config(
         draws=options.draws,
@@ -170,7 +170,7 @@ def _figure1(options: argparse.Namespace, command: str) -> int:
     print(_figure1_table(result))
     _record(options, command, asdict(config), optimum=result.optimum, table=result.rows())
     if options.out:
-        from hrp.theory.plots import draw_figure1, save_figure
+        from hrp_lab.theory.theory_plots import draw_figure1, save_figure
 
         save_figure(draw_figure1(result), options.out / "theory-figure1.png")
         print(f"wrote {options.out / 'theory-figure1.png'}")
@@ -195,14 +195,14 @@ def _figure1_table(result: Figure1) -> str:
 
 
 def _sweep(options: argparse.Namespace, command: str) -> int:
-    from hrp.theory.sweep import sweep
+    from hrp_lab.theory.sweep import sweep
 
     config = _sweep_config(options)
     result = sweep(config)
     print(_sweep_table(result))
     _record(options, command, asdict(config), limits=result.limits(), table=result.rows)
     if options.out:
-        from hrp.theory.plots import draw_sweep, save_figure
+        from hrp_lab.theory.theory_plots import draw_sweep, save_figure
 
         path = options.out / f"{options.name}.png"
         save_figure(draw_sweep(result), path)
@@ -211,8 +211,8 @@ def _sweep(options: argparse.Namespace, command: str) -> int:
 
 
 def _sweep_config(options: argparse.Namespace) -> SweepConfig:
-    from hrp.theory.descent import Descent
-    from hrp.theory.sweep import SweepConfig, TargetConfig
+    from hrp_lab.theory.descent import Descent
+    from hrp_lab.theory.sweep import SweepConfig, TargetConfig
 
     decays = {"geometric": 0.8, "power-law": 1.0, "flat": 12.0}
     decay = decays[options.spectrum] if options.decay is None else options.decay
@@ -251,7 +251,7 @@ def _cells(texts: Any) -> str:
 def _record(
     options: argparse.Namespace, command: str, settings: dict[str, Any], **measured: Any
 ) -> None:
-    from hrp.theory.record import write_record
+    from hrp_lab.theory.theory_record import write_record
 
     if options.record:
         write_record(options.record, command, settings, **measured)

@@ -1,7 +1,7 @@
-"""Makes the demo's embedded base model: ``python -m hrp.demo.pretrain OUT --steps N``.
+"""Makes the demo's embedded base model: ``python -m hrp_lab.demo_base.pretrain OUT --steps N``.
 
 A Llama of about one million parameters with a byte-level BPE tokenizer, both trained from nothing
-on ``hrp.demo.corpus``. Runs on the CPU or on one GPU; ``provenance.json`` beside the weights says
+on ``corpus``. Runs on the CPU or on one GPU; ``provenance.json`` beside the weights says
 how they were made.
 """
 
@@ -31,9 +31,9 @@ from transformers import (
     set_seed,
 )
 
-from hrp.artefact import write_folder
-from hrp.demo.corpus import documents
+from hrp.files import write_folder
 from hrp.versions import installed_versions
+from hrp_lab.demo_base.corpus import documents
 
 EOS, PAD = "<eos>", "<pad>"
 MAX_LENGTH = 512
@@ -197,9 +197,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     defaults = PretrainConfig()
     parser = argparse.ArgumentParser(
-        prog="python -m hrp.demo.pretrain",
+        prog="python -m hrp_lab.demo_base.pretrain",
         description="Train the demo's base model from nothing on text made here.",
-        epilog="example: python -m hrp.demo.pretrain /tmp/base --steps 3000 --threads 1",
+        epilog="example: python -m hrp_lab.demo_base.pretrain /tmp/base --steps 3000 --threads 1",
     )
     parser.add_argument("out", type=Path, help="folder to write, must not exist")
     parser.add_argument("--steps", type=int, default=defaults.steps)
@@ -210,10 +210,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     config = PretrainConfig(steps=options.steps, seed=options.seed)
     try:
-        command = "python -m hrp.demo.pretrain " + " ".join(arguments)
+        command = "python -m hrp_lab.demo_base.pretrain " + " ".join(arguments)
         provenance = pretrain(options.out, config, command)
     except FileExistsError as error:
-        print(f"hrp.demo.pretrain: {error}", file=sys.stderr)
+        print(f"hrp_lab.demo_base.pretrain: {error}", file=sys.stderr)
         return 2
     print(f"wrote {options.out}: held-out loss {provenance['held_out_loss']:.3f}")
     return 0

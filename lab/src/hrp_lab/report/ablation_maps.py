@@ -6,10 +6,10 @@ import numpy as np
 from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 
-from hrp.bench.factors import FACTORS, Grid, contrasts, grids
-from hrp.bench.views import Analysis
 from hrp.report.figures import drawn, heat_map, judged_by, plain
-from hrp.report.tables import Table, number
+from hrp.report.table import Table, number
+from hrp_lab.bench.ablation import FACTORS, Grid, contrasts, grids
+from hrp_lab.bench.comparisons import Analysis
 
 
 def caption(analysis: Analysis, arm: str) -> str:

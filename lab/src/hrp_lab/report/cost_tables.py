@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hrp.bench.costs import Costs
-from hrp.bench.views import Analysis
-from hrp.report.provenance import engine
-from hrp.report.tables import DASH, Table, si
+from hrp.report.table import DASH, Table
+from hrp_lab.bench.comparisons import Analysis
+from hrp_lab.bench.costs import Costs
+from hrp_lab.report.arm_table import si
+from hrp_lab.report.provenance import engine
 
 MARK = " †"
 
@@ -35,7 +36,7 @@ def cost_table(analysis: Analysis) -> Table:
     )
     caption = (
         f"Costs of a run, mean over seeds, the start included: {analysis.view.title}. Compute by "
-        "the formulas in hrp.bench.costs; extra parameters are trainable ones held at the peak "
+        "the formulas in hrp_lab.bench.costs; extra parameters are trainable ones held at the peak "
         f"beyond the plain adapter's; {DASH}: not measured. Wall time and throughput of runs that "
         "shared a device say little."
     )

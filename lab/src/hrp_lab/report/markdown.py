@@ -8,13 +8,16 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from hrp.bench.record import Record, write_whole
-from hrp.bench.stats import CONTROL
-from hrp.bench.views import Analysis, View, analyse, views
-from hrp.report import ablations, plots, provenance, tables
-from hrp.report.costs import cost_table
+from hrp.files import write_text
 from hrp.report.figures import save
-from hrp.report.reading import sentences
+from hrp.report.table import Table
+from hrp_lab.bench.comparisons import Analysis, View, analyse, views
+from hrp_lab.bench.record import Record
+from hrp_lab.bench.stats import CONTROL
+from hrp_lab.report import ablation_maps, plots, provenance
+from hrp_lab.report.arm_table import arms_table
+from hrp_lab.report.cost_tables import cost_table
+from hrp_lab.report.reading import sentences
 
 _LONG = 40  # rows; longer tables are folded
 
@@ -49,7 +52,7 @@ def write_page(
         text += [f"## {view.title}", ""]
         text += [*(f"- {line}" for line in sentences(analysis)), ""]
         text += _ablations(analysis, out, figures)
-        text += _folded_if_long("All arms", tables.arms_table(analysis))
+        text += _folded_if_long("All arms", arms_table(analysis))
         text += [provenance.origins_table(view.records).markdown()]
         text += _figures(analysis, out, figures)
         text += ["### Costs", "", *_folded_if_long("Costs of all arms", cost_table(analysis))]
@@ -57,7 +60,7 @@ def write_page(
     if failed := provenance.failures_table(records):
         text += ["## Runs without a result", "", failed.markdown()]
     text += ["## Provenance", "", provenance.provenance_table(records).markdown()]
-    write_whole(out, "\n".join(text) + "\n")
+    write_text(out, "\n".join(text) + "\n")
     return len(figures)
 
 
@@ -81,10 +84,10 @@ def _stem(view: View) -> str:
 
 
 def _ablations(analysis: Analysis, out: Path, figures: list[Path]) -> Iterator[str]:
-    for arm, drawing in ablations.heat_maps(analysis).items():
+    for arm, drawing in ablation_maps.heat_maps(analysis).items():
         name = f"{_stem(analysis.view)}-{arm}-ablation"
-        yield _figure(drawing, out, name, ablations.caption(analysis, arm), figures)
-    if levels := ablations.levels_table(analysis):
+        yield _figure(drawing, out, name, ablation_maps.caption(analysis, arm), figures)
+    if levels := ablation_maps.levels_table(analysis):
         yield levels.markdown()
 
 
@@ -94,7 +97,7 @@ def _figure(drawing: Figure, out: Path, name: str, caption: str, figures: list[P
     return f"![{caption}](figures/{path.name})\n\n{caption}.\n"
 
 
-def _folded_if_long(summary: str, table: tables.Table) -> list[str]:
+def _folded_if_long(summary: str, table: Table) -> list[str]:
     text = table.markdown()
     return [text] if len(table.rows) <= _LONG else _folded(summary, text)
 

@@ -9,11 +9,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hrp.bench.record import Record
-from hrp.bench.stats import Comparison
-from hrp.bench.sweeps import Best
-from hrp.bench.views import Analysis
 from hrp.report.figures import INK, colour, drawn, judged_by, plain
+from hrp_lab.bench.comparisons import Analysis
+from hrp_lab.bench.record import Record
+from hrp_lab.bench.stats import Comparison
+from hrp_lab.bench.sweeps import Best
 
 _MOST_LINES = 7
 _SHORT_NAME = 15  # letters, of which a legend has room for three columns
@@ -218,18 +218,3 @@ def _crop_start(axes: Any, curves: Sequence[np.ndarray]) -> None:
         low, high = settled.min(), float(np.quantile(settled, 0.995))
         margin = 0.05 * (high - low) or 0.1
         axes.set_ylim(low - margin, high + margin)
-
-
-def preheating_curves(losses: Mapping[str, Sequence[float]]) -> Figure:
-    """Loss per preheating step, one line a name."""
-    with drawn(height=2.8) as figure:
-        axes = figure.add_subplot()
-        for index, (name, values) in enumerate(losses.items()):
-            steps = range(1, len(values) + 1)
-            axes.plot(steps, values, label=plain(name), **colour(index))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("preheating step")
-        axes.set_ylabel("training loss")
-        if len(losses) > 1:
-            figure.legend(loc="outside lower center", ncols=2)
-        return figure

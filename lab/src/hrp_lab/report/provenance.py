@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from hrp.bench.record import Record
-from hrp.bench.views import Analysis
-from hrp.report.tables import Table
+from hrp.report.table import Table
+from hrp_lab.bench.comparisons import Analysis
+from hrp_lab.bench.record import Record
 
-# Options of `hrp bench run`, now or once, that change how a step is done, not what it computes.
+# Options of `hrp-lab bench run`, now or once, that change how a step is done, not what it computes.
 _ENGINE_FLAGS = ("--padding_free", "--torch_compile", "--cuda_graphs", "--micro_batch_size")
 _DIRTY = {True: " (with changes)", False: "", None: " (dirtiness unknown)"}
 

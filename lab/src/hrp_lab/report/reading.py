@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from hrp.bench.views import Analysis
+from hrp_lab.bench.comparisons import Analysis
 
 _NAMED = 16  # arms spelt out in a sentence
 _FEW = 4  # variants of an arm that are spelt out; more of them are counted

@@ -1,29 +1,29 @@
 """Theory lab: matrix factorisation under gradient flow, and every statement of HRP.md checked.
 
-``hrp theory check`` runs all statements, ``hrp theory figure1`` redraws the paper's Figure 1,
-``hrp theory sweep`` shows the final loss against preheat rank and steps. Derivations and sources
+``hrp-lab theory check`` runs all statements, ``figure1`` redraws the paper's Figure 1 and ``sweep``
+shows the final loss against preheat rank and steps. Derivations and sources
 are in docs/theory.md. Needs numpy, scipy and torch; matplotlib only for the figures.
 """
 
 from __future__ import annotations
 
-from hrp.theory.descent import Descent, descend
-from hrp.theory.flow import SolverError, Trajectory, gradient_flow
-from hrp.theory.preheating import (
+from hrp_lab.theory.descent import Descent, descend
+from hrp_lab.theory.flow import SolverError, Trajectory, gradient_flow
+from hrp_lab.theory.flow_preheating import (
     Preheated,
     preheat_again,
     preheat_flow,
     preheat_to_limit,
     spectrum_of,
 )
-from hrp.theory.problem import (
+from hrp_lab.theory.flow_starts import Start, random_start, start_at, wise_start
+from hrp_lab.theory.problem import (
     MatrixFactorization,
     flat_target,
     geometric_target,
     power_law_target,
     target_of_spectrum,
 )
-from hrp.theory.starts import Start, random_start, start_at, wise_start
 
 __all__ = [
     "Descent",

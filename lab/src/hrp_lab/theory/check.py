@@ -1,7 +1,7 @@
-"""Every statement of the theory against a measurement (``hrp theory check``).
+"""Every statement of the theory against a measurement (``hrp-lab theory check``).
 
-Measurements come from the flow solver, from the library's `hrp.spectrum.factored_svd`, or from
-random draws; predictions from `hrp.theory.predict` and `hrp.theory.predict_preheated` alone.
+Measurements come from the flow solver, from the library's `factored_svd`, or from random draws;
+predictions from `predict` and `predict_preheated` alone.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from itertools import chain, pairwise, product
 
 import numpy as np
 
-from hrp.theory import predict, predict_preheated
-from hrp.theory.checks import checked_count
-from hrp.theory.flow import TrainFactors, Trajectory, gradient_flow
-from hrp.theory.preheating import preheat_again, preheat_flow, preheat_to_limit
-from hrp.theory.problem import (
+from hrp_lab.theory import predict, predict_preheated
+from hrp_lab.theory.flow import TrainFactors, Trajectory, gradient_flow
+from hrp_lab.theory.flow_preheating import preheat_again, preheat_flow, preheat_to_limit
+from hrp_lab.theory.flow_starts import RandomKind, random_start, start_at, wise_start
+from hrp_lab.theory.matrix_arguments import checked_count
+from hrp_lab.theory.problem import (
     Direction,
     MatrixFactorization,
     flat_target,
@@ -24,8 +25,7 @@ from hrp.theory.problem import (
     orthonormal_columns,
     power_law_target,
 )
-from hrp.theory.rows import Row, exact, sampled
-from hrp.theory.starts import RandomKind, random_start, start_at, wise_start
+from hrp_lab.theory.rows import Row, exact, sampled
 
 _Pairs = list[tuple[np.ndarray, np.ndarray]]
 

@@ -9,10 +9,10 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Float
 
-from hrp.theory.checks import checked_choice, checked_count, checked_positive
-from hrp.theory.flow import TrainFactors, Trajectory
-from hrp.theory.problem import MatrixFactorization
-from hrp.theory.starts import Start
+from hrp_lab.theory.flow import TrainFactors, Trajectory
+from hrp_lab.theory.flow_starts import Start
+from hrp_lab.theory.matrix_arguments import checked_choice, checked_count, checked_positive
+from hrp_lab.theory.problem import MatrixFactorization
 
 Method = Literal["gd", "sgd", "adam"]
 

@@ -13,14 +13,14 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from hrp.theory.checks import checked_count, checked_positive
-from hrp.theory.flow import TrainFactors, Trajectory, gradient_flow
-from hrp.theory.predict import random_limit
-from hrp.theory.predict_preheated import flat_same_direction_mean
-from hrp.theory.preheating import preheat_flow
-from hrp.theory.problem import MatrixFactorization, flat_target
-from hrp.theory.sampling import estimate
-from hrp.theory.starts import Start, random_start, wise_start
+from hrp_lab.theory.flow import TrainFactors, Trajectory, gradient_flow
+from hrp_lab.theory.flow_preheating import preheat_flow
+from hrp_lab.theory.flow_starts import Start, random_start, wise_start
+from hrp_lab.theory.matrix_arguments import checked_count, checked_positive
+from hrp_lab.theory.predict import random_limit
+from hrp_lab.theory.predict_preheated import flat_same_direction_mean
+from hrp_lab.theory.problem import MatrixFactorization, flat_target
+from hrp_lab.theory.sampling import estimate
 
 Panel = Literal["classic", "asymmetric"]
 PANELS: tuple[Panel, ...] = ("classic", "asymmetric")

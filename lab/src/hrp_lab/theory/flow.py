@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.integrate import solve_ivp
 
-from hrp.theory.checks import checked_choice, checked_times
-from hrp.theory.problem import MatrixFactorization
-from hrp.theory.starts import Start
+from hrp_lab.theory.flow_starts import Start
+from hrp_lab.theory.matrix_arguments import checked_choice, checked_times
+from hrp_lab.theory.problem import MatrixFactorization
 
 TrainFactors = Literal["both", "A", "B"]
 

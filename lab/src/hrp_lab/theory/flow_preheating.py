@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from hrp.spectrum import factored_svd
-from hrp.theory.checks import checked_choice, checked_positive
-from hrp.theory.flow import TrainFactors, gradient_flow
-from hrp.theory.predict import limit_loss
-from hrp.theory.problem import Direction, MatrixFactorization
-from hrp.theory.starts import Start, start_at
+from hrp.spectra.factorization import factored_svd
+from hrp_lab.theory.flow import TrainFactors, gradient_flow
+from hrp_lab.theory.flow_starts import Start, start_at
+from hrp_lab.theory.matrix_arguments import checked_choice, checked_positive
+from hrp_lab.theory.predict import limit_loss
+from hrp_lab.theory.problem import Direction, MatrixFactorization
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class Preheated:
 def spectrum_of(
     A: Float[np.ndarray, "*draws n preheat_rank"], B: Float[np.ndarray, "*draws m preheat_rank"]
 ) -> Preheated:
-    """SVD of B A^T by `hrp.spectrum.factored_svd`, in float64."""
+    """SVD of B A^T by `hrp.spectra.spectrum.factored_svd`, in float64."""
     lora_A = torch.from_numpy(np.array(A.swapaxes(-1, -2), dtype=np.float64))
     U, S, Vh = factored_svd(lora_A, torch.from_numpy(np.array(B, dtype=np.float64)))
     return Preheated(U.numpy(), S.numpy(), Vh.numpy())
@@ -99,7 +99,7 @@ def preheat_flow(
 ) -> Preheated:
     """Preheat by gradient flow from ``start``, of the preheat rank, for ``time`` > 0.
 
-    ``train_factors`` and ``tolerance`` as in `hrp.theory.flow.gradient_flow`, which also names the
+    ``train_factors`` and ``tolerance`` as in `flow.gradient_flow`, which also names the
     errors.
     """
     end = np.array([checked_positive("time", time)])

@@ -8,8 +8,13 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Float
 
-from hrp.theory.checks import checked_choice, checked_count, checked_positive, checked_rank
-from hrp.theory.problem import Direction, MatrixFactorization, orthonormal_columns
+from hrp_lab.theory.matrix_arguments import (
+    checked_choice,
+    checked_count,
+    checked_positive,
+    checked_rank,
+)
+from hrp_lab.theory.problem import Direction, MatrixFactorization, orthonormal_columns
 
 RandomKind = Literal["gaussian", "orthogonal"]
 

@@ -53,7 +53,7 @@ def checked_times(times: Any) -> Float[np.ndarray, " times"]:
     if values.ndim != 1 or not values.size:
         raise ValueError(f"`times` must be a list of times, got shape {np.shape(times)}")
     if not np.isfinite(values).all():
-        raise ValueError("`times` must be finite; the limit has closed forms in `hrp.theory`")
+        raise ValueError("`times` must be finite; the limit has closed forms in `hrp_lab.theory`")
     if values.min() < 0:
         raise ValueError(f"`times` must be at least 0, got {values.min():g}; a flow starts at 0")
     if (np.diff(values) <= 0).any():

@@ -12,10 +12,15 @@ from typing import get_args
 import numpy as np
 from jaxtyping import Float
 
-from hrp.theory.checks import checked_choice, checked_positive, checked_rank, checked_times
-from hrp.theory.ensembles import mean_wishart_decay
-from hrp.theory.problem import Direction, MatrixFactorization
-from hrp.theory.starts import RandomKind
+from hrp_lab.theory.ensembles import mean_wishart_decay
+from hrp_lab.theory.flow_starts import RandomKind
+from hrp_lab.theory.matrix_arguments import (
+    checked_choice,
+    checked_positive,
+    checked_rank,
+    checked_times,
+)
+from hrp_lab.theory.problem import Direction, MatrixFactorization
 
 
 def asymmetric_factor(
@@ -92,7 +97,7 @@ def random_path(
     kind: RandomKind = "orthogonal",
     direction: Direction = "A",
 ) -> float:
-    """Expected asymmetric loss at one time, of `hrp.theory.starts.random_start` (**derived**, P9).
+    """Expected asymmetric loss at one time, of `random_start` (**derived**, P9).
 
     Its limit plus ||M||^2 / (2 n) E tr e^{-2 t A^T A}: the trace is rank e^{-2t} for orthonormal
     columns, and a Wishart expectation, by quadrature, for Gaussian ones.

@@ -12,10 +12,10 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from hrp.theory.checks import checked_rank
-from hrp.theory.ensembles import mean_leading_cosines
-from hrp.theory.predict import random_limit
-from hrp.theory.problem import Direction, MatrixFactorization
+from hrp_lab.theory.ensembles import mean_leading_cosines
+from hrp_lab.theory.matrix_arguments import checked_rank
+from hrp_lab.theory.predict import random_limit
+from hrp_lab.theory.problem import Direction, MatrixFactorization
 
 
 def same_direction_loss(

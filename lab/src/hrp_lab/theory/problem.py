@@ -12,7 +12,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Float
 
-from hrp.theory.checks import checked_choice, checked_count, checked_positive, checked_rank
+from hrp_lab.theory.matrix_arguments import (
+    checked_choice,
+    checked_count,
+    checked_positive,
+    checked_rank,
+)
 
 Direction = Literal["A", "B"]
 

@@ -1,4 +1,4 @@
-"""One row of ``hrp theory check``: a prediction, what was measured, and the verdict."""
+"""One row of ``hrp-lab theory check``: a prediction, what was measured, and the verdict."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hrp.theory.sampling import Estimate, estimate
+from hrp_lab.theory.sampling import Estimate, estimate
 
 Relation = Literal["=", "<=", ">="]
 

@@ -13,21 +13,21 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from hrp.theory.checks import checked_choice, checked_count, checked_positive
-from hrp.theory.descent import Descent, descend
-from hrp.theory.flow import TrainFactors
-from hrp.theory.predict import random_limit
-from hrp.theory.predict_preheated import same_direction_ceiling
-from hrp.theory.preheating import spectrum_of
-from hrp.theory.problem import (
+from hrp_lab.theory.descent import Descent, descend
+from hrp_lab.theory.flow import TrainFactors
+from hrp_lab.theory.flow_preheating import spectrum_of
+from hrp_lab.theory.flow_starts import RandomKind, random_start
+from hrp_lab.theory.matrix_arguments import checked_choice, checked_count, checked_positive
+from hrp_lab.theory.predict import random_limit
+from hrp_lab.theory.predict_preheated import same_direction_ceiling
+from hrp_lab.theory.problem import (
     Direction,
     MatrixFactorization,
     flat_target,
     geometric_target,
     power_law_target,
 )
-from hrp.theory.sampling import estimate
-from hrp.theory.starts import RandomKind, random_start
+from hrp_lab.theory.sampling import estimate
 
 SpectrumKind = Literal["flat", "geometric", "power-law"]
 SIDES: tuple[Direction, ...] = ("A", "B")

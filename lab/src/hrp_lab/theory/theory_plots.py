@@ -1,8 +1,7 @@
-"""Figures of the lab. The only file of `hrp.theory` that imports matplotlib."""
+"""Figures of the lab. The only file of `hrp_lab.theory` that imports matplotlib."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +11,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from hrp.theory.figure1 import ARMS, EXCESS, PANELS, Figure1
-from hrp.theory.sweep import SIDES, Sweep
+from hrp.files import write_file
+from hrp_lab.theory.figure1 import ARMS, EXCESS, PANELS, Figure1
+from hrp_lab.theory.sweep import SIDES, Sweep
 
 # Okabe and Ito's colours, told apart by colour-blind readers; dashes tell the lines apart in grey.
 _LOOKS: dict[str, dict[str, Any]] = {
@@ -160,7 +160,5 @@ def _against_steps(axes: Any, result: Sweep) -> None:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG at 200 dots an inch, whole or not at all; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    figure.savefig(temporary, dpi=200, format="png", metadata={"Software": None})
-    temporary.replace(path)
+    metadata = {"Software": None}
+    write_file(path, lambda staging: figure.savefig(staging, dpi=200, metadata=metadata))

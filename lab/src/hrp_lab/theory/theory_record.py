@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from hrp.files import write_text
 
 _VERSIONS = ("hrp-lora", "numpy", "scipy", "torch")
 
@@ -30,7 +31,4 @@ def write_record(
     versions = {"python": platform.python_version()}
     versions |= {name: version(name) for name in _VERSIONS}
     record = {"command": command, "settings": settings, **measured, "versions": versions}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")

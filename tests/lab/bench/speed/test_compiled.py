@@ -10,11 +10,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch._dynamo.utils import counters
 
-from bench.tiny_bench import tiny_task
-from conftest import tiny_llama
-from hrp.bench import training
-from hrp.bench.compiled import compiled_blocks
-from hrp.bench.training import Plan, fine_tune
+from helpers.tiny import tiny_llama
+from helpers.tiny_bench import tiny_task
+from hrp_lab.bench import training
+from hrp_lab.bench.speed.compiled import compiled_blocks
+from hrp_lab.bench.training import Plan, fine_tune
 
 PLAN = Plan(tiny_task(), 3, 1e-2, seed=0, batch_size=4, training={"logging_steps": 1})
 

@@ -10,13 +10,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
 
 import hrp
-from bench.tiny_bench import ragged_task
-from conftest import tiny_llama
-from hrp.bench.cuda_graphs import with_few_shapes
-from hrp.bench.tasks import Task
-from hrp.bench.training import Plan, fine_tune, ready_for, trainer_arguments
-from hrp.cli.bench import main
+from helpers.tiny import tiny_llama
+from helpers.tiny_bench import ragged_task
 from hrp.demo.base_model import load_base
+from hrp_lab.bench.speed.cuda_graphs import with_few_shapes
+from hrp_lab.bench.tasks import Task
+from hrp_lab.bench.training import Plan, fine_tune, ready_for, trainer_arguments
+from hrp_lab.cli.bench_commands import main
 
 STEPS = 12
 needs_one_gpu = pytest.mark.skipif(

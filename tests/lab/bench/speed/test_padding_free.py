@@ -15,11 +15,11 @@ from transformers import (
 )
 
 import hrp
-from bench.tiny_bench import ragged_task
-from conftest import tiny_llama
-from hrp.bench.padding_free import PaddingFreeCollator, padding_free
-from hrp.bench.tasks import Task
-from hrp.bench.training import Plan, fine_tune, ready_for, trainer_arguments
+from helpers.tiny import tiny_llama
+from helpers.tiny_bench import ragged_task
+from hrp_lab.bench.speed.padding_free import PaddingFreeCollator, padding_free
+from hrp_lab.bench.tasks import Task
+from hrp_lab.bench.training import Plan, fine_tune, ready_for, trainer_arguments
 
 STEPS = 4
 TINY = {

@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from hrp.bench.tasks import Example
+from hrp_lab.bench.tasks import Example
 
 IMPLEMENTATION = "hrp_padding_free"
 _IGNORED = -100

@@ -85,7 +85,7 @@ class Task:
 def load_task(request: TaskRequest) -> Task:
     """Load a task by name; raises ``ValueError`` on a name or option that it has not."""
     check_task(request.name)
-    module = importlib.import_module(f"hrp.bench.tasks.{TASKS[request.name][0]}")
+    module = importlib.import_module(f"hrp_lab.bench.tasks.{TASKS[request.name][0]}")
     task: Task = module.load(request)
     return task
 

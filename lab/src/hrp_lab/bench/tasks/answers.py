@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
 
-from hrp.bench.tasks import Example, Task
+from hrp_lab.bench.tasks import Example, Task
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
 _NUMBER = r"(-?[\d][\d,]*(?:\.\d+)?)"

@@ -24,8 +24,8 @@ from transformers import (
     DataCollatorWithPadding,
 )
 
-from hrp.bench.tasks import Example, Task, TaskRequest
-from hrp.bench.tasks.answers import by_length, half_precision, load_tokenizer, read_json_lines
+from hrp_lab.bench.tasks import Example, Task, TaskRequest
+from hrp_lab.bench.tasks.answers import by_length, half_precision, load_tokenizer, read_json_lines
 
 HUB_NAME = "nyu-mll/glue"
 

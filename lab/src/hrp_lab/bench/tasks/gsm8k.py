@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from hrp.bench.tasks import Task, TaskRequest
-from hrp.bench.tasks.answers import (
+from hrp_lab.bench.tasks import Task, TaskRequest
+from hrp_lab.bench.tasks.answers import (
     Pair,
     answer_metrics,
     answer_task,
@@ -23,7 +23,7 @@ from hrp.bench.tasks.answers import (
     load_tokenizer,
     read_json_lines,
 )
-from hrp.bench.tasks.official import official_metrics
+from hrp_lab.bench.tasks.official import official_metrics
 
 HUB_NAME = "openai/gsm8k"
 PROMPT = "Question: {question}\nAnswer: "

@@ -1,7 +1,7 @@
 """MetaMathQA (Yu et al. 2023) to train on, GSM8K's test set to be judged by, as in the HRP paper.
 
 Which rows of MetaMathQA the paper used is not known to us; ``train_rows`` takes the first so many
-after a shuffle with a fixed seed. Options: those of `hrp.bench.tasks.gsm8k`. Hub names only, or a
+after a shuffle with a fixed seed. Options: those of `gsm8k`. Hub names only, or a
 folder with ``metamath.jsonl`` (``query``, ``response``) and GSM8K's ``test.jsonl``.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import torch
 
-from hrp.bench.tasks import Task, TaskRequest
-from hrp.bench.tasks.answers import Pair, load_tokenizer, read_json_lines
-from hrp.bench.tasks.gsm8k import HUB_NAME, PROMPT, judged_by_answers, pairs
+from hrp_lab.bench.tasks import Task, TaskRequest
+from hrp_lab.bench.tasks.answers import Pair, load_tokenizer, read_json_lines
+from hrp_lab.bench.tasks.gsm8k import HUB_NAME, PROMPT, judged_by_answers, pairs
 
 TRAIN_HUB_NAME = "meta-math/MetaMathQA"
 _SHUFFLE_SEED = 0

@@ -8,11 +8,11 @@ from __future__ import annotations
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from hrp.bench.tasks import Task, TaskRequest
-from hrp.bench.tasks.answers import answer_metrics
 from hrp.demo.base_model import BASE, load_base
 from hrp.demo.data import answer_collator, answer_dataset
 from hrp.demo.wordproblems import make_problems
+from hrp_lab.bench.tasks import Task, TaskRequest
+from hrp_lab.bench.tasks.answers import answer_metrics
 
 
 def load(request: TaskRequest) -> Task:

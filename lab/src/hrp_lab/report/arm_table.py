@@ -1,52 +1,18 @@
-"""The table of arms, and what all tables are made of: plain rows of text, and their Markdown."""
+"""The table of arms, and how its numbers are written."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
-from hrp.bench.gaps import Share
-from hrp.bench.stats import LEVEL, Comparison
-from hrp.bench.sweeps import Best
-from hrp.bench.views import Analysis
+from hrp.report.table import DASH, Table, number
+from hrp_lab.bench.comparisons import Analysis
+from hrp_lab.bench.oracle_gap import Share
+from hrp_lab.bench.stats import LEVEL, Comparison
+from hrp_lab.bench.sweeps import Best
 
-DASH = "—"
 _SHARES = (-1.0, 2.0)  # of a gap; beyond them a percentage says no more than the difference does
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of text under a header, with a caption that says how to read them."""
-
-    caption: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def markdown(self) -> str:
-        """Return a Markdown table, the caption below it; names cannot break its cells or lines."""
-        lines = [self.header, tuple("---" for _ in self.header), *self.rows]
-        table = ["| " + " | ".join(map(_markdown_cell, line)) + " |" for line in lines]
-        return "\n".join([*table, "", _markdown_cell(self.caption), ""])
-
-
-def _markdown_cell(text: str) -> str:
-    one_line = " ".join(text.split())
-    for mark in "\\|`*_<>[]":
-        one_line = one_line.replace(mark, "\\" + mark)
-    return one_line
-
-
-def number(value: float, digits: int = 4) -> str:
-    """A value as text: ``digits`` decimals below 100, as many digits above; a dash for NaN.
-
-    >>> number(1.38671), number(12345.678), number(float("nan"))
-    ('1.3867', '1.235e+04', '—')
-    """
-    if not math.isfinite(value):
-        return DASH
-    return f"{value:.{digits}f}" if abs(value) < 100 else f"{value:.{digits}g}"
 
 
 def p_value(value: float) -> str:

@@ -1,0 +1,1 @@
+"""The lab of HRP: its theory, its benchmark and their reports."""

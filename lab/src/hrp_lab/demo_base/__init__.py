@@ -1,0 +1,1 @@
+"""Makes the demo's embedded base model anew: its corpus and its pre-training."""

@@ -1,0 +1,1 @@
+"""Training a temporary LoRA of a high rank, and reading what it has learned."""

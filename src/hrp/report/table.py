@@ -1,0 +1,42 @@
+"""Plain rows of text under a header: what all tables are made of, and their Markdown."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+DASH = "—"
+"""Stands where there is no value."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a header, with a caption that says how to read them."""
+
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def markdown(self) -> str:
+        """Return a Markdown table, the caption below it; names cannot break its cells or lines."""
+        lines = [self.header, tuple("---" for _ in self.header), *self.rows]
+        table = ["| " + " | ".join(map(_markdown_cell, line)) + " |" for line in lines]
+        return "\n".join([*table, "", _markdown_cell(self.caption), ""])
+
+
+def _markdown_cell(text: str) -> str:
+    one_line = " ".join(text.split())
+    for mark in "\\|`*_<>[]":
+        one_line = one_line.replace(mark, "\\" + mark)
+    return one_line
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A value as text: ``digits`` decimals below 100, as many digits above; a dash for NaN.
+
+    >>> number(1.38671), number(12345.678), number(float("nan"))
+    ('1.3867', '1.235e+04', '—')
+    """
+    if not math.isfinite(value):
+        return DASH
+    return f"{value:.{digits}f}" if abs(value) < 100 else f"{value:.{digits}g}"

@@ -1,0 +1,1 @@
+"""What several tests share: tiny models, made-up records, ways to call the commands."""
