@@ -27,7 +27,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import hrp
-from hrp.adapters.layers import batches_by_shape, lora_modules, read_spectrum
+from hrp.adapters.layers import lora_modules
+from hrp.adapters.reading import batches_by_shape, read_spectrum
 from hrp.spectra.factorization import factored_svd
 from hrp.versions import installed_versions
 
@@ -205,7 +206,7 @@ def read_all_spectra(model, batch, options) -> dict:
     return {
         "modules": len(modules),
         "svd_seconds": [timed(decompose, options) for _ in range(5)],
-        "read_seconds": timed(lambda: read_spectrum(modules, {}), options),
+        "read_seconds": timed(lambda: read_spectrum(modules), options),
     }
 
 

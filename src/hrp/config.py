@@ -12,11 +12,13 @@ from hrp.validation import (
     check_integer,
     check_positive,
     check_scale,
+    check_share,
     check_steps,
 )
 
 Direction = Literal["A", "B", "AB"]
 TrainFactors = Literal["both", "A", "B"]
+Truncation = Literal["loss", "frobenius"]
 PreheatSteps = int | float | Literal["auto"] | None
 
 DEFAULT_SHARE = 0.2
@@ -35,9 +37,9 @@ class HRPConfig:
             (`length.CLASSIFIER_SHARE` for classifiers), or `length.DEFAULT_STEPS` with a
             bare dataloader; ``"auto"`` stops as soon as the leading subspaces have settled
             (`hrp.preheating.stopping`), at ``max_preheat_steps`` at the latest.
-        direction: what the adapter starts with (HRP.md, table): ``"AB"`` (ours, the default by
-            evidence, lab/LOG.md: the preheated update, truncated, so no no-op at step 0), or the
-            leading singular vectors in one factor: ``"A"`` (the paper's) or ``"B"`` (derived, P5).
+        direction: what the adapter starts with (docs/method.md): ``"AB"`` (ours, the default by
+            evidence: the preheated update, truncated, so no no-op at step 0), or its singular
+            vectors in one factor: ``"A"`` (the paper's) or ``"B"`` (derived, P5).
         scale: norm of each row of ``lora_A`` ("A") or column of ``lora_B`` ("B") at the start.
             Has no meaning for "AB", whose scale is that of the preheated update.
         train_factors: factors trained in preheating; ``"A"`` or ``"B"`` freezes the other one
@@ -50,6 +52,14 @@ class HRPConfig:
         subspace_tolerance: with "auto", stop once the leading subspace of the median module turns
             by less than this (1 - the smallest principal cosine, in (0, 1]) over the window.
         subspace_window: with "auto", steps between two looks at the subspaces.
+        truncation: how the preheated update is cut to the adapter's rank: ``"loss"``, in the metric
+            of the loss (docs/theory.md, P11), or ``"frobenius"``, by the plain SVD.
+        statistics_steps: last steps of preheating over which that metric is observed; all of them
+            where there are fewer.
+        keep: whether direction "AB" also keeps what preheating has trained beside the factors:
+            heads, DoRA magnitudes, biases of ``lora_B``, token rows.
+        warmup_share: share of preheating's steps, in [0, 1), over which its learning rate rises
+            from 0, linearly.
 
     Raises:
         ValueError: a field is out of range; the message names it.
@@ -68,6 +78,10 @@ class HRPConfig:
     max_preheat_steps: int = 200
     subspace_tolerance: float = 0.05
     subspace_window: int = 10
+    truncation: Truncation = "loss"
+    statistics_steps: int = 8
+    keep: bool = True
+    warmup_share: float = 0.0
 
     def __post_init__(self) -> None:
         """Check every field, before any time is spent on training."""
@@ -82,6 +96,9 @@ class HRPConfig:
         check_integer("max_preheat_steps", self.max_preheat_steps, minimum=1)
         check_integer("subspace_window", self.subspace_window, minimum=1)
         check_positive("subspace_tolerance", self.subspace_tolerance)
+        check_choice("truncation", self.truncation, get_args(Truncation))
+        check_integer("statistics_steps", self.statistics_steps, minimum=1)
+        check_share("warmup_share", self.warmup_share)
         if self.preheat_steps == "auto" and self.max_preheat_steps < 2 * self.subspace_window:
             raise ValueError(
                 "`max_preheat_steps` must be at least two windows of `subspace_window` "
@@ -104,6 +121,11 @@ class HRPConfig:
             f"`preheat_steps` must be a number of steps or 'auto' here, got {self.preheat_steps}: "
             "a share is one of a run's steps; `HRPConfig.of_run` takes their number"
         )
+
+    @property
+    def warmup_steps(self) -> int:
+        """Optimizer steps over which preheating's learning rate rises."""
+        return round(self.warmup_share * self.step_limit)
 
     @property
     def is_share(self) -> bool:

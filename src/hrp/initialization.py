@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor
 
+from hrp.adapters.checks import check_rank_and_scaling, check_start, check_untrained
+from hrp.adapters.kept import check_kept, write_kept
 from hrp.adapters.layers import LoraModule, lora_modules
-from hrp.adapters.preheatable import check_rank_and_scaling
-from hrp.config import Direction, HRPConfig
+from hrp.config import Direction, HRPConfig, Truncation
 from hrp.preheating.pipeline import preheat
 from hrp.spectra.module_spectrum import ModuleSpectrum
 from hrp.spectra.spectrum import Spectrum
 from hrp.validation import check_choice, check_scale
 
-# Starts that moved part of the base weight into the adapter: other factors would break the sum.
-_BASE_CHANGING_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _SHOWN = 3
 # TRL's: given a PeftModel, they copy the adapter as it starts, and are held near that copy.
 _REFERENCE_TRAINERS = ("DPOTrainer", "GRPOTrainer", "KTOTrainer", "RLOOTrainer")
@@ -32,18 +31,21 @@ def initialize_lora_hrp_weights(
     scale: float = 1.0,
     adapter_name: str = "default",
     force: bool = False,
+    truncation: Truncation = HRPConfig.truncation,
+    keep: bool = True,
 ) -> PeftModel:
-    """Start a LoRA adapter from the leading singular vectors of a preheated spectrum.
+    """Start a LoRA adapter from a preheated spectrum, cut to the adapter's rank.
 
-    With r the module's own rank (HRP.md, table under "Words and shapes"):
+    With r the module's own rank, and ``U, S, Vh`` of the update cut to rank r (docs/method.md):
 
-    - ``"A"`` (the paper's): ``lora_A = scale * Vh[:r]``, ``lora_B = 0``;
-    - ``"B"`` (derived, P5): ``lora_B = scale * U[:, :r]``, ``lora_A = 0``;
-    - ``"AB"`` (ours): ``scaling * lora_B @ lora_A`` is the preheated update truncated to rank r,
-      ``sqrt(S)`` on either side.
+    - ``"A"`` (the paper's): ``lora_A = scale * Vh``, ``lora_B = 0``;
+    - ``"B"`` (derived, P5): ``lora_B = scale * U``, ``lora_A = 0``;
+    - ``"AB"`` (ours): ``scaling * lora_B @ lora_A = U diag(S) Vh``, ``sqrt(S)`` on either side, and
+      what preheating has trained beside the factors.
 
     "A" and "B" leave the logits exactly those of the base model. Base weights are never written.
-    The adapter's ``init_lora_weights`` becomes True, so that a saved adapter loads as any other.
+    Modules that no gradient had reached while preheating keep PEFT's start. The adapter's
+    ``init_lora_weights`` becomes True, so that a saved adapter loads as any other.
 
     Args:
         model: a ``PeftModel``; written in place.
@@ -52,6 +54,9 @@ def initialize_lora_hrp_weights(
         scale: norm of the rows of ``lora_A`` ("A") or the columns of ``lora_B`` ("B").
         adapter_name: the adapter to write.
         force: also overwrite an adapter that was trained already.
+        truncation: ``"loss"`` cuts in the metric of the loss (docs/theory.md, P11) where the
+            spectrum has it, ``"frobenius"`` by the plain SVD.
+        keep: whether "AB" takes heads, DoRA magnitudes, biases and token rows from ``spectrum``.
 
     Returns:
         ``model``.
@@ -68,11 +73,24 @@ def initialize_lora_hrp_weights(
             f"`spectrum` must be an `hrp.Spectrum`, got {type(spectrum).__name__}; read a folder "
             "with `hrp.Spectrum.load(folder)`"
         )
+    check_choice("truncation", truncation, get_args(Truncation))
     modules = lora_modules(model, adapter_name)
-    _check_start(model, adapter_name, modules, force)
-    _check_match(modules, spectrum)
+    check_start(model, adapter_name)
     for name, module in modules.items():
-        module.write(*_factors(spectrum[name], module, direction, scale))
+        check_rank_and_scaling(name, module)
+    if not force:
+        check_untrained(adapter_name, modules)
+    unreached = spectrum.provenance.get("unreached", ())
+    modules = {name: module for name, module in modules.items() if name not in unreached}
+    _check_match(modules, spectrum)
+    kept = spectrum.kept if keep and direction == "AB" else {}
+    check_kept(model, adapter_name, kept)
+    ranks = {name: module.rank for name, module in modules.items()}
+    device = next((module.device for module in modules.values()), "cpu")
+    cut = spectrum.truncated(ranks, truncation, device=device)
+    for name, module in modules.items():
+        module.write(*_factors(cut[name], module, direction, scale))
+    write_kept(model, adapter_name, kept)
     model.peft_config[adapter_name].init_lora_weights = True
     return model
 
@@ -99,11 +117,21 @@ def apply_hrp(
             "`spend_model` must be False with `apply_hrp`, got True: a spent model cannot be "
             "initialised; save what `preheat` returns and initialise in a second launch"
         )
-    _check_start(model, adapter_name, lora_modules(model, adapter_name), force)
+    modules = lora_modules(model, adapter_name)
+    check_start(model, adapter_name)
+    if not force:
+        check_untrained(adapter_name, modules)
     _warn_of_reference(data.get("trainer_cls"), config.direction)
     spectrum = preheat(model, config, **data)
     return initialize_lora_hrp_weights(
-        model, spectrum, config.direction, config.scale, adapter_name, force
+        model,
+        spectrum,
+        config.direction,
+        config.scale,
+        adapter_name,
+        force,
+        config.truncation,
+        config.keep,
     )
 
 
@@ -118,43 +146,15 @@ def _warn_of_reference(trainer_cls: object, direction: Direction) -> None:
 
 
 def _factors(
-    spectrum: ModuleSpectrum, module: LoraModule, direction: Direction, scale: float
+    cut: ModuleSpectrum, module: LoraModule, direction: Direction, scale: float
 ) -> tuple[Float[Tensor, "rank d_in"], Float[Tensor, "d_out rank"]]:
-    leading = spectrum.crop(module.rank)
+    """Return (lora_A, lora_B) made of the update that was cut to the module's rank."""
     if direction == "A":
-        return scale * leading.Vh, torch.zeros_like(leading.U)
+        return scale * cut.Vh, torch.zeros_like(cut.U)
     if direction == "B":
-        return torch.zeros_like(leading.Vh), scale * leading.U
-    root = (leading.S / module.scaling).sqrt()
-    return root[:, None] * leading.Vh, leading.U * root
-
-
-def _check_start(
-    model: PeftModel, adapter_name: str, modules: dict[str, LoraModule], force: bool
-) -> None:
-    start = model.peft_config[adapter_name].init_lora_weights
-    if isinstance(start, str) and start.startswith(_BASE_CHANGING_STARTS):
-        raise ValueError(
-            f"`init_lora_weights` must be one that leaves the base weights alone, got {start!r} "
-            f"for adapter {adapter_name!r}; make the adapter with `init_lora_weights=True`"
-        )
-    for name, module in modules.items():
-        check_rank_and_scaling(name, module)
-        if not force and _was_trained(module):
-            raise ValueError(
-                f"adapter {adapter_name!r} already changes the model (module {name!r}): it was "
-                "trained or loaded; pass `force=True` to overwrite it, or add a new adapter"
-            )
-
-
-def _was_trained(module: LoraModule) -> bool:
-    """Whether the update is over rounding; ||BA||^2 = tr(B^T B A A^T) needs r x r matrices only."""
-    if (bias := module.bias()) is not None and bool(bias.any()):
-        return True
-    lora_A, lora_B = (factor.double() for factor in module.views())
-    gram_A, gram_B = lora_A @ lora_A.mT, lora_B.mT @ lora_B
-    bound = gram_A.trace() * gram_B.trace()
-    return bool((gram_A * gram_B).sum() > 1e-8 * bound)
+        return torch.zeros_like(cut.Vh), scale * cut.U
+    root = (cut.S / module.scaling).sqrt()
+    return root[:, None] * cut.Vh, cut.U * root
 
 
 def _check_match(modules: dict[str, LoraModule], spectrum: Spectrum) -> None:

@@ -32,6 +32,12 @@ def check_positive(name: str, value: object) -> None:
         raise ValueError(f"`{name}` must be finite and > 0, got {value!r}")
 
 
+def check_share(name: str, value: object) -> None:
+    """Raise ``ValueError`` unless ``value`` is a number in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ValueError(f"`{name}` must be a number from 0 to below 1, got {value!r}")
+
+
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
     if value not in choices:

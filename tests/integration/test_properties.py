@@ -98,7 +98,7 @@ class OneLayer(nn.Module):
 
 def update_of(model: nn.Module) -> torch.Tensor:
     (module,) = lora_modules(model, "default").values()
-    lora_A, lora_B = module.views()
+    lora_A, lora_B = module.matrices()
     return module.scaling * lora_B.double() @ lora_A.double()
 
 

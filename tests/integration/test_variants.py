@@ -68,7 +68,7 @@ def test_ab_starts_at_the_truncated_update_and_reloads_in_plain_peft(name, tmp_p
     hrp.initialize_lora_hrp_weights(model, spectrum, "AB")
     rough = 0.02 if variant.half else 1e-5
     for key, module in lora_modules(model, "default").items():
-        lora_A, lora_B = (factor.float() for factor in module.views())
+        lora_A, lora_B = (factor.float() for factor in module.matrices())
         top = spectrum[key].crop(module.rank)
         error = (module.scaling * lora_B @ lora_A - top.U * top.S @ top.Vh).norm()
         assert error <= rough * top.S.norm(), key

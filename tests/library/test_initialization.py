@@ -52,19 +52,20 @@ def test_direction_factor_is_orthonormal_times_scale_and_the_other_zero(model, d
     spectrum = hrp.preheat(model, CONFIG, dataloader=loader())
     hrp.initialize_lora_hrp_weights(model, spectrum, direction, scale=0.5)
     for module in lora_modules(model, "default").values():
-        lora_A, lora_B = module.views()
+        lora_A, lora_B = module.matrices()
         carrier, other = (lora_A, lora_B.mT) if factor == "lora_A" else (lora_B.mT, lora_A)
         assert torch.allclose(carrier @ carrier.mT, 0.25 * torch.eye(4), atol=1e-5)
         assert not other.any()
 
 
+@pytest.mark.parametrize("truncation", ["loss", "frobenius"])
 @pytest.mark.parametrize("rslora", [False, True])
-def test_direction_ab_is_the_truncated_preheated_update(rslora):
+def test_direction_ab_is_the_truncated_preheated_update(rslora, truncation):
     model = with_lora(tiny_llama(), use_rslora=rslora, alpha_pattern={"q_proj": 3})
     spectrum = hrp.preheat(model, CONFIG, dataloader=loader())
-    hrp.initialize_lora_hrp_weights(model, spectrum, "AB")
+    hrp.initialize_lora_hrp_weights(model, spectrum, "AB", truncation=truncation)
     for name, module in lora_modules(model, "default").items():
-        top = spectrum[name].crop(4)
+        top = spectrum[name].truncated(4, truncation)
         assert torch.allclose(
             module.layer.get_delta_weight("default"), top.U * top.S @ top.Vh, atol=1e-6
         )
@@ -76,7 +77,7 @@ def test_ab_gives_the_logits_of_the_truncated_update(model, batch):
     reference = tiny_llama()
     state = reference.state_dict()
     for name, module in spectrum.items():
-        top = module.crop(4)
+        top = module.truncated(4)
         state[f"{name}.weight"] += top.U * top.S @ top.Vh
     assert torch.allclose(logits(model, batch), logits(reference, batch), atol=1e-5)
 
@@ -94,9 +95,9 @@ def test_one_spectrum_starts_adapters_of_several_ranks(model):
     spectrum = hrp.preheat(model, CONFIG, dataloader=loader())
     for rank in (1, 2, 8):
         other = with_lora(tiny_llama(), r=rank)
-        hrp.initialize_lora_hrp_weights(other, spectrum, "A")
+        hrp.initialize_lora_hrp_weights(other, spectrum, "A", truncation="frobenius")
         name = "model.layers.0.self_attn.q_proj"
-        lora_A = lora_modules(other, "default")[name].views()[0]
+        lora_A = lora_modules(other, "default")[name].matrices()[0]
         assert torch.equal(lora_A, spectrum[name].Vh[:rank])
 
 
@@ -123,7 +124,7 @@ def test_by_default_the_adapter_keeps_what_preheating_learned(model):
     hrp.initialize_lora_hrp_weights(started[0], spectrum)
     for one in started:
         for name, module in lora_modules(one, "default").items():
-            top = spectrum[name].crop(module.rank)
+            top = spectrum[name].truncated(module.rank)
             delta = module.layer.get_delta_weight("default")
             assert torch.allclose(delta, top.U * top.S @ top.Vh, atol=1e-6), name
 
@@ -167,7 +168,7 @@ def test_embeddings_and_convolutions_start_at_their_preheated_update(direction):
     hrp.initialize_lora_hrp_weights(model, spectrum, direction)
     assert set(spectrum) == {"embedding", "conv1d", "conv2d", "linear"}
     for name, module in lora_modules(model, "default").items():
-        top = spectrum[name].crop(2)
+        top = spectrum[name].truncated(2)
         expected = top.U * top.S @ top.Vh if direction == "AB" else torch.zeros(module.shape)
         delta = module.layer.get_delta_weight("default")
         delta = delta.T if name == "embedding" else delta.flatten(1)
@@ -179,7 +180,7 @@ def test_gpt2_conv1d_has_the_same_convention(batch):
     spectrum = hrp.preheat(model, CONFIG, dataloader=loader())
     hrp.initialize_lora_hrp_weights(model, spectrum, "AB")
     for name, module in lora_modules(model, "default").items():
-        top = spectrum[name].crop(4)
+        top = spectrum[name].truncated(4)
         delta = module.layer.get_delta_weight("default")
         assert torch.allclose(delta.T, top.U * top.S @ top.Vh, atol=1e-6)
     assert torch.isfinite(logits(model, batch)).all()
@@ -189,7 +190,7 @@ def test_dora_magnitude_follows_the_preheated_update(batch):
     dora, plain = (with_lora(tiny_llama(), use_dora=flag) for flag in (True, False))
     spectrum = hrp.preheat(dora, CONFIG, dataloader=loader())
     for model in (dora, plain):
-        hrp.initialize_lora_hrp_weights(model, spectrum, "AB")
+        hrp.initialize_lora_hrp_weights(model, spectrum, "AB", keep=False)
     assert torch.allclose(logits(dora, batch), logits(plain, batch), atol=1e-5)
 
 
@@ -200,7 +201,7 @@ def test_half_precision_adapters_keep_their_dtype(batch):
     model = get_peft_model(base, config, autocast_adapter_dtype=False)
     hrp.apply_hrp(model, hrp.HRPConfig(16, 3, "A", learning_rate=1e-2), dataloader=loader())
     for module in lora_modules(model, "default").values():
-        lora_A, _ = module.views()
+        lora_A, _ = module.matrices()
         assert lora_A.dtype == torch.bfloat16
         assert torch.allclose((lora_A @ lora_A.mT).float(), torch.eye(4), atol=0.05)
 

@@ -1,4 +1,4 @@
-"""What an adapter must be like to be preheated, checked before any training."""
+"""Checks an adapter before it is preheated or started, while nothing has been trained."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ from hrp.config import HRPConfig
 
 TEMPORARY_ADAPTER = "hrp_preheating"
 
+HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Values of ``init_lora_weights``, in small letters, that leave the base weights alone.
+
+All others move a part of the base weight into the adapter (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA), or
+are not known to leave it: other factors would break the sum.
+"""
+
 
 def check_preheatable(
-    model: PeftModel, adapter_name: str, targets: dict[str, LoraModule], config: HRPConfig
+    model: PeftModel, adapter_name: str, modules: dict[str, LoraModule], config: HRPConfig
 ) -> None:
     """Raise ``ValueError`` where the ranks or the adapter's own start do not allow preheating."""
     if TEMPORARY_ADAPTER in model.peft_config:
@@ -19,8 +26,9 @@ def check_preheatable(
             f"the model already has an adapter {TEMPORARY_ADAPTER!r}, the name that preheating "
             "needs; delete or rename it"
         )
-    _check_active(model, adapter_name, targets)
-    for name, module in targets.items():
+    check_start(model, adapter_name)
+    _check_active(model, adapter_name, modules)
+    for name, module in modules.items():
         check_rank_and_scaling(name, module)
         if config.preheat_rank < module.rank:
             raise ValueError(
@@ -29,7 +37,38 @@ def check_preheatable(
             )
 
 
-def _check_active(model: PeftModel, adapter_name: str, targets: dict[str, LoraModule]) -> None:
+def check_start(model: PeftModel, adapter_name: str) -> None:
+    """Raise ``ValueError`` unless the adapter's own start leaves the base weights alone."""
+    start = model.peft_config[adapter_name].init_lora_weights
+    if (start.lower() if isinstance(start, str) else start) not in HARMLESS_STARTS:
+        raise ValueError(
+            f"`init_lora_weights` must be one of {HARMLESS_STARTS}, which leave the base weights "
+            f"alone, got {start!r} for adapter {adapter_name!r}; make the adapter with "
+            "`init_lora_weights=True`"
+        )
+
+
+def check_untrained(adapter_name: str, modules: dict[str, LoraModule]) -> None:
+    """Raise ``ValueError`` if the adapter changes the model already, which would be lost."""
+    for name, module in modules.items():
+        if _is_update(module):
+            raise ValueError(
+                f"adapter {adapter_name!r} already changes the model (module {name!r}): it was "
+                "trained or loaded; pass `force=True` to overwrite it, or add a new adapter"
+            )
+
+
+def _is_update(module: LoraModule) -> bool:
+    """Whether the update is over rounding; ||BA||^2 = tr(B^T B A A^T) needs r x r matrices only."""
+    if (bias := module.bias()) is not None and bool(bias.any()):
+        return True
+    lora_A, lora_B = (factor.double() for factor in module.matrices())
+    gram_A, gram_B = lora_A @ lora_A.mT, lora_B.mT @ lora_B
+    bound = gram_A.trace() * gram_B.trace()
+    return bool((gram_A * gram_B).sum() > 1e-8 * bound)
+
+
+def _check_active(model: PeftModel, adapter_name: str, modules: dict[str, LoraModule]) -> None:
     """The temporary adapter is trained alone, which is not what several adapters would see."""
     active = list(model.active_adapters)
     if adapter_name in active and len(active) > 1:
@@ -37,7 +76,7 @@ def _check_active(model: PeftModel, adapter_name: str, targets: dict[str, LoraMo
             f"only one adapter may be active while preheating, got {active}; preheating would "
             "train without the others: merge them into the base, or activate one alone"
         )
-    disabled = next((name for name, one in targets.items() if one.layer.disable_adapters), None)
+    disabled = next((name for name, m in modules.items() if m.layer.disable_adapters), None)
     if disabled:
         raise ValueError(
             f"adapters must be enabled while preheating, got disabled ones (module {disabled!r}); "

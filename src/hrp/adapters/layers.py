@@ -1,17 +1,14 @@
 """Reads and writes the factor matrices of every PEFT LoRA layer kind.
 
-The only module that knows how PEFT stores them. Everything else sees, for each adapted module,
-``lora_A`` (rank, d_in) and ``lora_B`` (d_out, rank) with
-``delta_weight = scaling * lora_B @ lora_A``.
+Everything else sees, for each adapted module, ``lora_A`` (rank, d_in) and ``lora_B`` (d_out, rank)
+with ``delta_weight = scaling * lora_B @ lora_A``.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,18 +16,12 @@ from peft import PeftModel
 from peft.tuners.lora import layer as lora
 from torch import Tensor, nn
 
-from hrp.adapters.sharding import scatter, whole
-from hrp.errors import PreheatingError
-from hrp.spectra.factorization import factored_svd
-from hrp.spectra.module_spectrum import ModuleSpectrum
-from hrp.spectra.spectrum import Spectrum
+from hrp.adapters.compat import is_convolution, wrap_embedding_output
+from hrp.adapters.sharding import is_sharded, scatter, whole
 
 _DORA_VARIANTS = tuple(
     f"Dora{kind}Variant" for kind in ("Linear", "Embedding", "Conv1d", "Conv2d", "Conv3d")
 )
-
-MODULES_AT_ONCE = 16
-"""Largest batch of the factored SVD: enough to fill a GPU, a few hundred MiB at 8B shapes."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +54,7 @@ class LoraModule:
     @property
     def shape(self) -> tuple[int, int]:
         """(d_out, d_in) of the update; a convolution's d_in counts its kernel's entries."""
-        lora_A, lora_B = self.views()
+        lora_A, lora_B = self.matrices()
         return lora_B.shape[0], lora_A.shape[1]
 
     @property
@@ -83,14 +74,73 @@ class LoraModule:
         """The bias of ``lora_B``, which PEFT's ``lora_bias`` adds."""
         if self.adapter_name not in self.layer.lora_B:
             return None
-        found: nn.Parameter | None = self.layer.lora_B[self.adapter_name].bias
-        return found
+        bias: nn.Parameter | None = self.layer.lora_B[self.adapter_name].bias
+        return bias
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the factors."""
+        return self.parameters()[0].device
+
+    def base_norm(self) -> float | None:
+        """Frobenius norm of the base weight; None where it is quantised, sharded, an expert's."""
+        weight = getattr(self.layer.get_base_layer(), "weight", None)
+        if self.expert is not None or not isinstance(weight, Tensor):
+            return None
+        readable = weight.is_floating_point() and weight.numel() == math.prod(self.shape)
+        return (
+            float(weight.detach().float().norm()) if readable and not is_sharded(weight) else None
+        )
+
+    def observe_inner(self, observe: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+        """Pass what ``lora_A`` gives through ``observe``; return what undoes that."""
+        if isinstance(self.layer, lora.Embedding):
+            return wrap_embedding_output(self.layer, self.adapter_name, observe)
+        hook = self.layer.lora_A[self.adapter_name].register_forward_hook(
+            lambda module, inputs, output: observe(output)
+        )
+        return hook.remove
+
+    def rows(self, z: Tensor) -> Float[Tensor, "tokens rank"]:
+        """Outputs of ``lora_A`` as rows, one a token; a convolution has them in dimension 1."""
+        if is_convolution(self.layer):
+            z = z.movedim(1, -1)
+        return z.reshape(-1, z.shape[-1])
+
+    def magnitude(self) -> nn.Parameter | None:
+        """DoRA's magnitude in PEFT's own shape; None where the layer has none."""
+        if self.adapter_name not in self.layer.lora_magnitude_vector:
+            return None
+        magnitude: nn.Parameter = self.layer.lora_magnitude_vector[self.adapter_name].weight
+        return magnitude
+
+    @torch.no_grad()
+    def magnitude_ratio(self) -> Tensor | None:
+        """DoRA's magnitude over the norms of the rows of ``W + delta_weight``; None without DoRA.
+
+        The norms are left in the magnitude's place: to be read once, when training is over.
+        """
+        magnitude = self.magnitude()
+        if magnitude is None:
+            return None
+        trained = whole(magnitude).float().clone()
+        self._refresh_magnitude()
+        return trained / whole(magnitude).float()
+
+    @torch.no_grad()
+    def scale_magnitude(self, ratio: Tensor) -> None:
+        """Multiply DoRA's magnitude, as `write` has left it, by ``ratio``."""
+        magnitude = self.magnitude()
+        if magnitude is not None:
+            value = whole(magnitude)
+            value.mul_(ratio.to(value))
+            scatter(magnitude, value)
 
     def is_trained(self) -> bool:
         """Whether neither factor is all zeros."""
-        return all(bool(factor.any()) for factor in self.views())
+        return all(bool(factor.any()) for factor in self.matrices())
 
-    def views(self) -> tuple[Float[Tensor, "rank d_in"], Float[Tensor, "d_out rank"]]:
+    def matrices(self) -> tuple[Float[Tensor, "rank d_in"], Float[Tensor, "d_out rank"]]:
         """Both factors as matrices without gradient, in the parameters' memory unless sharded."""
         lora_A, lora_B = (whole(parameter) for parameter in self.parameters())
         if self.expert is not None:
@@ -236,60 +286,7 @@ def _refusal(layer: lora.LoraLayer, adapter_name: str) -> str | None:
 
 
 def _has_factors(layer: lora.LoraLayer, adapter_name: str) -> bool:
-    if isinstance(layer, lora.Embedding | lora._ConvNd):
+    if isinstance(layer, lora.Embedding) or is_convolution(layer):
         return True
     holders = layer.lora_A, layer.lora_B
     return all(adapter_name in h and isinstance(h[adapter_name], nn.Linear) for h in holders)
-
-
-def read_spectrum(modules: dict[str, LoraModule], provenance: dict[str, Any]) -> Spectrum:
-    """Spectra of ``scaling * lora_B @ lora_A`` of an adapter's modules, on the CPU.
-
-    Modules of one shape go through the factored SVD together, on the factors' device, at most
-    `MODULES_AT_ONCE` of them, so that its working memory stays small.
-
-    Raises:
-        PreheatingError: a factor is all zeros (the module was not trained) or not finite.
-    """
-    spectra: dict[str, ModuleSpectrum] = {}
-    for names, factors_A, factors_B in batches_by_shape(modules):
-        _check_trained(names, factors_A, factors_B)
-        U, S, Vh = (part.cpu() for part in factored_svd(factors_A, factors_B))
-        for i, name in enumerate(names):
-            scaling = modules[name].scaling
-            spectra[name] = ModuleSpectrum(U[i].clone(), S[i] * scaling, Vh[i].clone(), scaling)
-    return Spectrum(spectra, provenance)
-
-
-def batches_by_shape(
-    modules: dict[str, LoraModule],
-) -> Iterator[tuple[list[str], Float[Tensor, "n rank d_in"], Float[Tensor, "n d_out rank"]]]:
-    """Names and stacked factors, float32, of up to `MODULES_AT_ONCE` modules of one shape."""
-    groups: dict[tuple[Any, ...], list[str]] = defaultdict(list)
-    views = {name: module.views() for name, module in modules.items()}
-    for name, (lora_A, lora_B) in views.items():
-        groups[lora_A.shape, lora_B.shape, lora_A.device].append(name)
-    for group in groups.values():
-        for start in range(0, len(group), MODULES_AT_ONCE):
-            names = group[start : start + MODULES_AT_ONCE]
-            yield (
-                names,
-                torch.stack([views[name][0] for name in names]).float(),
-                torch.stack([views[name][1] for name in names]).float(),
-            )
-
-
-def _check_trained(names: list[str], factors_A: Tensor, factors_B: Tensor) -> None:
-    for label, factors in (("lora_A", factors_A), ("lora_B", factors_B)):
-        largest = factors.abs().amax(dim=(1, 2)).cpu()  # propagates NaN
-        for name, value in zip(names, largest.tolist(), strict=True):
-            if value == 0:
-                raise PreheatingError(
-                    f"{label} of module {name!r} is all zeros after preheating: no gradient "
-                    "reached it; preheat longer, or leave the module out (`exclude_modules`)"
-                )
-            if not math.isfinite(value):
-                raise PreheatingError(
-                    f"{label} of module {name!r} holds NaN or infinity after preheating; lower "
-                    "`learning_rate` of the HRPConfig"
-                )

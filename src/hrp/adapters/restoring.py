@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.state import GradientState
 from torch import Tensor, nn
+
+from hrp.adapters.compat import accumulation_state
 
 _TENSOR_DICTS = ("_parameters", "_buffers")
 # Packed weights (GPTQ, AWQ) are large integer buffers, which no training step writes.
@@ -65,7 +66,7 @@ def restored_accumulation() -> Iterator[None]:
 
     Accelerate keeps it once a process: any later Accelerator, a Trainer's too, overwrites it.
     """
-    shared = GradientState._shared_state
+    shared = accumulation_state()
     before = dict(shared)
     try:
         yield

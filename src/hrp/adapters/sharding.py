@@ -65,6 +65,11 @@ def _fsdp_version(args: Any) -> int:
     return int(os.environ.get("FSDP_VERSION", "1"))
 
 
+def is_sharded(parameter: Tensor) -> bool:
+    """Whether this process holds only a part of the parameter."""
+    return isinstance(parameter, DTensor) or _is_zero3(parameter)
+
+
 def whole(parameter: Tensor) -> Tensor:
     """Return the full value of a parameter: its own memory where it is not sharded.
 

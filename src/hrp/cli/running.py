@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hrp.adapters.checks import check_preheatable
 from hrp.adapters.layers import lora_modules
-from hrp.adapters.preheatable import check_preheatable
 from hrp.cli.modelcard import CardFacts, card
 from hrp.cli.outputs import Output
 from hrp.cli.trainers import warn_of_repeats
@@ -25,7 +25,7 @@ from hrp.preheating.checkpoints import (
 )
 from hrp.preheating.length import of_trainer
 from hrp.preheating.pipeline import preheat
-from hrp.preheating.trainer_arguments import preheating_rate
+from hrp.preheating.rates import rates_of
 from hrp.spectra.allocation import parameter_count
 from hrp.spectra.spectrum import Spectrum
 
@@ -79,7 +79,14 @@ def _own_spectrum(job: Job, output: Output) -> Spectrum:
 def start(job: Job, spectrum: Spectrum, folder: Path) -> None:
     """Start the adapter from ``spectrum``, read in ``folder``; ``ValueError`` if they don't fit."""
     trainer, config = job.trainer, job.config
-    initialize_lora_hrp_weights(trainer.model, spectrum, config.direction, config.scale)
+    initialize_lora_hrp_weights(
+        trainer.model,
+        spectrum,
+        config.direction,
+        config.scale,
+        truncation=config.truncation,
+        keep=config.keep,
+    )
     trainer.accelerator.print(f"LoRA starts from {folder}, direction {config.direction}")
 
 
@@ -113,7 +120,7 @@ def preheat_into(job: Job, folder: Path, work: Path, overwrite: bool = False) ->
     """Preheat and save the spectrum in ``folder``; checkpoints are in ``work`` meanwhile."""
     trainer, config = job.trainer, job.config
     rank = trainer.model.peft_config["default"].r
-    rate = preheating_rate(trainer.args.learning_rate, config, rank)
+    rate = rates_of(trainer.args.learning_rate, config, rank).factors
     found = last_complete(work, before=config.step_limit)
     trainer.accelerator.print(
         f"Preheating: rank {config.preheat_rank}, {config.preheat_steps} steps, learning rate "

@@ -15,12 +15,14 @@ from typing import Any
 from accelerate.state import PartialState
 from transformers import TrainerCallback, TrainingArguments
 
+from hrp.adapters.moments import Moments
 from hrp.files import write_text
 from hrp.preheating.stopping import SubspaceStopping
 from hrp.validation import check_integer
 
 MARKER = "hrp-complete.json"
 SUBSPACES = "subspaces"
+MOMENTS = "moments.safetensors"
 _KEPT = 2  # the newest may be at the last step, from which there is nothing to resume
 
 
@@ -81,25 +83,6 @@ def check_same_run(checkpoint: Path, run: Mapping[str, Any]) -> None:
         )
 
 
-def keeping_frozen(trainer_cls: Any) -> Any:
-    """Subclass a trainer so that loading a checkpoint does not unfreeze a frozen factor.
-
-    PEFT makes every parameter of an adapter trainable when it loads the adapter's weights.
-    """
-
-    class KeepingFrozen(trainer_cls):
-        def train(self, *args: Any, **kwargs: Any) -> Any:
-            self._trainable = [(p, p.requires_grad) for p in self.model.parameters()]
-            return super().train(*args, **kwargs)
-
-        def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-            for parameter, requires_grad in self._trainable:
-                parameter.requires_grad_(requires_grad)
-            return super().create_optimizer(*args, **kwargs)
-
-    return KeepingFrozen
-
-
 class CompletionMarker(TrainerCallback):
     """Marks each checkpoint as whole, once all of its files are written.
 
@@ -107,26 +90,35 @@ class CompletionMarker(TrainerCallback):
         stopping: saved along, and restored; a checkpoint at the step where it stops preheating
             gets no marker, as there is nothing left to resume.
         run: settings that a resumed run must share, see `check_same_run`.
+        moments: saved along, and restored.
     """
 
     def __init__(
-        self, stopping: SubspaceStopping | None = None, run: Mapping[str, Any] | None = None
+        self,
+        stopping: SubspaceStopping | None = None,
+        run: Mapping[str, Any] | None = None,
+        moments: Moments | None = None,
     ) -> None:
         self._stopping = stopping
+        self._moments = moments
         self._run = dict(run or {})
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Take up the stopping rule where the checkpoint left it."""
+        """Take up the stopping rule and the moments where the checkpoint left them."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if self._stopping is not None and state.global_step:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             self._stopping.load(folder / SUBSPACES)
+        if self._moments is not None and state.global_step:
+            self._moments.load(folder / MOMENTS, state.is_world_process_zero)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write the marker, atomically."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self._moments is not None:
+            self._moments.save(folder / MOMENTS, state.is_world_process_zero)
         PartialState().wait_for_everyone()  # every process has written its part
         if not state.is_world_process_zero or (self._stopping and self._stopping.settled):
             return
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if self._stopping is not None:
             self._stopping.save(folder / SUBSPACES)
         content = {"step": state.global_step, "run": self._run}

@@ -1,4 +1,4 @@
-"""How long the run is that preheating prepares, and so how long preheating is."""
+"""Counts the steps of the run that preheating prepares, and so those of preheating."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from transformers import TrainingArguments
 from hrp.config import DEFAULT_SHARE, HRPConfig
 
 CLASSIFIER_SHARE = 0.05
-"""`DEFAULT_SHARE` of classifiers: longer has lower means than none on CoLA (lab/LOG.md)."""
+"""Default share for classifiers: longer preheating had lower means than none on CoLA (the log)."""
 
 DEFAULT_STEPS = 50
-"""Of preheating with a bare dataloader, where fine-tuning's number is not known."""
+"""Default number of preheating steps when only a dataloader is given."""
 
 
 def of_trainer(
@@ -39,23 +39,31 @@ def of_trainer(
             f"`max_steps`), got {'a share, the default' if given is None else given};"
             " give one of them, or set `max_steps` of the trainer"
         )
-    classifies = lora.task_type in ("SEQ_CLS", "TOKEN_CLS")
-    return config.of_run(steps, CLASSIFIER_SHARE if classifies else DEFAULT_SHARE)
+    return config.of_run(steps, default_share(lora))
 
 
-def of_dataloader(config: HRPConfig) -> HRPConfig:
-    """Return ``config`` with a number of steps, which a bare dataloader does not give.
+def with_default_steps(config: HRPConfig, total_steps: int | None, lora: LoraConfig) -> HRPConfig:
+    """Return ``config`` with a number of steps, for a loop of ``total_steps`` if they are known.
 
     Raises:
-        ValueError: it has a share.
+        ValueError: it has a share, and ``total_steps`` is not given.
     """
+    if total_steps is not None:
+        return config.of_run(total_steps, default_share(lora))
     if isinstance(config.preheat_steps, float):
         raise ValueError(
-            "`preheat_steps` must be a number of steps or 'auto' with `dataloader`, as that of "
-            f"fine-tuning is not known there, got {config.preheat_steps}; give one of them"
+            "`preheat_steps` must be a number of steps or 'auto' with `dataloader` unless "
+            f"`total_steps` is given, got {config.preheat_steps}; give `total_steps`, the steps of "
+            "the fine-tuning that follows"
         )
     default = config.preheat_steps is None
     return dataclasses.replace(config, preheat_steps=DEFAULT_STEPS) if default else config
+
+
+def default_share(lora: LoraConfig) -> float:
+    """Return the default share of a run's steps, by the task that the adapter is for."""
+    classifies = lora.task_type in ("SEQ_CLS", "TOKEN_CLS")
+    return CLASSIFIER_SHARE if classifies else DEFAULT_SHARE
 
 
 def planned_steps(args: TrainingArguments, train_dataset: object) -> int | None:

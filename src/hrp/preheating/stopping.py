@@ -1,4 +1,4 @@
-"""When to stop preheating: once the leading subspaces have settled (``preheat_steps="auto"``)."""
+"""Stops preheating once the leading subspaces have settled (``preheat_steps="auto"``)."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from hrp.adapters.layers import LoraModule, read_spectrum
+from hrp.adapters.layers import LoraModule
+from hrp.adapters.reading import read_spectrum
 from hrp.config import Direction, HRPConfig
 from hrp.spectra.module_spectrum import Side
 from hrp.spectra.spectrum import Spectrum
 
-# The singular vectors that each direction puts into the adapter (HRP.md, table of directions).
+# The singular vectors that each direction puts into the adapter (docs/method.md).
 SIDES: dict[Direction, tuple[Side, ...]] = {"A": ("Vh",), "B": ("U",), "AB": ("U", "Vh")}
 
 
 def subspace_turn(before: Spectrum, after: Spectrum, sides: tuple[Side, ...]) -> float:
-    """How far the subspaces turned: 1 - the smallest principal cosine, the median over modules.
+    """Return how far the subspaces turned: 1 - the smallest principal cosine, median of modules.
 
     Both spectra are cropped to the ranks that matter, module by module; a module that one of them
     lacks is passed over. 0: they did not move;
@@ -60,11 +61,11 @@ class SubspaceStopping:
         if step % self._config.subspace_window:
             return False
         # An expert that no token has reached yet has no subspace to look at.
-        reached = {name: one for name, one in self._modules.items() if one.is_trained()}
+        reached = {name: module for name, module in self._modules.items() if module.is_trained()}
         if not reached:
             return False
-        found = read_spectrum(reached, {})
-        current = Spectrum({name: found[name].crop(self._ranks[name]) for name in found})
+        whole = read_spectrum(reached)
+        current = Spectrum({name: whole[name].crop(self._ranks[name]) for name in whole})
         if self._last is not None:
             turn = subspace_turn(self._last, current, SIDES[self._config.direction])
             self.curve.append((step, turn))
@@ -73,7 +74,7 @@ class SubspaceStopping:
         return self.settled
 
     def to_dict(self) -> dict[str, Any]:
-        """Provenance: whether the subspaces settled, and the turn at each look."""
+        """Return, for provenance, whether the subspaces settled, and the turn at each look."""
         return {
             "settled": self.settled,
             "turns": [{"step": step, "turn": turn} for step, turn in self.curve],

@@ -1,9 +1,8 @@
-"""What becomes of the user's trainer arguments while preheating: checked, copied, changed."""
+"""Checks the user's trainer arguments and adapts a copy of them for preheating."""
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sized
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from hrp.config import HRPConfig
-from hrp.validation import check_integer, check_positive
+from hrp.validation import check_integer
 
 _REFUSED_TRAINER_ARGUMENTS = {
     "model": "preheating passes its own; give the PeftModel as `model` of `preheat`",
@@ -34,23 +33,16 @@ def check_trainer_arguments(trainer_cls: object, trainer_kwargs: dict[str, Any])
     for name, remedy in _REFUSED_TRAINER_ARGUMENTS.items():
         if trainer_kwargs.get(name) is not None:
             raise ValueError(f"`{name}` cannot be given with `trainer_cls`: {remedy}")
-    if not isinstance(trainer_kwargs.get("args"), TrainingArguments):
-        found = type(trainer_kwargs.get("args")).__name__
-        raise TypeError(f"`args` must be the TrainingArguments of the real run, got {found}")
+    args = trainer_kwargs.get("args")
+    if not isinstance(args, TrainingArguments):
+        kind = type(args).__name__
+        raise TypeError(f"`args` must be the TrainingArguments of the real run, got {kind}")
     if trainer_kwargs.get("train_dataset") is None:
         raise ValueError("`train_dataset` must be given with `trainer_cls`, got None")
     if isinstance(trainer_kwargs["train_dataset"], DataLoader):
         raise TypeError("`train_dataset` must be a data set, got a DataLoader: give `dataloader`")
     check_not_empty("train_dataset", trainer_kwargs["train_dataset"])
-
-
-def check_training_arguments(args: TrainingArguments, learning_rate: float | None) -> None:
-    """Raise ``ValueError`` on numbers with which no step can be taken.
-
-    HF's trainers find them late, or never. ``learning_rate`` is HRPConfig's own, if it has one.
-    """
-    if learning_rate is None:
-        check_positive("args.learning_rate", args.learning_rate)
+    # HF's trainers find these late, or never.
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         check_integer(f"args.{name}", getattr(args, name), minimum=1)
 
@@ -61,29 +53,21 @@ def check_not_empty(name: str, data: object) -> None:
         raise ValueError(f"`{name}` must hold at least one batch, got an empty one")
 
 
-def preheating_rate(own: float, config: HRPConfig, rank: int) -> float:
-    """Learning rate of preheating where the trainer's ``own`` is that of fine-tuning.
-
-    ``config.learning_rate`` or, where it is None, the trainer's own times
-    ``sqrt(rank / preheat_rank)``, ``rank`` being the real adapter's: at one rate and one scaling a
-    step changes the weights the more the higher the rank (docs/choosing.md has the evidence).
-    """
-    if config.learning_rate is not None:
-        return config.learning_rate
-    return own * math.sqrt(min(1.0, rank / config.preheat_rank))
+def own_rate(trainer_kwargs: dict[str, Any]) -> float:
+    """Return the learning rate of the real run."""
+    rate: float = trainer_kwargs["args"].learning_rate
+    if given := trainer_kwargs.get("optimizer_cls_and_kwargs"):
+        rate = given[1].get("lr", rate)
+    return rate
 
 
-def with_preheating_rate(
-    trainer_kwargs: dict[str, Any], config: HRPConfig, rank: int
-) -> dict[str, Any]:
-    """Arguments of a trainer, with `preheating_rate` in place of their own rate."""
+def with_rate(trainer_kwargs: dict[str, Any], rate: float) -> dict[str, Any]:
+    """Return a trainer's arguments with another learning rate; what was given stays as it is."""
     args = copy.copy(trainer_kwargs["args"])
-    args.learning_rate = preheating_rate(args.learning_rate, config, rank)
+    args.learning_rate = rate
     changed = trainer_kwargs | {"args": args}
     if given := trainer_kwargs.get("optimizer_cls_and_kwargs"):
         optimizer_cls, settings = given
-        own = settings.get("lr", trainer_kwargs["args"].learning_rate)
-        rate = preheating_rate(own, config, rank)
         changed["optimizer_cls_and_kwargs"] = optimizer_cls, {**settings, "lr": rate}
     return changed
 
@@ -99,9 +83,10 @@ def preheating_arguments(
     overrides: dict[str, Any] = {
         "output_dir": output_dir,
         "max_steps": config.step_limit,
-        "lr_scheduler_type": "constant",
+        "lr_scheduler_type": "constant_with_warmup",
         "lr_scheduler_kwargs": {},
-        "warmup_steps": 0,
+        "warmup_steps": config.warmup_steps,
+        "eval_on_start": False,
         "seed": config.seed,
         "data_seed": None,
         "eval_strategy": "no",
@@ -120,7 +105,7 @@ def preheating_arguments(
 
 
 def resumable_settings(config: HRPConfig, args: TrainingArguments) -> dict[str, Any]:
-    """What makes two preheatings the same run, as JSON has it."""
+    """Return what makes two preheatings the same run, in JSON types."""
     batch = {
         name: getattr(args, name)
         for name in ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps")

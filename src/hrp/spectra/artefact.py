@@ -1,4 +1,5 @@
-"""Spectra on disk: a folder of ``spectrum.safetensors`` and a readable ``spectrum.json``.
+"""Stores spectra in a folder: ``spectrum.safetensors``, a readable ``spectrum.json`` and, where
+anything was trained beside the factors, ``kept.safetensors``.
 
 No pickle anywhere. A folder appears whole or not at all.
 """
@@ -22,10 +23,13 @@ from hrp.spectra.module_spectrum import ModuleSpectrum
 
 TENSORS_FILE = "spectrum.safetensors"
 PROVENANCE_FILE = "spectrum.json"
-FILES = (TENSORS_FILE, PROVENANCE_FILE)
+KEPT_FILE = "kept.safetensors"
+FILES = (TENSORS_FILE, PROVENANCE_FILE, KEPT_FILE)
 FORMAT = "hrp-spectrum"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READABLE_VERSIONS = (1, 2)  # 1 had no metric and kept nothing
 _PARTS = ("U", "S", "Vh")
+_METRICS = ("left_metric", "right_metric")
 _ORTHONORMAL_TOLERANCE = 1e-3
 
 
@@ -33,58 +37,82 @@ def save(
     folder: Path,
     modules: Mapping[str, ModuleSpectrum],
     provenance: Mapping[str, Any],
+    kept: Mapping[str, Tensor],
     overwrite: bool = False,
 ) -> None:
-    """Write ``modules`` and ``provenance`` into a new ``folder``, whole or not at all.
+    """Write ``modules``, ``provenance`` and what was ``kept`` into a new ``folder``, or nothing.
 
     Raises:
         FileExistsError: ``folder`` exists and ``overwrite`` is false, or it holds anything besides
-            a spectrum's two files.
+            a spectrum's files.
         OSError: the disk is full or the folder not writable; nothing is left behind.
     """
     if overwrite:
         check_replaceable(folder, FILES)
-    write_folder(folder, lambda staging: _write_files(staging, modules, provenance), overwrite)
+    write_folder(
+        folder, lambda staging: _write_files(staging, modules, provenance, kept), overwrite
+    )
 
 
 def _write_files(
-    folder: Path, modules: Mapping[str, ModuleSpectrum], provenance: Mapping[str, Any]
+    folder: Path,
+    modules: Mapping[str, ModuleSpectrum],
+    provenance: Mapping[str, Any],
+    kept: Mapping[str, Tensor],
 ) -> None:
     tensors = {
         f"{name}.{part}": getattr(module, part).detach().cpu().contiguous()
         for name, module in modules.items()
-        for part in _PARTS
+        for part in (*_PARTS, *(_METRICS if module.has_metric else ()))
     }
+    if kept:
+        stored = {name: value.detach().cpu().contiguous() for name, value in kept.items()}
+        save_file(stored, folder / KEPT_FILE, metadata={"format": FORMAT})
     save_file(tensors, folder / TENSORS_FILE, metadata={"format": FORMAT})
     header = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "modules": {
-            name: {"shape": list(module.shape), "rank": module.rank, "scaling": module.scaling}
+            name: {
+                "shape": list(module.shape),
+                "rank": module.rank,
+                "scaling": module.scaling,
+                "metric": module.has_metric,
+            }
             for name, module in modules.items()
         },
+        "kept": sorted(kept),
         "provenance": dict(provenance),
     }
     (folder / PROVENANCE_FILE).write_text(json.dumps(header, indent=2, allow_nan=False) + "\n")
 
 
-def load(folder: Path) -> tuple[dict[str, ModuleSpectrum], dict[str, Any]]:
-    """Read the modules and the provenance in ``folder``, on the CPU.
+def load(
+    folder: Path,
+) -> tuple[dict[str, ModuleSpectrum], dict[str, Any], dict[str, Tensor]]:
+    """Read the modules, the provenance and what was kept in ``folder``, on the CPU.
 
     Raises:
-        FileNotFoundError: the folder or one of its two files is missing.
+        FileNotFoundError: the folder or one of its files is missing.
         SpectrumFormatError: foreign, truncated or inconsistent content; the message says where.
     """
     header = _read_header(folder)
-    tensors = _read_tensors(folder)
-    expected = {f"{name}.{part}" for name in header["modules"] for part in _PARTS}
+    tensors = _read_tensors(folder, TENSORS_FILE)
+    expected = {
+        f"{name}.{part}"
+        for name, entry in header["modules"].items()
+        for part in (*_PARTS, *(_METRICS if _has_metric(entry) else ()))
+    }
     if set(tensors) != expected:
         differing = sorted(set(tensors) ^ expected)[:3]
         raise _bad(folder, f"its two files disagree on the tensors {differing}")
     modules = {
         name: _module(folder, name, entry, tensors) for name, entry in header["modules"].items()
     }
-    return modules, header["provenance"]
+    kept = _read_tensors(folder, KEPT_FILE) if header.get("kept") else {}
+    if sorted(kept) != header.get("kept", []):
+        raise _bad(folder, f"{KEPT_FILE} does not hold what {PROVENANCE_FILE} says")
+    return modules, header["provenance"], kept
 
 
 def check_folder(folder: Path) -> None:
@@ -106,20 +134,24 @@ def _read_header(folder: Path) -> dict[str, Any]:
         raise _bad(folder, f"{PROVENANCE_FILE} is not JSON ({error})") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise _bad(folder, f"{PROVENANCE_FILE} does not say format '{FORMAT}'")
-    if header.get("format_version") != FORMAT_VERSION:
-        found = header.get("format_version")
-        raise _bad(folder, f"format_version must be {FORMAT_VERSION}, got {found!r}")
+    version = header.get("format_version")
+    if version not in _READABLE_VERSIONS or isinstance(version, bool):
+        raise _bad(folder, f"format_version must be one of {_READABLE_VERSIONS}, got {version!r}")
     modules, provenance = header.get("modules"), header.get("provenance")
     if not isinstance(modules, dict) or not modules or not isinstance(provenance, dict):
         raise _bad(folder, "`modules` and `provenance` must be JSON objects, `modules` not empty")
     return header
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
+def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     try:
-        return load_file(folder / TENSORS_FILE, device="cpu")
+        return load_file(folder / name, device="cpu")
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise _bad(folder, f"{TENSORS_FILE} is not a safetensors file ({error})") from error
+        raise _bad(folder, f"{name} is not a safetensors file ({error})") from error
+
+
+def _has_metric(entry: Any) -> bool:
+    return isinstance(entry, dict) and entry.get("metric") is True
 
 
 def _module(folder: Path, name: str, entry: Any, tensors: dict[str, Tensor]) -> ModuleSpectrum:
@@ -139,7 +171,21 @@ def _module(folder: Path, name: str, entry: Any, tensors: dict[str, Tensor]) -> 
             f"module {name!r}: S must be finite, descending and non-negative, the columns of U and "
             "the rows of Vh orthonormal",
         )
-    return ModuleSpectrum(U, S, Vh, scaling)
+    if not _has_metric(entry):
+        return ModuleSpectrum(U, S, Vh, scaling)
+    metrics = [tensors[f"{name}.{part}"] for part in _METRICS]
+    if not all(_is_metric(metric, rank) for metric in metrics):
+        raise _bad(
+            folder,
+            f"module {name!r}: a metric must be ({rank}, {rank}), float32 or float64, finite and "
+            "with no negative number on its diagonal",
+        )
+    return ModuleSpectrum(U, S, Vh, scaling, *metrics)
+
+
+def _is_metric(metric: Tensor, rank: int) -> bool:
+    floats = metric.dtype in (torch.float32, torch.float64) and metric.shape == (rank, rank)
+    return floats and bool(metric.isfinite().all() and (metric.diagonal() >= 0).all())
 
 
 def _is_svd(U: Tensor, S: Tensor, Vh: Tensor) -> bool:

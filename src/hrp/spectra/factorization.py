@@ -29,7 +29,7 @@ def factored_svd(
 
     With ``lora_B = Q_B R_B`` and ``lora_A^T = Q_A R_A``, the SVD of the small core
     ``R_B R_A^T = U' S V'^T`` gives ``U = Q_B U'`` and ``V = Q_A V'``: O((d_out + d_in) R^2) time
-    and O((d_out + d_in) R) memory (HRP.md, "The SVD, never of a full matrix").
+    and O((d_out + d_in) R) memory (docs/method.md).
 
     Computed in float32 or better, or float64 when a factor is float64; on the device of the
     factors. ``k = min(rank, d_in, d_out)``; columns of ``U`` and rows of ``Vh`` are orthonormal

@@ -8,7 +8,10 @@ from typing import Literal, get_args
 from jaxtyping import Float
 from torch import Tensor
 
+from hrp.config import Truncation
+from hrp.spectra.factorization import factored_svd
 from hrp.spectra.measures import EffectiveRankKind, effective_rank, principal_cosines
+from hrp.spectra.truncation import DAMPING, loss_truncation, loss_values
 from hrp.validation import check_choice, check_integer
 
 Side = Literal["U", "Vh"]
@@ -23,12 +26,22 @@ class ModuleSpectrum:
         S: (rank,), descending, including ``scaling``.
         Vh: (rank, d_in), orthonormal rows.
         scaling: of the adapter that was preheated, for provenance: ``S`` already holds it.
+        left_metric: (rank, rank), second moments of ``U^T dL/dy``, up to a factor; None where they
+            were not observed.
+        right_metric: (rank, rank), second moments of ``Vh x``; None likewise.
     """
 
     U: Float[Tensor, "d_out rank"]
     S: Float[Tensor, " rank"]
     Vh: Float[Tensor, "rank d_in"]
     scaling: float
+    left_metric: Float[Tensor, "rank rank"] | None = None
+    right_metric: Float[Tensor, "rank rank"] | None = None
+
+    @property
+    def has_metric(self) -> bool:
+        """Whether the update can be cut in the metric of the loss."""
+        return self.left_metric is not None and self.right_metric is not None
 
     @property
     def rank(self) -> int:
@@ -48,12 +61,60 @@ class ModuleSpectrum:
                 f"`rank` must be at most the spectrum's rank {self.rank}, got {rank}; preheat "
                 "with a higher `preheat_rank`"
             )
-        return ModuleSpectrum(
-            self.U[:, :rank].clone(), self.S[:rank].clone(), self.Vh[:rank].clone(), self.scaling
+        left, right = (
+            None if metric is None else metric[:rank, :rank].clone()
+            for metric in (self.left_metric, self.right_metric)
         )
+        U, S, Vh = self.U[:, :rank].clone(), self.S[:rank].clone(), self.Vh[:rank].clone()
+        return ModuleSpectrum(U, S, Vh, self.scaling, left, right)
 
-    def effective_rank(self, kind: EffectiveRankKind = "entropy") -> float:
-        """See `effective_rank`."""
+    def truncated(
+        self, rank: int, truncation: Truncation = "loss", damping: float = DAMPING
+    ) -> ModuleSpectrum:
+        """Cut the update to ``rank`` so that it loses least, and return its own spectrum.
+
+        ``"loss"`` is the optimum in the metric of the loss (docs/theory.md, P11), whose singular
+        vectors are not among those of the whole update; ``"frobenius"``, and a spectrum without a
+        metric, keep the leading triples as `crop` does. Raises ``ValueError`` as `crop` does.
+        """
+        check_choice("truncation", truncation, get_args(Truncation))
+        leading = self.crop(rank)
+        if truncation == "frobenius" or self.left_metric is None or self.right_metric is None:
+            return leading
+        P, Q = loss_truncation(self.S, self.left_metric, self.right_metric, rank, damping)
+        return self.with_core(P, Q)
+
+    def with_core(self, P: Float[Tensor, "rank k"], Q: Float[Tensor, "k rank"]) -> ModuleSpectrum:
+        """Return the spectrum of ``U @ P @ Q @ Vh``, of rank k, in the dtype of this one."""
+        U, S, Vh = factored_svd(Q, P)
+        dtype = self.U.dtype
+        left, right = (self.U.double() @ U).to(dtype), (Vh @ self.Vh.double()).to(dtype)
+        return ModuleSpectrum(left, S.to(dtype), right, self.scaling)
+
+    def truncate(
+        self, rank: int, truncation: Truncation = "loss", damping: float = DAMPING
+    ) -> tuple[Float[Tensor, "d_out k"], Float[Tensor, "k d_in"]]:
+        """Return balanced factors (lora_B, lora_A), without scaling, of the update cut to ``rank``.
+
+        Their product is the truncated update, sqrt(S) on either side; see `truncated`.
+        """
+        cut = self.truncated(rank, truncation, damping)
+        root = cut.S.sqrt()
+        return cut.U * root, root[:, None] * cut.Vh
+
+    def loss_values(self, damping: float = DAMPING) -> Float[Tensor, " rank"]:
+        """Singular values in the metric of the loss; raises ``ValueError`` without a metric."""
+        if self.left_metric is None or self.right_metric is None:
+            raise ValueError(
+                "the metric of the loss must have been observed, got a spectrum without; preheat "
+                "anew (spectra of modules such as experts have none)"
+            )
+        return loss_values(self.S, self.left_metric, self.right_metric, damping)
+
+    def effective_rank(self, kind: EffectiveRankKind | Literal["loss"] = "entropy") -> float:
+        """Return `measures.effective_rank`; ``"loss"`` is "entropy" in the metric of the loss."""
+        if kind == "loss":
+            return effective_rank(self.loss_values(), "entropy")
         return effective_rank(self.S, kind)
 
     def subspace_alignment(

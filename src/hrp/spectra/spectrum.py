@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hrp.config import Truncation
 from hrp.spectra import artefact
 from hrp.spectra.measures import EffectiveRankKind
 from hrp.spectra.module_spectrum import ModuleSpectrum, Side
-from hrp.validation import check_integer
+from hrp.spectra.truncation import DAMPING, loss_truncation
+from hrp.validation import check_choice, check_integer
 
 
 class Spectrum(Mapping[str, ModuleSpectrum]):
@@ -24,15 +27,21 @@ class Spectrum(Mapping[str, ModuleSpectrum]):
     Args:
         modules: spectrum by module name, as in the base model's ``named_modules()``.
         provenance: JSON types only: config, steps done, loss per step, seed, base model, versions.
+        kept: what was trained beside the factors, by the name that a saved adapter gives it; a
+            DoRA magnitude as its ratio to the norms of the rows of ``W + delta_weight``.
     """
 
     def __init__(
-        self, modules: Mapping[str, ModuleSpectrum], provenance: Mapping[str, Any] | None = None
+        self,
+        modules: Mapping[str, ModuleSpectrum],
+        provenance: Mapping[str, Any] | None = None,
+        kept: Mapping[str, Tensor] | None = None,
     ) -> None:
         if not modules:
             raise ValueError("a Spectrum needs at least one module, got none")
         self._modules = dict(sorted(modules.items()))
         self.provenance: dict[str, Any] = dict(provenance or {})
+        self.kept: dict[str, Tensor] = dict(kept or {})
 
     def __getitem__(self, name: str) -> ModuleSpectrum:
         """Return the spectrum of one module."""
@@ -61,7 +70,36 @@ class Spectrum(Mapping[str, ModuleSpectrum]):
         if rank > largest:
             raise ValueError(f"`rank` must be at most {largest}, the spectrum's rank, got {rank}")
         cropped = {name: module.crop(min(rank, module.rank)) for name, module in self.items()}
-        return Spectrum(cropped, self.provenance)
+        return Spectrum(cropped, self.provenance, self.kept)
+
+    def truncated(
+        self,
+        ranks: Mapping[str, int],
+        truncation: Truncation = "loss",
+        damping: float = DAMPING,
+        device: torch.device | str = "cpu",
+    ) -> dict[str, ModuleSpectrum]:
+        """Cut the modules named in ``ranks``; see `ModuleSpectrum.truncated`.
+
+        The R x R part is done for all modules of one size at once, in float64 on ``device``.
+        """
+        cut = {name: self[name].truncated(rank, "frobenius") for name, rank in ranks.items()}
+        check_choice("truncation", truncation, get_args(Truncation))
+        if truncation == "frobenius":
+            return cut
+        groups: dict[tuple[int, int], list[str]] = {}
+        for name, rank in ranks.items():
+            if self[name].has_metric:
+                groups.setdefault((self[name].rank, rank), []).append(name)
+        for (_, rank), names in groups.items():
+            S, left, right = (
+                torch.stack([getattr(self[name], part) for name in names]).to(device)
+                for part in ("S", "left_metric", "right_metric")
+            )
+            cores = loss_truncation(S, left, right, rank, damping)
+            for name, P, Q in zip(names, *(part.cpu() for part in cores), strict=True):
+                cut[name] = self[name].with_core(P, Q)
+        return cut
 
     def effective_rank(self, kind: EffectiveRankKind = "entropy") -> dict[str, float]:
         """Effective rank of each module, by name; see `effective_rank` for the kinds."""
@@ -83,8 +121,8 @@ class Spectrum(Mapping[str, ModuleSpectrum]):
         }
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
-        """Write ``spectrum.safetensors`` and ``spectrum.json``; see `artefact.save`."""
-        artefact.save(Path(folder), self, self.provenance, overwrite=overwrite)
+        """Write the spectrum into a folder of its own; see `artefact.save`."""
+        artefact.save(Path(folder), self, self.provenance, self.kept, overwrite=overwrite)
 
     @classmethod
     def load(cls, folder: str | Path) -> Spectrum:

@@ -75,7 +75,9 @@ def test_with_a_dataloader_the_default_is_a_number(model):
 
 
 def test_a_share_is_refused_with_a_dataloader(model):
-    with pytest.raises(ValueError, match=r"or 'auto' with `dataloader`.*got 0\.2; give one"):
+    with pytest.raises(
+        ValueError, match=r"or 'auto' with `dataloader`.*got 0\.2; give `total_steps`"
+    ):
         hrp.preheat(model, hrp.HRPConfig(preheat_rank=8, preheat_steps=0.2), dataloader=loader())
 
 

@@ -219,7 +219,7 @@ def test_modules_that_no_gradient_has_reached_yet_are_passed_over(model):
     assert not stopping.update(1)  # PEFT's start: every lora_B is zero
     first = next(iter(modules.values()))
     for step in (2, 3):
-        first.write(*(torch.ones_like(factor) for factor in first.views()))
+        first.write(*(torch.ones_like(factor) for factor in first.matrices()))
         stopping.update(step)
     assert [step for step, _ in stopping.curve] == [3]
     assert stopping.settled

@@ -146,7 +146,10 @@ def pickled(folder):
         (lambda f: (f / "spectrum.json").write_bytes(b"\xff\xfe"), "not JSON"),
         (lambda f: (f / "spectrum.json").write_text("[]"), "does not say format"),
         (lambda f: edited_header(f, format="other"), "does not say format"),
-        (lambda f: edited_header(f, format_version=9), "format_version must be 1, got 9"),
+        (
+            lambda f: edited_header(f, format_version=9),
+            "format_version must be one of .1, 2., got 9",
+        ),
         (lambda f: edited_header(f, modules={}), "not empty"),
         (lambda f: edited_header(f, modules={"../x": {}}), "disagree on the tensors"),
         (lambda f: edited_tensor(f, "extra", torch.ones(1)), "disagree on the tensors"),

@@ -109,7 +109,7 @@ def _random(direction: Direction) -> Callable[[Setup], Start]:
         model = setup.adapter()
         generator = torch.Generator().manual_seed(setup.spec.seed)
         for module in lora_modules(model, "default").values():
-            factors = [torch.zeros(factor.shape) for factor in module.views()]
+            factors = [torch.zeros(factor.shape) for factor in module.matrices()]
             chosen = "AB".index(direction)
             torch.nn.init.orthogonal_(factors[chosen], generator=generator)
             module.write(factors[0], factors[1])
@@ -291,7 +291,7 @@ def asymmetric_b(setup: Setup) -> Start:
     model = setup.adapter()
     generator = torch.Generator().manual_seed(setup.spec.seed)
     for module in lora_modules(model, "default").values():
-        lora_A, lora_B = module.views()
+        lora_A, lora_B = module.matrices()
         uniform = 2 * torch.rand(lora_B.shape, generator=generator) - 1
         module.write(torch.zeros_like(lora_A), uniform / lora_B.shape[0] ** 0.5)
     freeze_factor(model, "B")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from hrp.config import HRPConfig
 from hrp.preheating.pipeline import preheat
-from hrp.preheating.trainer_arguments import preheating_rate
+from hrp.preheating.rates import rates_of
 from hrp.spectra.module_spectrum import ModuleSpectrum
 from hrp.spectra.spectrum import Spectrum
 from hrp_lab.bench import costs
@@ -62,7 +62,7 @@ def _preheating(setup: Setup) -> dict[str, Any]:
     settings = setup.section("hrp")
     settings.pop("scale")
     config = HRPConfig(**settings).of_run(setup.spec.config["steps"])
-    rate = preheating_rate(setup.spec.learning_rate, config, setup.rank)
+    rate = rates_of(setup.spec.learning_rate, config, setup.rank).factors
     return settings | {"preheat_steps": config.preheat_steps, "learning_rate": rate}
 
 

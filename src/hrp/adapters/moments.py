@@ -1,0 +1,168 @@
+"""Second moments of what the temporary ``lora_A`` gives and of its gradient, seen by hooks.
+
+With z = A x the output of ``lora_A`` (R numbers a token) and g = dL/dz, these are the sums over
+tokens of ``z z^T`` and ``g g^T``, both R x R: what the truncation in the metric of the loss needs
+(docs/theory.md, P11). No pass is added, and no memory in d_in or d_out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hrp.adapters.layers import LoraModule
+
+
+@dataclass
+class ModuleMoments:
+    """Sums over the tokens that a module has seen, in float32.
+
+    Args:
+        inputs: (R, R), sum of ``z z^T``.
+        gradients: (R, R), sum of ``g g^T``.
+        count: number of tokens, on the same device, so that no step waits for it.
+    """
+
+    inputs: Float[Tensor, "R R"]
+    gradients: Float[Tensor, "R R"]
+    count: Float[Tensor, ""]
+
+    @torch.no_grad()
+    def add(self, z: Float[Tensor, "tokens R"], g: Float[Tensor, "tokens R"]) -> None:
+        """Add tokens; those whose gradient is exactly zero (padding) or not finite are left out.
+
+        A gradient overflows where a loss scaler tries too large a factor; it skips that step.
+        """
+        with torch.autocast(z.device.type, enabled=False):
+            z, g = z.float(), g.float()
+            seen = (g != 0).any(1, keepdim=True) & g.isfinite().all(1, keepdim=True)
+            z, g = torch.where(seen, z, 0.0), torch.where(seen, g, 0.0)
+            self.inputs += z.T @ z
+            self.gradients += g.T @ g
+            self.count += seen.sum()
+
+
+class Moments:
+    """The moments of all modules of the temporary adapter, over the steps that are observed.
+
+    Modules whose ``lora_A`` is not called as a module of its own (experts, attention's packed
+    projections) have none.
+
+    Args:
+        modules: of the temporary adapter, by name.
+    """
+
+    def __init__(self, modules: dict[str, LoraModule]) -> None:
+        self.observing = False
+        self._modules = modules
+        self._sums: dict[str, ModuleMoments] = {}
+
+    def any_trained(self) -> bool:
+        """Whether any module of the temporary adapter has learned something."""
+        return any(module.is_trained() for module in self._modules.values())
+
+    def clear(self) -> None:
+        """Forget what was observed."""
+        self._sums.clear()
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Within, see what every ``lora_A`` gives while `observing` is true."""
+        undo: list[Callable[[], object]] = []
+        try:
+            for name, module in self._modules.items():
+                if module.expert is None:
+                    undo.append(module.observe_inner(self._observer(name)))
+            yield
+        finally:
+            self.observing = False
+            for remove in undo:
+                remove()
+
+    def _observer(self, name: str) -> Callable[[Tensor], Tensor]:
+        def observe(z: Tensor) -> Tensor:
+            if not (self.observing and torch.is_grad_enabled() and z.requires_grad):
+                return z
+            observed: Tensor = _Observe.apply(z, self, name)
+            return observed
+
+        return observe
+
+    def add(self, name: str, z: Tensor, g: Tensor) -> None:
+        """Add the tokens of one backward pass of module ``name``, in PEFT's own shapes."""
+        z, g = self._modules[name].rows(z), self._modules[name].rows(g)
+        if name not in self._sums:
+            zeros = torch.zeros(z.shape[1], z.shape[1], device=z.device)
+            self._sums[name] = ModuleMoments(zeros, zeros.clone(), zeros.new_zeros(()))
+        self._sums[name].add(z, g)
+
+    def total(self, name: str) -> ModuleMoments | None:
+        """Return the sums of a module over all processes; None if no token was seen."""
+        return self._totals([name]).get(name)
+
+    def _totals(self, names: list[str]) -> dict[str, ModuleMoments]:
+        totals = {}
+        for name in names:
+            rank = self._modules[name].rank
+            device = self._modules[name].device
+            zeros = torch.zeros(rank, rank, device=device)
+            sums = self._sums.get(name) or ModuleMoments(zeros, zeros, zeros.new_zeros(()))
+            parts = [sums.inputs, sums.gradients, sums.count]
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                parts = [part.to(device, copy=True) for part in parts]
+                for part in parts:
+                    torch.distributed.all_reduce(part)
+            if float(parts[2]) > 0:
+                totals[name] = ModuleMoments(*parts)
+        return totals
+
+    def save(self, path: Path, is_main_process: bool) -> None:
+        """Write the sums over all processes, for a run that goes on from a checkpoint."""
+        totals = self._totals([n for n, m in self._modules.items() if m.expert is None])
+        if not is_main_process or not totals:
+            return
+        tensors = {
+            f"{name}.{part}": getattr(sums, part).detach().cpu().contiguous()
+            for name, sums in totals.items()
+            for part in ("inputs", "gradients", "count")
+        }
+        save_file(tensors, path)
+
+    def load(self, path: Path, is_main_process: bool) -> None:
+        """Inverse of `save`; the main process alone takes the sums, so that they count once."""
+        self.clear()
+        if not is_main_process or not path.exists():
+            return
+        tensors = load_file(path)
+        for name, module in self._modules.items():
+            if f"{name}.count" in tensors:
+                parts = (tensors[f"{name}.{p}"] for p in ("inputs", "gradients", "count"))
+                self._sums[name] = ModuleMoments(*(part.to(module.device) for part in parts))
+
+
+class _Observe(torch.autograd.Function):
+    """Passes z on and sees its gradient.
+
+    As z is a saved tensor, gradient checkpointing drops and recomputes it as it does all others,
+    and as only one backward pass runs, each token counts once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, moments: Moments, name: str) -> Tensor:
+        ctx.save_for_backward(z)
+        ctx.moments, ctx.name = moments, name
+        return z.view_as(z)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        (z,) = ctx.saved_tensors
+        ctx.moments.add(ctx.name, z.detach(), g.detach())
+        return g, None, None

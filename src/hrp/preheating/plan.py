@@ -1,0 +1,101 @@
+"""The plan of one preheating: every check made and every number resolved, nothing touched yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from peft import PeftModel
+from transformers import Trainer
+
+from hrp.adapters.checks import check_preheatable
+from hrp.adapters.layers import LoraModule, lora_modules
+from hrp.adapters.sharding import check_engine
+from hrp.config import HRPConfig
+from hrp.preheating.checkpoints import Checkpoints
+from hrp.preheating.rates import Rates
+from hrp.preheating.with_dataloader import DataloaderSource, LossFn
+from hrp.preheating.with_trainer import TrainerSource
+
+Source = DataloaderSource | TrainerSource
+"""Where the steps of preheating come from."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What preheating will do.
+
+    Args:
+        model: with the user's adapter on it.
+        adapter_name: the adapter to be started.
+        modules: its update matrices, by module name.
+        config: with a number of steps, or "auto".
+        rates: learning rates of what preheating trains.
+        source: the data and the trainer.
+        spent: whether an engine will shard the model for good.
+    """
+
+    model: PeftModel
+    adapter_name: str
+    modules: dict[str, LoraModule]
+    config: HRPConfig
+    rates: Rates
+    source: Source
+    spent: bool
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Rank of the user's adapter, by module name."""
+        return {name: module.rank for name, module in self.modules.items()}
+
+
+def make_plan(
+    model: PeftModel, config: HRPConfig, source: Source, adapter_name: str, spend_model: bool
+) -> Plan:
+    """Check the adapter against the settings and resolve steps and rates; see `preheat`."""
+    if not isinstance(config, HRPConfig):
+        raise TypeError(f"`config` must be an `hrp.HRPConfig`, got {type(config).__name__}")
+    spent = check_engine(source.args, spend_model) is not None
+    modules = lora_modules(model, adapter_name)
+    check_preheatable(model, adapter_name, modules, config)
+    lora = model.peft_config[adapter_name]
+    config = source.with_steps(config, lora)
+    rates = source.rates(config, int(lora.r))
+    return Plan(model, adapter_name, modules, config, rates, source, spent)
+
+
+def make_source(
+    dataloader: Iterable[Any] | None,
+    loss_fn: LossFn | None,
+    trainer_cls: type[Trainer] | None,
+    checkpoints: Checkpoints | None,
+    total_steps: int | None,
+    learning_rate: float | None,
+    trainer_kwargs: dict[str, Any],
+) -> Source:
+    """Return the one source of steps that `preheat` was given, its arguments checked.
+
+    Raises:
+        TypeError, ValueError: there is none, there are two, or an argument goes with the other one.
+    """
+    if (dataloader is None) == (trainer_cls is None):
+        given = "neither" if dataloader is None else "both"
+        raise ValueError(
+            f"exactly one of `dataloader` and `trainer_cls` must be given, got {given}"
+        )
+    if dataloader is not None:
+        if checkpoints is not None:
+            raise ValueError("`checkpoints` go with `trainer_cls`; a dataloader cannot be resumed")
+        if trainer_kwargs:
+            raise TypeError(f"{sorted(trainer_kwargs)} go with `trainer_cls`, not `dataloader`")
+        return DataloaderSource(dataloader, loss_fn, total_steps, learning_rate)
+    if loss_fn is not None:
+        raise ValueError(
+            "`loss_fn` goes with `dataloader`; a trainer has its own loss (`compute_loss_func`)"
+        )
+    for name, value in (("total_steps", total_steps), ("learning_rate", learning_rate)):
+        if value is not None:
+            raise ValueError(f"`{name}` goes with `dataloader`; a trainer's `args` have their own")
+    assert trainer_cls is not None  # noqa: S101  # one of the two is given
+    return TrainerSource(trainer_cls, trainer_kwargs, checkpoints)

@@ -1,0 +1,72 @@
+"""Learning rates of preheating: one for the high-rank factors, one for all else that is trained."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from hrp.adapters.checks import TEMPORARY_ADAPTER
+from hrp.config import HRPConfig
+
+_FACTORS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates of preheating.
+
+    Args:
+        factors: of ``lora_A`` and ``lora_B`` of the temporary adapter.
+        others: of what is trained beside them (heads, DoRA magnitudes, token rows), whose size
+            does not depend on the rank: fine-tuning's own.
+    """
+
+    factors: float
+    others: float
+
+
+def rates_of(own: float | None, config: HRPConfig, rank: int) -> Rates:
+    """Return the rates where ``own`` is that of fine-tuning, if it is known.
+
+    The factors take ``config.learning_rate`` or, where it is None, ``own`` times
+    ``sqrt(rank / preheat_rank)``, ``rank`` being the real adapter's: at one rate and one scaling a
+    step changes the weights the more the higher the rank (docs/choosing.md has the evidence).
+    """
+    ratio = math.sqrt(min(1.0, rank / config.preheat_rank))
+    if config.learning_rate is None:
+        if own is None:
+            raise ValueError("`learning_rate` must be given, got None")
+        return Rates(own * ratio, own)
+    return Rates(config.learning_rate, config.learning_rate / ratio if own is None else own)
+
+
+def split_groups(optimizer: Any, model: nn.Module, rates: Rates) -> None:
+    """Give the parameters that are no factors a group of their own at the rate ``rates.others``.
+
+    The optimizer must have no state yet.
+    """
+    others = {
+        id(parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not _is_factor(name)
+    }
+    if not others or rates.others == rates.factors:
+        return
+    for group in list(optimizer.param_groups):
+        moved = [parameter for parameter in group["params"] if id(parameter) in others]
+        if moved:
+            group["params"] = [p for p in group["params"] if id(p) not in others]
+            optimizer.add_param_group({**group, "params": moved, "lr": rates.others})
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+
+
+def _is_factor(name: str) -> bool:
+    parts = name.split(".")
+    return any(
+        part in _FACTORS and following == TEMPORARY_ADAPTER and parts[-1] != "bias"
+        for part, following in itertools.pairwise(parts)
+    )
