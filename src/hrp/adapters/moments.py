@@ -88,6 +88,7 @@ class Moments:
                 remove()
 
     def _observer(self, name: str) -> Callable[[Tensor], Tensor]:
+        @torch.compiler.disable
         def observe(z: Tensor) -> Tensor:
             if not (self.observing and torch.is_grad_enabled() and z.requires_grad):
                 return z

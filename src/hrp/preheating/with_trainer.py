@@ -132,6 +132,11 @@ class _ProgressCallback(TrainerCallback):
         self._config = config
         self._progress = progress
 
+    @property
+    def observing(self) -> bool:
+        """Whether this step is observed by hooks, so that it must run, and not be replayed."""
+        return self._progress.moments.observing
+
     def on_train_begin(
         self, args: TrainingArguments, state: Any, control: Any, optimizer: Any = None, **_: Any
     ) -> None:

@@ -4,8 +4,8 @@ Let ``U diag(S) Vh`` be the update, ``right_metric = E[v v^T]`` the second momen
 over inputs x, and ``left_metric = E[u u^T]`` that of ``u = U^T dL/dy`` over output gradients. In
 the Kronecker-factored approximation of the Fisher matrix, putting ``U K Vh`` in the update's place
 raises the loss by ``1/2 || left_metric^(1/2) (diag(S) - K) right_metric^(1/2) ||_F^2``.
-With Cholesky factors ``left_metric = L_u L_u^T`` and ``right_metric = L_v L_v^T`` the best K of rank
-r is ``L_u^-T [L_u^T diag(S) L_v]_r L_v^-1``, where ``[.]_r`` is the plain truncated SVD (derived,
+With Cholesky factors ``left_metric = L_u L_u^T`` and ``right_metric = L_v L_v^T`` the best K of
+rank r is ``L_u^-T [L_u^T diag(S) L_v]_r L_v^-1``, where ``[.]_r`` is the plain truncated SVD (derived,
 docs/theory.md, P11). It is the best over all matrices of rank r in the full space too, and the
 optima are nested: the leading r triples of one SVD serve every r.
 """

@@ -37,7 +37,8 @@ def test_round_trip_is_exact(folder):
 
 def test_provenance_is_readable_without_tensors(folder):
     header = json.loads((folder / "spectrum.json").read_text())
-    assert header["modules"]["b.v"] == {"shape": [20, 30], "rank": 3, "scaling": 1.0}
+    described = {"shape": [20, 30], "rank": 3, "scaling": 1.0, "metric": False}
+    assert header["modules"]["b.v"] == described
     assert header["provenance"]["losses"] == [2.0, 1.5]
 
 
