@@ -90,7 +90,7 @@ def modules_of(package: str) -> dict[str, Path]:
 
 @cache
 def imports_of(path: Path) -> list[tuple[str, str]]:
-    """List (module, name) of every import in a file, inside functions too; name "" for `import x`."""
+    """List (module, name) of every import in a file, also in functions; "" for `import x`."""
     imports = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
