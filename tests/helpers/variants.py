@@ -56,8 +56,8 @@ def ids_for_layers() -> Batches:
 class Variant:
     """An adapter's settings on a base model, with the error if HRP refuses them.
 
-    ``refused`` is a pattern of that error; ``data`` gives batches and the loss function as `hrp.preheat` takes them; ``needs`` is the
-    library without which the base cannot be made.
+    ``refused`` is a pattern of that error; ``data`` gives batches and the loss function as
+    `hrp.preheat` takes them; ``needs`` is the library without which the base cannot be made.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
