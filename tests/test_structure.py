@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
 import hrp
 
@@ -244,6 +247,38 @@ def test_no_test_imports_another_test_or_conftest():
         for imported, _ in imports_of(path):
             root = imported.partition(".")[0]
             assert not root.startswith(("test_", "conftest", "tests")), f"{path} imports {imported}"
+
+
+def test_the_tests_mirror_both_packages():
+    for tests, package in (("library", "hrp"), ("lab", "hrp_lab")):
+        for folder in (ROOT / "tests" / tests).rglob("*"):
+            if folder.is_dir() and folder.name != "__pycache__":
+                mirrored = PACKAGES[package] / folder.relative_to(ROOT / "tests" / tests)
+                assert mirrored.is_dir(), f"{folder} mirrors no room"
+
+
+def test_the_tree_in_contributing_names_every_room_and_no_other():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tree = text.partition("src/hrp/ ")[2].partition("\nlab/ ")[0]
+    named = set(re.findall(r"(?:^  |\b)(\w+(?:\.py|/))", tree, re.M))
+    entries = {path.name + "/" * path.is_dir() for path in PACKAGES["hrp"].iterdir()}
+    assert named == {entry for entry in entries if re.fullmatch(r"[a-z]\w*(\.py|/)", entry)}
+    rooms = {path.name for path in PACKAGES["hrp_lab"].iterdir() if (path / "__init__.py").exists()}
+    assert set(re.findall(r"src/hrp_lab/(\w+)/", text)) == rooms
+
+
+def test_the_citation_is_of_this_version_and_names_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert citation["preferred-citation"]["url"] == "https://arxiv.org/abs/2502.07739"
+
+
+def test_ci_runs_what_the_readme_tells_a_person_to_run():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    (job,) = workflow["jobs"].values()
+    assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12"]
+    assert {"run": "make check test"} in job["steps"]
 
 
 @pytest.mark.parametrize(

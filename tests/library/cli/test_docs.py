@@ -68,6 +68,7 @@ def test_a_documented_command_exists_and_parses(block):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_a_command_named_in_the_text_is_one_of_that_program(page):
     text = " ".join(page.read_text(encoding="utf-8").split())
+    text = text.replace("hrp: `hrp bench` is", "")  # what the FAQ quotes
     for program, name in re.findall(r"`(hrp|hrp-lab) ([a-z]\w*)", text):
         assert name in PROGRAMS[program], f"{program} {name}"
 
