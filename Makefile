@@ -29,4 +29,4 @@ docs: $(STAMP)
 	$(BIN)/mkdocs serve
 
 clean:
-	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache hrp-demo
+	rm -rf $(VENV) build dist lab/build lab/dist site .pytest_cache .mypy_cache .ruff_cache hrp-demo

@@ -1,4 +1,4 @@
-"""Tiny models of many architectures, made from their configs, each with a batch that has a loss."""
+"""Make tiny models of many architectures from their configs, with a batch that has a loss."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def denoising_loss(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tenso
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to make the model, a batch for it, its loss, and where LoRA goes."""
+    """Says how to make a model, a batch for it and its loss, and where LoRA goes."""
 
     make: Callable[[], torch.nn.Module]
     batch: Callable[[], dict[str, Any]] = causal_batch

@@ -1,6 +1,6 @@
 """Which start reaches which LoRA: measured, for HRP and for PEFT's own initialisers.
 
-python tests/breadth/compatibility.py docs/compatibility.md
+python tests/helpers/compatibility.py docs/compatibility.md
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # as pytest's `pythonpath` does
-    sys.path.insert(0, str(Path(__file__).parents[2]))
+    sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from peft import PeftModel
@@ -35,8 +35,8 @@ What became of each kind of LoRA under HRP (direction "A") and under PEFT's own 
 tiny models on the CPU with
 {versions};
 other versions may behave otherwise. Every cell was measured by one function, `outcome` in
-`tests/breadth/compatibility.py`.
-`python tests/breadth/compatibility.py docs/compatibility.md` writes this page (with the extras
+`tests/helpers/compatibility.py`.
+`python tests/helpers/compatibility.py docs/compatibility.md` writes this page (with the extras
 `dev` and `quantised`), and the tests hold it to what they see.
 
 - *started*: no factor pair is PEFT's default random start any more, and the model's output at

@@ -1,4 +1,4 @@
-"""PEFT's own initialisers and HRP, each as a function from a variant to its started model."""
+"""Start a variant by HRP or by one of PEFT's own initialisers: a function for each."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def call(model: torch.nn.Module, batch: Any) -> Any:
 
 
 def one_row_each(batch: Any) -> Iterator[Any]:
-    """CorDA's hook squeezes the batch's axis away."""
+    """Yield the rows of a batch singly, because CorDA's hook squeezes the batch's axis away."""
     size = len(batch["input_ids"] if isinstance(batch, dict) else batch)
     for i in range(size):
         if isinstance(batch, dict):
@@ -47,7 +47,7 @@ def by_setting(name: Any) -> Callable[[Variant], PeftModel]:
 
 
 class Limited:
-    """What EVA reads again and again: without end, were there no limit, where it never settles."""
+    """Batches that may be read a limited number of times: EVA would go on for ever if unsettled."""
 
     def __init__(self, batches: list[Any]) -> None:
         self.batches, self.left = batches, EVA_BATCHES
@@ -70,7 +70,7 @@ def positions(batch: Any, config: Any) -> Tensor | None:
 
 
 def layer_inputs(inputs: Any, chosen: Tensor | None, layer: str) -> Tensor:
-    """PEFT's choice of tokens; all rows of a layer that sees vectors rather than sequences."""
+    """Choose tokens as PEFT does, and all rows where a layer sees vectors and not sequences."""
     tensor = inputs if isinstance(inputs, Tensor) else inputs[0]
     if chosen is None:
         return tensor.flatten(0, -2)

@@ -1,4 +1,4 @@
-"""Starts `two_processes.py` in two processes, or as many as told."""
+"""Start `two_processes.py` in two processes, or as many as told."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).with_name("two_processes.py")
 
 
 def launch(engine: str, folder: Path, processes: int = 2, **settings: str) -> None:
-    """Start processes by torchrun; fails the test with their output if they fail."""
+    """Start processes by torchrun, and fail the test with their output if one of them fails."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
     command += ["--master_port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     environment = os.environ | {

@@ -1,4 +1,6 @@
-"""Run by `test_distributed.py` in each of two processes; writes what each process saw.
+"""Preheat in each of several processes and write down what each of them saw.
+
+`test_distributed.py` and `test_faults.py` start it as `launch` does:
 
 torchrun --nproc_per_node 2 two_processes.py ENGINE FOLDER
 
@@ -88,13 +90,13 @@ def nan_in_one_rank(folder: Path) -> None:
 
 
 def as_if_on_gpus() -> None:
-    """Let Accelerate shard on gloo: it has FSDP for GPUs only, FSDP2 itself runs anywhere."""
+    """Let Accelerate shard on gloo: it offers FSDP on GPUs only, though FSDP2 runs anywhere."""
     if ON_CPU:
         PartialState().distributed_type = DistributedType.MULTI_GPU
 
 
 def fsdp(folder: Path) -> None:
-    """Each model is spent: FSDP2 shards it for good."""
+    """Preheat under FSDP2, which spends each model: it shards it for good."""
     as_if_on_gpus()
     model = with_lora(tiny_llama())
     spectrum = preheated(model, PartialState().num_processes, sharded=True)
@@ -110,7 +112,7 @@ def fsdp(folder: Path) -> None:
 
 
 def dying(folder: Path) -> None:
-    """One rank is killed in the second step, the other waits for it."""
+    """Kill one rank in the second step, while the other waits for it."""
     calls = itertools.count()
 
     def loss_fn(prepared, batch):
@@ -125,7 +127,7 @@ def dying(folder: Path) -> None:
 
 
 def zero(folder: Path) -> None:
-    """DeepSpeed spends the model too; how much it shards is its stage."""
+    """Preheat under DeepSpeed, which spends the model too; its stage says how much it shards."""
     import deepspeed
 
     initialize, stages = deepspeed.initialize, []

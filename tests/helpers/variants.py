@@ -1,4 +1,4 @@
-"""Every way in which PEFT makes a LoRA: its settings, and what HRP does with it."""
+"""List every way in which PEFT makes a LoRA, with its settings and what HRP does with it."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def ids_for_layers() -> Batches:
 
 @dataclass(frozen=True)
 class Variant:
-    """The adapter's settings on a base model; ``refused`` matches the error.
+    """An adapter's settings on a base model, with the error if HRP refuses them.
 
-    ``data`` gives batches and the loss function as `hrp.preheat` takes them; ``needs`` is the
-    library without which the base cannot be made.
+    ``refused`` is a pattern of that error; ``data`` gives batches and the loss function as
+    `hrp.preheat` takes them; ``needs`` is the library without which the base cannot be made.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class Variant:
 
     @property
     def half(self) -> bool:
-        """Whether the adapter itself is in half precision."""
+        """Tell whether the adapter itself is in half precision."""
         return self.dtype is not None and not self.autocast_adapter
 
     def base(self) -> nn.Module:
@@ -80,7 +80,7 @@ class Variant:
         return base if self.dtype is None else base.to(self.dtype)
 
     def reference(self) -> nn.Module:
-        """What an adapter without effect computes: the base, its layers replicated if so set."""
+        """Return the model that an adapter without effect computes: the base, layers replicated."""
         base = self.base()
         if layers := self.settings.get("layer_replication"):
             replicate_layers(base, layers)
@@ -120,12 +120,12 @@ def started_by(name: Any, refused: str | None = None) -> Variant:
 
 
 def other_form(name: str, **settings: Any) -> Variant:
-    """A LoRA whose update is more, or other, than ``scaling * lora_B @ lora_A``."""
+    """Describe a LoRA whose update is more, or other, than ``scaling * lora_B @ lora_A``."""
     return Variant(settings, f"of the LoRA variant {name}")
 
 
 def quantised(settings: Callable[[], Any]) -> Callable[[], nn.Module]:
-    """A tiny Llama, as transformers loads and quantises it; 64 is the block size of 4-bit."""
+    """Make a tiny Llama as transformers loads and quantises it; 64 is the block size of 4-bit."""
 
     def make() -> nn.Module:
         with tempfile.TemporaryDirectory() as folder:

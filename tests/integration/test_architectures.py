@@ -1,4 +1,4 @@
-"""The whole chain on many architectures: preheat, start, train, save, reload in plain PEFT."""
+"""The whole chain works on many architectures: preheat, start, train, save, reload in PEFT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/compatibility.md is what the same function sees now; HRP never falls back in silence."""
+"""The table in docs/compatibility.md is what `outcome` sees now; no start fails in silence."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LISTED = {
 
 @pytest.fixture(autouse=True, scope="module")
 def _imports_are_no_garbage():
-    """Accelerate collects garbage after each preheating; what is imported by now need not count."""
+    """Spare the imports from the garbage collections that Accelerate does after preheating."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -50,7 +50,7 @@ def test_hrp_starts_the_variant_or_refuses_it_and_the_docs_have_the_same_row(nam
         pytest.skip(f"the page was measured with {MEASURED}; other versions of {OTHER} are here")
     assert line([name, *(cell.text for cell in cells.values())]) in PAGE
     errors = {(initialiser, name, cell.error) for initialiser, cell in cells.items() if cell.error}
-    assert errors == {one for one in LISTED if one[1] == name}
+    assert errors == {entry for entry in LISTED if entry[1] == name}
 
 
 def test_the_page_has_all_initialisers_and_each_variant_once():
@@ -59,7 +59,9 @@ def test_the_page_has_all_initialisers_and_each_variant_once():
     assert [cells[0] for cells in rows] == list(ROWS)
 
 
-@pytest.mark.parametrize("name", [name for name, one in VARIANTS.items() if not one.refused])
+@pytest.mark.parametrize(
+    "name", [name for name, variant in VARIANTS.items() if not variant.refused]
+)
 def test_the_measure_sees_pefts_default_start_on_every_variant(name, monkeypatch):
     monkeypatch.setitem(STARTS, "hrp", by_setting(True))
     assert outcome("hrp", ROWS[name]).text == "**silent default**"
@@ -68,7 +70,7 @@ def test_the_measure_sees_pefts_default_start_on_every_variant(name, monkeypatch
 def test_the_measure_sees_one_module_that_was_left_at_the_default(monkeypatch):
     def all_but_one(variant):
         model = by_hrp(variant)
-        layer = next(one for one in model.modules() if isinstance(one, LoraLayer))
+        layer = next(module for module in model.modules() if isinstance(module, LoraLayer))
         layer.reset_lora_parameters("default", True)
         return model
 

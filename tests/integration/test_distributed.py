@@ -1,4 +1,4 @@
-"""Several processes: the same spectrum as one, the same start on every rank.
+"""Several processes give the spectrum of a single one, and the same start on every rank.
 
 On the CPU (gloo) by default; the tests marked gpu do the same on GPUs (NCCL).
 """
@@ -42,9 +42,9 @@ def saved(folder: Path, name: str, processes: int = 2) -> list:
     return [torch.load(path, map_location="cpu") for path in paths]
 
 
-def assert_same_subspaces(one: hrp.Spectrum, two: hrp.Spectrum) -> None:
+def assert_same_subspaces(expected: hrp.Spectrum, actual: hrp.Spectrum) -> None:
     for side in ("U", "Vh"):
-        for name, cosines in one.subspace_alignment(two, 4, side).items():
+        for name, cosines in expected.subspace_alignment(actual, 4, side).items():
             assert cosines.min() > 0.9999, name
 
 
@@ -63,10 +63,10 @@ def fsdp_folder(tmp_path_factory) -> Path:
 
 
 def test_ddp_gives_the_spectrum_of_one_process_on_the_same_global_batches(ddp_folder):
-    two = hrp.Spectrum.load(ddp_folder / "spectrum")
-    one = preheated(with_lora(tiny_llama()), processes=1)
-    assert_same_subspaces(one, two)
-    assert two.provenance["losses"] == pytest.approx(one.provenance["losses"], rel=1e-4)
+    parallel = hrp.Spectrum.load(ddp_folder / "spectrum")
+    single = preheated(with_lora(tiny_llama()), processes=1)
+    assert_same_subspaces(single, parallel)
+    assert parallel.provenance["losses"] == pytest.approx(single.provenance["losses"], rel=1e-4)
 
 
 def test_every_rank_is_restored_and_starts_the_same(ddp_folder):
@@ -89,10 +89,10 @@ def test_nan_in_one_rank_stops_all_with_a_clear_message(ddp_folder):
 
 
 def test_fsdp2_gives_the_spectrum_of_one_process_on_the_same_global_batches(fsdp_folder):
-    two = hrp.Spectrum.load(fsdp_folder / "spectrum")
-    one = preheated(with_lora(tiny_llama()), processes=1)
-    assert_same_subspaces(one, two)
-    assert two.provenance["losses"] == pytest.approx(one.provenance["losses"], rel=1e-4)
+    parallel = hrp.Spectrum.load(fsdp_folder / "spectrum")
+    single = preheated(with_lora(tiny_llama()), processes=1)
+    assert_same_subspaces(single, parallel)
+    assert parallel.provenance["losses"] == pytest.approx(single.provenance["losses"], rel=1e-4)
 
 
 def test_fsdp2_shards_the_model_and_gives_every_rank_the_same_spectrum(fsdp_folder):
@@ -125,16 +125,16 @@ def assert_zero_agrees(stage: int, folder: Path, processes: int = 2) -> None:
         assert state["sharded"] == (stage == 3)
         for name, U in states[0]["U"].items():
             assert torch.equal(U, state["U"][name]), name
-    one = preheated(with_lora(tiny_llama()), processes=1)
-    assert_same_subspaces(one, hrp.Spectrum.load(folder / "spectrum"))
+    single = preheated(with_lora(tiny_llama()), processes=1)
+    assert_same_subspaces(single, hrp.Spectrum.load(folder / "spectrum"))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_gpus_give_the_spectrum_of_one_cpu_process_under_ddp(tmp_path):
     launch("ddp", tmp_path, **ON_GPUS)
-    one = preheated(with_lora(tiny_llama()), processes=1)
-    assert_same_subspaces(one, hrp.Spectrum.load(tmp_path / "spectrum"))
+    single = preheated(with_lora(tiny_llama()), processes=1)
+    assert_same_subspaces(single, hrp.Spectrum.load(tmp_path / "spectrum"))
     first, second = saved(tmp_path, "state")
     assert first["restored"]
     assert second["restored"]
@@ -148,8 +148,8 @@ def test_two_gpus_give_the_spectrum_of_one_cpu_process_under_ddp(tmp_path):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_gpus_give_the_spectrum_of_one_cpu_process_under_fsdp2(tmp_path):
     launch("fsdp", tmp_path, **FSDP2 | ON_GPUS)
-    one = preheated(with_lora(tiny_llama()), processes=1)
-    assert_same_subspaces(one, hrp.Spectrum.load(tmp_path / "spectrum"))
+    single = preheated(with_lora(tiny_llama()), processes=1)
+    assert_same_subspaces(single, hrp.Spectrum.load(tmp_path / "spectrum"))
     assert all(state["sharded"] for state in saved(tmp_path, "state"))
 
 

@@ -1,4 +1,4 @@
-"""What breaks in the middle leaves the model as it was and nothing half-written behind."""
+"""A fault in the middle leaves the model as it was and nothing half-written behind."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_preheating import trainer_arguments
 from transformers import Trainer
 
 import hrp
 from helpers.launching import launch
 from helpers.tiny import assert_identical, fingerprint, loader
+from helpers.trainer_arguments import trainer_arguments
 
 CONFIG = hrp.HRPConfig(preheat_rank=16, preheat_steps=4, learning_rate=1e-2)
 
 
 class OutOfMemory(Trainer):
-    """A batch too many."""
+    """Runs out of memory in the third step."""
 
     def compute_loss(self, *args, **kwargs):
         if self.state.global_step == 2:

@@ -1,4 +1,4 @@
-"""Foreign, damaged and hostile spectrum folders: read, or refused with one of two errors."""
+"""Foreign, damaged and hostile spectrum folders are read, or refused with one of two errors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def load_or_refuse(folder: Path) -> Spectrum | None:
-    """Load; the two documented errors mean None, and anything else fails the test."""
+    """Load a folder; return None for the two documented errors, and let any other fail the test."""
     before = sorted(folder.parent.rglob("*"))
     try:
         spectrum = Spectrum.load(folder)
@@ -71,9 +71,9 @@ def assert_sound(spectrum: Spectrum | None) -> None:
 def test_changed_bytes_are_refused_or_leave_a_sound_spectrum(original, tmp_path, data):
     name = data.draw(st.sampled_from([TENSORS_FILE, PROVENANCE_FILE]))
     content = bytearray(original[name])
-    places = st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255))
-    for place, value in data.draw(st.lists(places, min_size=1, max_size=8)):
-        content[place] = value
+    changes = st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255))
+    for position, value in data.draw(st.lists(changes, min_size=1, max_size=8)):
+        content[position] = value
     folder = write(tmp_path / "spectrum", original | {name: bytes(content)})
     assert_sound(load_or_refuse(folder))
 
@@ -192,9 +192,9 @@ def test_shapes_that_only_seem_to_fit_are_refused(original, tmp_path, shapes, de
 
 @pytest.mark.parametrize("name", ESCAPES)
 def test_names_that_look_like_paths_write_nothing_outside(tmp_path, name):
-    place = tmp_path / "deep" / "spectrum"
-    small_spectrum(name).save(place)
-    assert list(Spectrum.load(place)) == [name]
+    folder = tmp_path / "deep" / "spectrum"
+    small_spectrum(name).save(folder)
+    assert list(Spectrum.load(folder)) == [name]
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(
         [PROVENANCE_FILE, TENSORS_FILE]
     )
@@ -209,16 +209,16 @@ def test_a_folder_without_one_of_its_files_is_refused(original, tmp_path, missin
 
 @pytest.mark.parametrize("kind", ["file", "folder in place of a file", "symlink to nowhere"])
 def test_other_things_in_its_place_are_refused(original, tmp_path, kind):
-    place = tmp_path / "s"
+    folder = tmp_path / "s"
     if kind == "file":
-        place.write_bytes(b"x")
+        folder.write_bytes(b"x")
     elif kind == "symlink to nowhere":
-        place.symlink_to(tmp_path / "nowhere")
+        folder.symlink_to(tmp_path / "nowhere")
     else:
-        write(place, {PROVENANCE_FILE: original[PROVENANCE_FILE]})
-        (place / TENSORS_FILE).mkdir()
+        write(folder, {PROVENANCE_FILE: original[PROVENANCE_FILE]})
+        (folder / TENSORS_FILE).mkdir()
     with pytest.raises(REFUSED):
-        Spectrum.load(place)
+        Spectrum.load(folder)
 
 
 def test_no_pickle_is_ever_opened(original, tmp_path):

@@ -1,4 +1,4 @@
-"""Properties over drawn configs, shapes and dtypes."""
+"""Configs, spectra and starts keep their properties over drawn settings, shapes and dtypes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantised bases: HRP needs the adapter's factors only, so the base may be 4-bit or 8-bit."""
+"""HRP needs the adapter's factors only, so the base may be quantised to 4 or 8 bits."""
 
 from __future__ import annotations
 

@@ -104,7 +104,9 @@ def test_several_adapters_on_one_model_are_started_one_at_a_time():
         before = fingerprint(model)
         spectrum = hrp.preheat(model, CONFIG, dataloader=loader(), adapter_name=adapter)
         hrp.initialize_lora_hrp_weights(model, spectrum, direction, adapter_name=adapter)
-        moved = {name for name, one in fingerprint(model).items() if not one.equal(before[name])}
+        moved = {
+            name for name, value in fingerprint(model).items() if not value.equal(before[name])
+        }
         assert moved
         assert all(f".{adapter}." in name for name in moved)
         model.set_adapter(adapter)
@@ -187,6 +189,7 @@ def test_gradient_checkpointing_changes_nothing(use_reentrant):
     checkpointed = lora(tiny_llama())
     checkpointed.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     checkpointed.enable_input_require_grads()
-    one, two = (hrp.preheat(m, CONFIG, dataloader=loader()) for m in (plain, checkpointed))
-    assert min(c.min().item() for c in one.subspace_alignment(two, 4).values()) > 0.9999
+    expected, actual = (hrp.preheat(m, CONFIG, dataloader=loader()) for m in (plain, checkpointed))
+    cosines = expected.subspace_alignment(actual, 4).values()
+    assert min(cosine.min().item() for cosine in cosines) > 0.9999
     assert checkpointed.is_gradient_checkpointing

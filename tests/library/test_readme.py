@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 import hrp
 from helpers.tiny import collate, loader, token_rows
+from hrp.cli import COMMANDS, main
+from hrp_lab.cli import COMMANDS as LAB_COMMANDS
 
 ROOT = Path(hrp.__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -90,8 +92,6 @@ def test_the_table_of_starts_is_the_one_generated_from_the_records(
 
 def test_the_command_line_example_runs_and_its_adapter_loads_as_it_says(tmp_path, monkeypatch):
     """The very words of the README, with the embedded model and a small file for the reader's."""
-    from hrp.cli import main
-
     monkeypatch.chdir(tmp_path)
     section = README.partition("## From the command line")[2].partition("\n## ")[0]
     block = re.search(r"```sh\n(.*?)```", section, re.DOTALL).group(1)
@@ -105,9 +105,9 @@ def test_the_command_line_example_runs_and_its_adapter_loads_as_it_says(tmp_path
     model = eval(loading, {"PeftModel": PeftModel, "base": base})  # noqa: S307 -- our own README
     assert model.peft_config["default"].r == 4
     assert hrp.Spectrum.load("runs/adapter/spectrum").provenance["steps"] == 3
-    assert {f"hrp {name}" for name in ("preheat", "init", "inspect", "report")} <= set(
-        re.findall(r"`(hrp \w+)`", " ".join(section.split()))
-    )
+    listed = set(re.findall(r"`(hrp(?:-lab)? \w+)`", " ".join(section.split())))
+    assert listed >= {f"hrp {name}" for name in COMMANDS if name != "demo"}
+    assert listed >= {f"hrp-lab {name}" for name in LAB_COMMANDS}
 
 
 def hrp_model() -> PeftModel:

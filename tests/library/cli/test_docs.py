@@ -1,4 +1,4 @@
-"""The commands in the docs parse, their Python compiles, and the site has every page it names."""
+"""The commands in the docs parse, their Python compiles, and the site names every page."""
 
 from __future__ import annotations
 
@@ -20,43 +20,65 @@ from hrp.cli.arguments import (
 )
 from hrp.cli.sft import parse_sft
 from hrp.demo import BASE
+from hrp_lab.cli import COMMANDS as LAB_COMMANDS
 
 ROOT = Path(__file__).parents[3]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "lab" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+PROGRAMS = {"hrp": COMMANDS, "hrp-lab": LAB_COMMANDS}
 TRAINING = ("sft", "preheat")
-WITH_PARSER = ("init", "inspect", "report")
+WITH_PARSER = ("demo", "init", "inspect", "report", "bench", "theory")
 
 
 def blocks(language: str) -> list:
-    found = []
+    """Collect the pages' code blocks of a language, for `parametrize`."""
+    collected = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
+        page_id = page.relative_to(ROOT).with_suffix("").as_posix()
         for number, block in enumerate(re.findall(rf"```{language}\n(.*?)```", text, re.S)):
-            found.append(pytest.param(block, id=f"{page.stem}-{number}"))
-    return found
+            collected.append(pytest.param(block, id=f"{page_id}-{number}"))
+    return collected
 
 
 def commands(block: str) -> list[list[str]]:
+    """Split the lines that run one of our programs into words, continued lines joined."""
     lines = block.replace("\\\n", " ").splitlines()
-    words = [shlex.split(line, comments=True) for line in lines if line.startswith("hrp ")]
-    return [line[1:] for line in words if "..." not in line]
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line for line in words if line and line[0] in PROGRAMS and "..." not in line]
 
 
 @pytest.mark.parametrize("block", blocks("sh"))
 def test_a_documented_command_exists_and_parses(block):
-    for name, *flags in commands(block.replace("path/to/model", str(BASE))):
-        assert name in COMMANDS
+    for program, name, *flags in commands(block.replace("path/to/model", str(BASE))):
+        assert name in PROGRAMS[program]
         if name in TRAINING:
             known = [flag for flag in flags if flag not in ("--config", "run.yaml")]
             model = () if "--model_name_or_path" in known else ("--model_name_or_path", "x")
             parse_sft(name, "", "", [*known, *model, "--use_cpu", "--bf16", "false"])
         elif name in WITH_PARSER:
-            importlib.import_module(f"hrp.cli.{name}")._parser().parse_args(flags)
+            module, _ = PROGRAMS[program][name]
+            importlib.import_module(module)._parser().parse_args(flags)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_command_named_in_the_text_is_one_of_that_program(page):
+    text = " ".join(page.read_text(encoding="utf-8").split())
+    text = text.replace("hrp: `hrp bench` is", "")  # what the FAQ quotes
+    for program, name in re.findall(r"`(hrp|hrp-lab) ([a-z]\w*)", text):
+        assert name in PROGRAMS[program], f"{program} {name}"
 
 
 @pytest.mark.parametrize("block", blocks("python"))
-def test_documented_python_compiles(block):
-    ast.parse(block)
+def test_documented_python_compiles_and_what_it_imports_of_ours_is_there(block):
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("hrp"):
+            module = importlib.import_module(str(node.module))
+            assert all(hasattr(module, alias.name) for alias in node.names), node.module
 
 
 def test_a_documented_config_file_parses(tmp_path):
