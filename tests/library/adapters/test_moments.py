@@ -108,7 +108,6 @@ def test_the_moments_of_each_kind_of_layer_are_those_of_its_inputs_and_gradients
     def scale(module):
         if not use_dora:
             return 1.0
-        ratio = module.magnitude().detach() / module.magnitude().detach()
         norms = module.layer.get_base_layer().weight
         matrix = (
             norms.T if isinstance(norms, nn.Parameter) and module.name == "embedding" else norms
