@@ -22,6 +22,7 @@ from hrp_lab.bench import costs
 from hrp_lab.bench.costs import Costs, ModelSize
 from hrp_lab.bench.record import RunSpec
 from hrp_lab.bench.spectrum_cache import Shared, get_shared, shared_key
+from hrp_lab.bench.speed.options import Speed
 from hrp_lab.bench.tasks import Task, TaskRequest, load_task
 from hrp_lab.bench.training import Plan, Trained, fine_tune
 
@@ -43,10 +44,7 @@ class Places:
         dataset: local folder or hub name of the data; None means the task's own hub name.
         git: commit of the source tree and whether it was changed.
         command: command line, for the records.
-        padding_free: whether to leave padding out of causal tasks' batches, for speed; see
-            `hrp_lab.bench.speed.padding_free`.
-        torch_compile: whether to compile the model's blocks, see `hrp_lab.bench.speed.compiled`.
-        cuda_graphs: whether to replay training steps, see `speed.cuda_graphs`.
+        speed: how training steps are made faster.
     """
 
     records: Path
@@ -55,9 +53,7 @@ class Places:
     dataset: str | None = None
     git: tuple[str | None, bool | None] = (None, None)
     command: str = ""
-    padding_free: bool = False
-    torch_compile: bool = False
-    cuda_graphs: bool = False
+    speed: Speed = field(default_factory=Speed)
 
 
 @dataclass
@@ -256,11 +252,11 @@ class Setup:
                          start.callbacks)  # fmt: skip
 
     def plan(self, steps: int, learning_rate: float) -> Plan:
-        """What the trainer is told."""
-        config, places = self.spec.config, self.bench.places
+        """Return what the trainer is told."""
+        config = self.spec.config
         return Plan(
             self.task, steps, learning_rate, self.spec.seed, config["batch_size"],
-            config["training"], places.padding_free, places.torch_compile, places.cuda_graphs,
+            config["training"], self.bench.places.speed,
         )  # fmt: skip
 
     def shared(self, kind: str, settings: dict[str, Any], make: Callable[[], Shared]) -> Shared:

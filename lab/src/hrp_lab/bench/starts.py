@@ -30,7 +30,7 @@ from hrp_lab.bench.context import NotApplicable, Setup, Start
 from hrp_lab.bench.costs import Costs, equivalent_steps
 from hrp_lab.bench.spectrum_cache import Shared
 from hrp_lab.bench.tasks.answers import IGNORED, half_precision
-from hrp_lab.bench.training import ready_for, trainer_arguments
+from hrp_lab.bench.training import trainer_arguments
 
 PREHEAT_SEED = 1000  # added to a run's seed: other batches than fine-tuning's first ones
 _KEPT_RANKS = 4  # times the adapter's rank, of each spectrum that is kept
@@ -72,8 +72,8 @@ def _preheat(setup: Setup, settings: dict[str, Any]) -> Shared:
     plan = setup.plan(config.step_limit, settings["learning_rate"])
     began = time.perf_counter()
     with trainer_arguments(plan) as (kwargs, collator):
-        with ready_for(model, plan):
-            spectrum = preheat(model, config, trainer_cls=plan.trainer_cls, **kwargs)
+        with plan.speed.applied(model, plan.task):
+            spectrum = preheat(model, config, trainer_cls=plan.speed.trainer_cls, **kwargs)
         accumulated = kwargs["args"].gradient_accumulation_steps
     steps = int(spectrum.provenance["steps"])
     tokens = collator.tokens(steps * accumulated)
