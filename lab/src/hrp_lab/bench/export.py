@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hrp.files import write_text
-from hrp_lab.bench.arm_defaults import SECTIONS, adalora_fields
+from hrp_lab.bench.arm_defaults import ARM_DEFAULTS, adalora_fields
 from hrp_lab.bench.record import Record
 
 _STATUS = {"ok": "success", "failed": "failed"}
@@ -78,7 +78,7 @@ def _run_info(record: Record) -> dict[str, Any]:
         "optimizer_kwargs": {"lr": run.learning_rate},
         "task": run.task,
         "arm": run.arm,
-        **{name: run.config[name] for name in SECTIONS if name in run.config},
+        **{name: run.config[name] for name in ARM_DEFAULTS if name in run.config},
     }
     return {
         "created_at": record.started,
@@ -114,7 +114,7 @@ def _peft_config(record: Record) -> dict[str, Any] | None:
 
 
 def _adalora(record: Record, rank: int) -> dict[str, Any]:
-    settings = {**SECTIONS["adalora"], **_mapping(record.run.config.get("adalora"))}
+    settings = {**ARM_DEFAULTS["adalora"], **_mapping(record.run.config.get("adalora"))}
     return {"peft_type": "ADALORA"} | adalora_fields(settings, rank, record.costs.finetune_steps)
 
 

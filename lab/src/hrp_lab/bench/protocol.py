@@ -18,14 +18,14 @@ from typing import Any, Literal, get_args
 import yaml
 
 from hrp.validation import check_choice, check_integer, check_positive
-from hrp_lab.bench.arm_defaults import SECTIONS
+from hrp_lab.bench.arm_defaults import ARM_DEFAULTS
 from hrp_lab.bench.arms import ARMS
 from hrp_lab.bench.record import Record, RunSpec
 from hrp_lab.bench.sweeps import minimised, select, widened
 from hrp_lab.bench.tasks import TASKS, check_task
 
 Budget = Literal["equal_total", "equal_compute", "equal_finetuning"]
-_ARM_KEYS = ("name", "learning_rates", "lora", *SECTIONS)
+_ARM_KEYS = ("name", "learning_rates", "lora", *ARM_DEFAULTS)
 _TASK_KEYS = ("name", "options", "steps", "batch_size")
 
 
@@ -54,7 +54,7 @@ class Experiment:
         screening_seeds: how many of ``seeds``, from the first, sweep the whole grid; None: all. The
             others run its first rate, then the best one and those beside it.
         metric: to judge by instead of the task's own.
-        sections: settings of kinds of arms, see `hrp_lab.bench.arm_defaults.SECTIONS`.
+        sections: settings of kinds of arms, see `hrp_lab.bench.arm_defaults.ARM_DEFAULTS`.
     """
 
     experiment: str
@@ -115,7 +115,7 @@ def load_experiment(path: Path) -> Experiment:
 def experiment_from(found: Mapping[str, Any]) -> Experiment:
     """An experiment from the YAML file's mapping; the sections stand beside the other keys."""
     known = {one.name for one in dataclasses.fields(Experiment)} - {"sections"}
-    _check_keys("the experiment", found, (*known, *SECTIONS))
+    _check_keys("the experiment", found, (*known, *ARM_DEFAULTS))
     if missing := sorted({"experiment", "tasks", "model", "arms", "steps", "learning_rates"}
                          - set(found)):  # fmt: skip
         raise ValueError(f"the experiment lacks {missing}")
@@ -126,7 +126,9 @@ def experiment_from(found: Mapping[str, Any]) -> Experiment:
         if name in fields:
             fields[name] = tuple(fields[name])
     fields["learning_rates"] = tuple(map(float, fields["learning_rates"]))
-    return Experiment(**fields, sections={name: found[name] for name in SECTIONS if name in found})
+    return Experiment(
+        **fields, sections={name: found[name] for name in ARM_DEFAULTS if name in found}
+    )
 
 
 def _named(entry: Any) -> dict[str, Any]:
@@ -300,8 +302,8 @@ def _section(experiment: Experiment, arm: Mapping[str, Any], name: str) -> Itera
     """The section's defaults, the experiment's settings and the arm's; lists of the arm spread."""
     given = experiment.sections.get(name, {}), arm.get(name, {})
     for settings in given:
-        _check_keys(name, settings, tuple(SECTIONS[name]))
-    merged = {**SECTIONS[name], **given[0], **given[1]}
+        _check_keys(name, settings, tuple(ARM_DEFAULTS[name]))
+    merged = {**ARM_DEFAULTS[name], **given[0], **given[1]}
     spread = [value if isinstance(value, list) else [value] for value in merged.values()]
     for values in itertools.product(*spread):
         yield {key: value for key, value in zip(merged, values, strict=True) if value is not None}
