@@ -1,4 +1,4 @@
-"""The default settings of kinds of arms, which an experiment's YAML file may override."""
+"""Hold the default settings of kinds of arms, which an experiment's YAML file may override."""
 
 from __future__ import annotations
 

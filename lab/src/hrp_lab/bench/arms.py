@@ -52,7 +52,7 @@ ARMS: dict[str, Arm] = {}
 def register(
     name: str, about: str, **fields: Any
 ) -> Callable[[Callable[[Setup], Start]], Callable[[Setup], Start]]:
-    """Enter a function under ``name``; raises ``ValueError`` where the name is taken."""
+    """Enter a function under ``name``; raise ``ValueError`` where the name is taken."""
 
     def enter(start: Callable[[Setup], Start]) -> Callable[[Setup], Start]:
         if name in ARMS:

@@ -1,4 +1,4 @@
-"""The context of a run: `Bench` holds a worker's tasks and models, `Setup` is what an arm sees."""
+"""Give a run its context: `Bench` holds a worker's tasks and models, `Setup` is for its arm."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Places:
         records: folder of the records.
         cache: folder of what runs share (preheated spectra and the like).
         model: local path of the base model; None means its name in the experiment.
-        dataset: local folder or hub name of the data; None means the task's own hub name.
+        dataset: local folder or hub name of the data; None means the task's hub name.
         git: commit of the source tree and whether it was changed.
         command: command line, for the records.
         speed: how training steps are made faster.

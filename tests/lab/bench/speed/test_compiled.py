@@ -39,8 +39,8 @@ def test_compiled_blocks_train_as_the_model_does_and_are_compiled_once():
         eager, compiled = adapter(r=rank), adapter(r=rank)
         faster = dataclasses.replace(PLAN, speed=options.Speed(torch_compile=True))
         expected = fine_tune(eager, PLAN)
-        found = fine_tune(compiled, faster)
-        torch.testing.assert_close(found.losses, expected.losses, rtol=1e-4, atol=1e-4)
+        trained = fine_tune(compiled, faster)
+        torch.testing.assert_close(trained.losses, expected.losses, rtol=1e-4, atol=1e-4)
         assert counters["stats"]["unique_graphs"] == graphs
     assert not counters["graph_break"]
 

@@ -46,10 +46,10 @@ def plan(task: Task, **speed) -> Plan:
 def test_a_replayed_run_is_the_run_without_graphs(ragged, packed):
     eager, replayed = adapter("cuda"), adapter("cuda")
     expected = fine_tune(eager, plan(ragged, padding_free=packed))
-    found = fine_tune(replayed, plan(ragged, padding_free=packed, cuda_graphs=True))
-    assert found.tokens == expected.tokens
-    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-2, atol=1e-2)
-    assert found.losses[-1][1] < found.losses[0][1]
+    trained = fine_tune(replayed, plan(ragged, padding_free=packed, cuda_graphs=True))
+    assert trained.tokens == expected.tokens
+    torch.testing.assert_close(trained.losses, expected.losses, rtol=1e-2, atol=1e-2)
+    assert trained.losses[-1][1] < trained.losses[0][1]
 
 
 @pytest.mark.gpu

@@ -57,9 +57,9 @@ def plan(task: Task, without_padding: bool) -> Plan:
 def test_without_padding_a_model_trains_as_with_it(ragged, make):
     padded, packed = adapter(make), adapter(make)
     expected = fine_tune(padded, plan(ragged, False))
-    found = fine_tune(packed, plan(ragged, True))
-    assert found.tokens == expected.tokens
-    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-4, atol=1e-4)
+    trained = fine_tune(packed, plan(ragged, True))
+    assert trained.tokens == expected.tokens
+    torch.testing.assert_close(trained.losses, expected.losses, rtol=1e-4, atol=1e-4)
     for weight, expected_weight in zip(packed.parameters(), padded.parameters(), strict=True):
         torch.testing.assert_close(weight, expected_weight, rtol=1e-3, atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""The switches that make training steps faster, and all that a trainer needs to know of them."""
+"""Switch on what makes training steps faster, and tell trainers all they need to know of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FEW_SHAPES = 512, 128  # multiples of a batch's tokens, and of its longest row
 
 @dataclass(frozen=True)
 class Speed:
-    """Says how training steps are made faster on this machine; no part of what a run is.
+    """Says how training steps are made faster on this machine, which is no part of a run.
 
     Args:
         padding_free: whether to leave padding out of causal tasks' batches, see `padding_free`.
