@@ -42,12 +42,12 @@ def logits(model) -> torch.Tensor:
 
 
 def factors(model) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    layers = {name: one for name, one in model.get_base_model().named_modules()
-              if isinstance(one, LoraLayer)}  # fmt: skip
+    layers = {name: layer for name, layer in model.get_base_model().named_modules()
+              if isinstance(layer, LoraLayer)}  # fmt: skip
     return {
-        name: (one.lora_A["default"].weight.detach().clone(),
-               one.lora_B["default"].weight.detach().clone())
-        for name, one in layers.items()
+        name: (layer.lora_A["default"].weight.detach().clone(),
+               layer.lora_B["default"].weight.detach().clone())
+        for name, layer in layers.items()
     }  # fmt: skip
 
 
@@ -91,10 +91,10 @@ def test_a_frozen_factor_stays_and_the_other_moves(bench, arm, factor):
     setup, start = started(bench, arm)
     before = factors(start.model)
     setup.train(start, 3, 1e-2)
-    place = ("lora_A", "lora_B").index(factor)
+    index = ("lora_A", "lora_B").index(factor)
     for name, after in factors(start.model).items():
-        assert torch.equal(after[place], before[name][place]), name
-        assert not torch.equal(after[1 - place], before[name][1 - place]), name
+        assert torch.equal(after[index], before[name][index]), name
+        assert not torch.equal(after[1 - index], before[name][1 - index]), name
 
 
 def test_hrp_ab_starts_from_the_truncated_preheated_update(bench):
@@ -241,12 +241,12 @@ def test_random_asymmetric_columns_have_the_norm_of_kaiming_s_rows(bench):
 
 
 def test_batches_are_drawn_by_the_seed(bench):
-    one, same, other = (
+    first, same, other = (
         collate(list(Setup(bench, spec("lora", seeds=[seed])).batches(1)))["input_ids"]
         for seed in (0, 0, 1)
     )
-    assert torch.equal(one, same)
-    assert not torch.equal(one, other)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
 
 
 def test_not_applicable_is_no_failure():

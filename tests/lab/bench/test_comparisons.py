@@ -11,32 +11,37 @@ from hrp_lab.bench.record import RecordError
 def test_both_bases_hold_every_arm_at_the_same_number_of_steps():
     total, tuned = views(benchmark())
     assert (total.basis, tuned.basis) == ("equal total steps", "equal fine-tuning steps")
-    assert {one.costs.total_steps for one in total.records} == {450}
-    assert {one.costs.finetune_steps for one in tuned.records} == {450}
-    assert {one.arm for one in total.records} == {one.arm for one in tuned.records} == set(JUDGED)
+    assert {record.costs.total_steps for record in total.records} == {450}
+    assert {record.costs.finetune_steps for record in tuned.records} == {450}
+    assert (
+        {record.arm for record in total.records}
+        == {record.arm for record in tuned.records}
+        == set(JUDGED)
+    )
 
 
 def test_budgets_experiments_and_tasks_are_kept_apart():
     records = benchmark((450, 930))
     other = [
-        dataclasses.replace(one, run=dataclasses.replace(one.run, task="glue")) for one in records
+        dataclasses.replace(record, run=dataclasses.replace(record.run, task="glue"))
+        for record in records
     ]
-    found = [(view.task, view.steps, view.basis[:11]) for view in views([*records, *other])]
+    described = [(view.task, view.steps, view.basis[:11]) for view in views([*records, *other])]
     bases = ("equal total", "equal fine-")
-    assert found == [(t, s, b) for t in ("glue", "gsm8k") for s in (450, 930) for b in bases]
+    assert described == [(t, s, b) for t in ("glue", "gsm8k") for s in (450, 930) for b in bases]
 
 
 def test_the_second_basis_is_left_out_where_nothing_is_charged():
-    plain = [one for one in benchmark() if one.arm != "hrp-ab"]
+    plain = [record for record in benchmark() if record.arm != "hrp-ab"]
     assert [view.basis for view in views(plain)] == ["equal total steps"]
 
 
 def test_a_control_that_is_charged_for_its_start_is_compared_at_its_total():
-    records = [one for one in benchmark() if one.costs.total_steps == 450]
-    found = {view.basis: view for view in views(records, control="hrp-ab")}
-    total = found["equal total steps"]
+    records = [record for record in benchmark() if record.costs.total_steps == 450]
+    by_basis = {view.basis: view for view in views(records, control="hrp-ab")}
+    total = by_basis["equal total steps"]
     assert total.steps == 450
-    assert {one.arm for one in total.records} == set(JUDGED)
+    assert {record.arm for record in total.records} == set(JUDGED)
 
 
 def test_a_fraction_of_a_step_charged_counts_as_a_step():
@@ -45,7 +50,7 @@ def test_a_fraction_of_a_step_charged_counts_as_a_step():
         record, costs=dataclasses.replace(record.costs, finetune_steps=448, charged_steps=1.2)
     )
     (view,) = views([charged, full_record("lora", steps=450, charged=0)])
-    assert {one.arm for one in view.records} == {"eva", "lora"}
+    assert {record.arm for record in view.records} == {"eva", "lora"}
 
 
 def test_failures_are_in_no_view():
@@ -82,8 +87,8 @@ def test_configurations_that_share_no_rate_and_seed_are_not_merged():
         for seed in range(3)
     ]
     seeds = [full_record("hrp-b", seed, hrp={"scale": float(seed > 0)}) for seed in range(3)]
-    found = sorted(set(arm_labels([*ranks, *seeds]).values()))
-    assert found == ["hrp-ab R=128", "hrp-ab R=64", "hrp-b scale=0.0", "hrp-b scale=1.0"]
+    labels = sorted(set(arm_labels([*ranks, *seeds]).values()))
+    assert labels == ["hrp-ab R=128", "hrp-ab R=64", "hrp-b scale=0.0", "hrp-b scale=1.0"]
 
 
 @pytest.mark.parametrize(
@@ -101,12 +106,12 @@ def test_what_differs_in_more_than_the_start_is_never_compared(name, setting, ot
     records += [full_record("hrp-b", seed, 1e-3, 420, 30, **{name: setting}) for seed in range(3)]
     records += [full_record("hrp-ab", seed, 1e-3, 420, 30, **{name: other}) for seed in range(3)]
     total = [view for view in views(records) if view.basis == "equal total steps"]
-    assert [{one.arm for one in view.records} for view in total] in (
+    assert [{record.arm for record in view.records} for view in total] in (
         [{"lora", "hrp-b"}, {"hrp-ab"}], [{"hrp-ab"}, {"lora", "hrp-b"}],
     )  # fmt: skip
     assert all("=" in view.settings and view.settings in view.title for view in total)
-    judged = [one for view in total for one in analyse(view).comparisons]
-    assert [(one.arm, one.control) for one in judged] == [("hrp-b", "lora")]
+    judged = [comparison for view in total for comparison in analyse(view).comparisons]
+    assert [(comparison.arm, comparison.control) for comparison in judged] == [("hrp-b", "lora")]
 
 
 def test_views_that_share_all_settings_need_no_further_name():
@@ -123,7 +128,7 @@ def test_a_failed_rate_counts_for_its_own_configuration_alone():
     hot = full_record("hrp-b", 0, 4e-3, 420, 30, hrp={"preheat_rank": 4})
     failed = dataclasses.replace(hot, status="failed", reason="NaN", metrics={}, costs=Costs())
     best = analyse(views([*records, failed])[0]).best
-    assert {arm: one.on_edge for arm, one in best.items()} == {
+    assert {arm: sweep.on_edge for arm, sweep in best.items()} == {
         "hrp-b R=4": False, "hrp-b R=8": True,
     }  # fmt: skip
 
@@ -138,10 +143,10 @@ def test_the_analysis_finds_the_best_rate_the_verdict_and_the_share_of_the_gap()
 
 
 def test_without_the_control_there_is_a_table_but_no_comparison():
-    records = [one for one in benchmark() if one.arm == "hrp-ab"]
-    found = views(records)
-    assert [view.steps for view in found] == [450, 480]
-    assert analyse(found[0]).comparisons == []
+    records = [record for record in benchmark() if record.arm == "hrp-ab"]
+    all_views = views(records)
+    assert [view.steps for view in all_views] == [450, 480]
+    assert analyse(all_views[0]).comparisons == []
 
 
 def test_a_task_s_own_metric_goes_before_the_loss():

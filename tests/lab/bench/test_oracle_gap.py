@@ -21,34 +21,36 @@ def test_gap_closed_is_0_for_the_control_s_equal_and_1_for_the_oracle_s():
         twin=base - 1 + wiggle,
     )
     shares = shares_of(best)
-    assert {arm: round(one.share, 6) for arm, one in shares.items()} == {
+    assert {arm: round(share.share, 6) for arm, share in shares.items()} == {
         "same": 0.0, "half": 0.5, "twin": 1.0,
     }  # fmt: skip
-    assert all(one.low < one.share < one.high for one in shares.values())
+    assert all(share.low < share.share < share.high for share in shares.values())
 
 
 def noisy(generator, noise, oracle=1.0):
     """Ten arms, three seeds; "arm" closes 40 % of a gap of 1."""
-    found = noise * generator.standard_normal((10, 3)) + generator.standard_normal(3)
+    values = noise * generator.standard_normal((10, 3)) + generator.standard_normal(3)
     means = dict(zip("abcdefg", np.full(7, 1.2), strict=True), lora=2.0, oracle=oracle, arm=1.6)
-    return at_best(**{arm: found[i] + mean for i, (arm, mean) in enumerate(means.items())})
+    return at_best(**{arm: values[i] + mean for i, (arm, mean) in enumerate(means.items())})
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.2])
 def test_the_interval_of_a_share_holds_the_true_one_in_95_of_100_benchmarks(noise):
     generator = np.random.default_rng(0)
-    found = [shares_of(noisy(generator, noise)).get("arm") for _ in range(400)]
-    given = [one for one in found if one]
+    shares = [shares_of(noisy(generator, noise)).get("arm") for _ in range(400)]
+    given = [share for share in shares if share]
     assert len(given) >= 380
-    # The larger of pooled and own variance makes it wider, not narrower.
-    assert sum(one.low <= 0.4 <= one.high for one in given) >= 0.94 * len(given)
-    assert np.mean([one.high - one.low for one in given]) < 12 * noise
+    # The larger of the pooled and the unpooled variance makes it wider, not narrower.
+    assert sum(share.low <= 0.4 <= share.high for share in given) >= 0.94 * len(given)
+    assert np.mean([share.high - share.low for share in given]) < 12 * noise
 
 
 def test_the_limits_are_the_shares_whose_contrast_is_just_significant():
     best = noisy(np.random.default_rng(3), 0.1)
     shared, share = shared_pool(best, minimise=True), shares_of(best)["arm"]
-    values = {arm: np.array([one.values[seed] for seed in range(3)]) for arm, one in best.items()}
+    values = {
+        arm: np.array([sweep.values[seed] for seed in range(3)]) for arm, sweep in best.items()
+    }
     ratios = []
     for f in (share.low, share.high):
         contrast = (1 - f) * values["lora"] - values["arm"] + f * values["oracle"]

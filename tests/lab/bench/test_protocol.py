@@ -17,13 +17,13 @@ def made(**changes) -> Experiment:
 
 def recorded(runs: list[RunSpec], loss) -> dict[str, Record]:
     """Records of runs, with ``loss(run)``; None is a failure."""
-    found = {}
+    records = {}
     for run in runs:
         value = loss(run)
         done = {"status": "failed", "reason": "diverged"} if value is None else {
             "status": "ok", "metrics": {"eval_loss": value}}  # fmt: skip
-        found[run.run_id] = Record(run, **done)
-    return found
+        records[run.run_id] = Record(run, **done)
+    return records
 
 
 def rates(runs: list[RunSpec]) -> list[float]:
@@ -50,8 +50,8 @@ def test_no_run_is_planned_twice():
 def test_a_list_in_an_arm_makes_one_arm_a_value():
     hrp = {"name": "hrp-ab", "hrp": {"preheat_rank": [4, 8], "preheat_steps": [1, 2]}}
     settings = [line.config["hrp"] for line in lines(made(arms=[hrp]))]
-    found = [(one["preheat_rank"], one["preheat_steps"]) for one in settings]
-    assert found == list(itertools.product([4, 8], [1, 2]))
+    pairs = [(section["preheat_rank"], section["preheat_steps"]) for section in settings]
+    assert pairs == list(itertools.product([4, 8], [1, 2]))
 
 
 def test_a_section_changes_only_the_runs_of_arms_that_use_it():
@@ -120,10 +120,10 @@ def grown(experiment: Experiment, loss) -> dict[str, Record]:
 
 
 def seeds_by_rate(records: dict[str, Record]) -> dict[float, set[int]]:
-    found: dict[float, set[int]] = {}
+    seeds: dict[float, set[int]] = {}
     for record in records.values():
-        found.setdefault(record.run.learning_rate, set()).add(record.run.seed)
-    return dict(sorted(found.items()))
+        seeds.setdefault(record.run.learning_rate, set()).add(record.run.seed)
+    return dict(sorted(seeds.items()))
 
 
 SCREENED = {
@@ -139,8 +139,8 @@ def test_after_screening_the_other_seeds_run_the_best_rate_and_those_beside_it()
     first = plan(experiment, {})
     assert [run.seed for run in first] == [0, 1, 2, 0, 0, 0, 0]
     assert rates(first[:3]) == [2e-3]
-    found = seeds_by_rate(grown(experiment, lambda run: abs(run.learning_rate - 2e-3)))
-    assert found == {5e-4: {0}, 1e-3: {0, 1, 2}, 2e-3: {0, 1, 2}, 4e-3: {0, 1, 2}, 8e-3: {0}}
+    seeds = seeds_by_rate(grown(experiment, lambda run: abs(run.learning_rate - 2e-3)))
+    assert seeds == {5e-4: {0}, 1e-3: {0, 1, 2}, 2e-3: {0, 1, 2}, 4e-3: {0, 1, 2}, 8e-3: {0}}
 
 
 def test_every_arm_s_best_rate_has_all_its_seeds_before_any_arm_s_neighbours():
@@ -165,26 +165,26 @@ def test_a_grid_is_widened_again_where_all_seeds_prefer_its_edge():
     def loss(run: RunSpec) -> float:  # the first seed alone prefers a rate inside the grid
         return abs(run.learning_rate - (4e-3 if run.seed == 0 else 3.2e-2))
 
-    found = seeds_by_rate(grown(made(**SCREENED, widen=2), loss))
-    assert found[1.6e-2] == found[3.2e-2] == {0, 1, 2}
-    assert 6.4e-2 not in found
+    seeds = seeds_by_rate(grown(made(**SCREENED, widen=2), loss))
+    assert seeds[1.6e-2] == seeds[3.2e-2] == {0, 1, 2}
+    assert 6.4e-2 not in seeds
 
 
 def test_a_best_rate_that_only_the_screening_seed_likes_loses_and_its_rival_gets_neighbours():
     def loss(run: RunSpec) -> float:
         return abs(run.learning_rate - (2e-3 if run.seed == 0 else 4e-3))
 
-    found = seeds_by_rate(grown(made(**SCREENED | {"learning_rates": GRID_FROM_LOW}), loss))
-    assert found == {
+    seeds = seeds_by_rate(grown(made(**SCREENED | {"learning_rates": GRID_FROM_LOW}), loss))
+    assert seeds == {
         5e-4: {0, 1, 2}, 1e-3: {0, 1, 2}, 2e-3: {0, 1, 2}, 4e-3: {0, 1, 2}, 8e-3: {0, 1, 2},
     }  # fmt: skip
 
 
 def test_screening_widens_the_grid_before_the_other_seeds_run():
-    found = seeds_by_rate(grown(made(**SCREENED, widen=2), lambda run: 1 - run.learning_rate))
-    assert list(found)[-2:] == [1.6e-2, 3.2e-2]
-    assert found[3.2e-2] == found[1.6e-2] == {0, 1, 2}
-    assert found[8e-3] == {0}
+    seeds = seeds_by_rate(grown(made(**SCREENED, widen=2), lambda run: 1 - run.learning_rate))
+    assert list(seeds)[-2:] == [1.6e-2, 3.2e-2]
+    assert seeds[3.2e-2] == seeds[1.6e-2] == {0, 1, 2}
+    assert seeds[8e-3] == {0}
 
 
 def test_screening_an_arm_that_always_fails_ends():
@@ -193,11 +193,11 @@ def test_screening_an_arm_that_always_fails_ends():
 
 def test_a_task_may_have_its_own_steps():
     tasks = ["gsm8k", {"name": "glue-cola", "steps": 7, "options": {"max_length": 32}}]
-    found = {run.task: run.config for run in plan(made(tasks=tasks), {})}
-    assert found["glue-cola"]["steps"] == 7
-    assert found["glue-cola"]["task"] == {"max_length": 32}
-    assert found["glue-cola"]["metric"] == "matthews_correlation"
-    assert (found["gsm8k"]["steps"], found["gsm8k"]["metric"]) == (BASE["steps"], "eval_loss")
+    configs = {run.task: run.config for run in plan(made(tasks=tasks), {})}
+    assert configs["glue-cola"]["steps"] == 7
+    assert configs["glue-cola"]["task"] == {"max_length": 32}
+    assert configs["glue-cola"]["metric"] == "matthews_correlation"
+    assert (configs["gsm8k"]["steps"], configs["gsm8k"]["metric"]) == (BASE["steps"], "eval_loss")
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ def family_wise_errors(benchmarks, seed, **settings):
     generator = np.random.default_rng(seed)
     return sum(
         any(
-            one.verdict in ("better", "worse")
-            for one in judged(planted_scores(generator, **settings))
+            comparison.verdict in ("better", "worse")
+            for comparison in judged(planted_scores(generator, **settings))
         )
         for _ in range(benchmarks)
     )
@@ -42,7 +42,9 @@ def test_deciding_by_the_bootstrap_over_three_seeds_would_fail_the_same_check():
     false = 0
     for _ in range(200):
         compared = judged(planted_scores(generator, curvature=3.0))
-        false += any(not one.bootstrap[0] <= 0 <= one.bootstrap[1] for one in compared)
+        false += any(
+            not comparison.bootstrap[0] <= 0 <= comparison.bootstrap[1] for comparison in compared
+        )
     assert false > 50
 
 
@@ -55,7 +57,7 @@ def test_the_level_holds_for_few_and_many_arms_and_seeds(arms, seeds):
     false = 0
     for _ in range(1000):
         compared = judged(planted_scores(generator, names, seeds, curvature=3.0), names)
-        false += any(one.verdict in ("better", "worse") for one in compared)
+        false += any(comparison.verdict in ("better", "worse") for comparison in compared)
     assert false <= 50 + 2 * math.sqrt(1000 * 0.05 * 0.95)
 
 
@@ -82,42 +84,46 @@ def test_the_level_holds_for_noise_that_is_not_normal_or_not_even(kind, curvatur
         values = NOISE[kind](generator, (10, 5, 3))
         values = values + curvature * (np.arange(5) - 2.0)[:, None] ** 2
         compared = judged(values, names)
-        false += any(one.verdict in ("better", "worse") for one in compared)
+        false += any(comparison.verdict in ("better", "worse") for comparison in compared)
     assert false <= 50 + 2 * math.sqrt(1000 * 0.05 * 0.95)
 
 
 def test_a_planted_effect_is_found_and_planted_nulls_beside_it_are_not():
     generator = np.random.default_rng(3)
-    found = mistaken = 0
+    right = mistaken = 0
     for _ in range(100):
         verdicts = {
-            one.arm: one.verdict
-            for one in judged(planted_scores(generator, effects={"hrp-ab": -6.0}))
+            comparison.arm: comparison.verdict
+            for comparison in judged(planted_scores(generator, effects={"hrp-ab": -6.0}))
         }
-        found += verdicts.pop("hrp-ab") == "better"
+        right += verdicts.pop("hrp-ab") == "better"
         mistaken += any(verdict != "no significant difference" for verdict in verdicts.values())
-    assert found >= 95
+    assert right >= 95
     assert mistaken <= 5
 
 
 def test_a_planted_harm_is_called_worse_and_more_is_better_for_accuracies():
     values = planted_scores(np.random.default_rng(0), effects={"pissa": 9.0})
     best = select(scores(records_of(values), "eval_loss"), minimise=True)
-    verdict = {one.arm: one.verdict for one in compare(best, minimise=True)}
+    verdict = {comparison.arm: comparison.verdict for comparison in compare(best, minimise=True)}
     assert verdict["pissa"] == "worse"
     mirrored = select(scores(records_of(-values), "eval_loss"), minimise=False)
-    assert {one.arm: one.verdict for one in compare(mirrored, minimise=False)} == verdict
+    assert {
+        comparison.arm: comparison.verdict for comparison in compare(mirrored, minimise=False)
+    } == verdict
 
 
 def test_two_arms_alone_are_compared_by_the_paired_t_test():
     best = at_best(lora=[1.0, 2.0, 4.0], other=[0.5, 1.0, 3.8])
-    (one,) = compare(best, minimise=True)
+    (comparison,) = compare(best, minimise=True)
     differences = np.array([-0.5, -1.0, -0.2])
     error = differences.std(ddof=1) / math.sqrt(3)
-    assert one.difference == pytest.approx(differences.mean())
-    assert one.p_value == pytest.approx(2 * student.sf(-differences.mean() / error, 2))
+    assert comparison.difference == pytest.approx(differences.mean())
+    assert comparison.p_value == pytest.approx(2 * student.sf(-differences.mean() / error, 2))
     half = student.isf(0.025, 2) * error
-    assert one.interval == pytest.approx((one.difference - half, one.difference + half))
+    assert comparison.interval == pytest.approx(
+        (comparison.difference - half, comparison.difference + half)
+    )
 
 
 def test_the_pool_is_the_residual_variance_of_the_two_way_layout():
@@ -141,7 +147,9 @@ def test_an_arm_that_scatters_wildly_neither_hides_the_others_nor_borrows_their_
     values = {f"arm{i}": list(generator.standard_normal(3)) for i in range(8)}
     values["lora"] = list(generator.standard_normal(3) + 12)
     values["wild"] = [-100.0, 60.0, 45.0]
-    compared = {one.arm: one for one in compare(at_best(**values), minimise=True)}
+    compared = {
+        comparison.arm: comparison for comparison in compare(at_best(**values), minimise=True)
+    }
     assert not compared["wild"].pooled
     assert compared["wild"].verdict == "no significant difference"
     assert all(compared[f"arm{i}"].verdict == "better" for i in range(8))
@@ -151,7 +159,9 @@ def test_a_pair_that_scatters_more_than_the_pool_is_held_to_its_own_spread():
     generator = np.random.default_rng(2)
     values = {f"arm{i}": list(generator.standard_normal(3)) for i in range(12)}
     best = at_best(lora=[0.0, 0.0, 0.0], loose=[2.0, 0.0, -2.0], **values)
-    loose = next(one for one in compare(best, minimise=True) if one.arm == "loose")
+    loose = next(
+        comparison for comparison in compare(best, minimise=True) if comparison.arm == "loose"
+    )
     error = (loose.interval[1] - loose.difference) / student.isf(0.025, 13 * 2)
     assert loose.pooled
     assert error == pytest.approx(np.std([2.0, 0.0, -2.0], ddof=1) / math.sqrt(3))
@@ -159,7 +169,9 @@ def test_a_pair_that_scatters_more_than_the_pool_is_held_to_its_own_spread():
 
 def test_scores_without_any_spread_give_no_verdict():
     best = at_best(lora=[0.5] * 3, other=[0.25] * 3, third=[0.5] * 3)
-    assert {one.verdict for one in compare(best, minimise=True)} == {"no significant difference"}
+    assert {comparison.verdict for comparison in compare(best, minimise=True)} == {
+        "no significant difference"
+    }
 
 
 def test_an_arm_that_lacks_a_seed_is_incomplete_and_leaves_the_others_as_they_were():
@@ -168,8 +180,10 @@ def test_an_arm_that_lacks_a_seed_is_incomplete_and_leaves_the_others_as_they_we
     without = {arm: by_rate for arm, by_rate in table.items() if arm != "pissa"}
     lacking = dict(table, pissa={rate: {0: 1.0, 1: 1.0} for rate in table["pissa"]})
     compared = compare(select(lacking, minimise=True), minimise=True)
-    assert {one.verdict for one in compared if one.arm == "pissa"} == {"incomplete"}
-    others = [one for one in compared if one.arm != "pissa"]
+    assert {comparison.verdict for comparison in compared if comparison.arm == "pissa"} == {
+        "incomplete"
+    }
+    others = [comparison for comparison in compared if comparison.arm != "pissa"]
     assert others == compare(select(without, minimise=True), minimise=True)
 
 
@@ -184,23 +198,25 @@ def test_an_arm_stuck_at_a_wrong_rate_has_no_verdict_and_leaves_the_others_as_th
     table = scores(records_of(planted_scores(np.random.default_rng(0))), "eval_loss")
     without = {arm: by_rate for arm, by_rate in table.items() if arm != "pissa"}
     compared = compare(select(with_unsettled(table, "pissa"), minimise=True), minimise=True)
-    (stuck,) = [one for one in compared if one.arm == "pissa"]
+    (stuck,) = [comparison for comparison in compared if comparison.arm == "pissa"]
     assert (stuck.verdict, stuck.judged) == ("rate not settled", False)
     assert math.isnan(stuck.holm_p)
-    others = [one for one in compared if one.arm != "pissa"]
+    others = [comparison for comparison in compared if comparison.arm != "pissa"]
     assert others == compare(select(without, minimise=True), minimise=True)
 
 
 def test_a_control_stuck_at_a_wrong_rate_gives_no_verdict_at_all():
     table = scores(records_of(planted_scores(np.random.default_rng(0))), "eval_loss")
     best = select(with_unsettled(table, "lora"), minimise=True)
-    assert {one.verdict for one in compare(best, minimise=True)} == {"rate not settled"}
+    assert {comparison.verdict for comparison in compare(best, minimise=True)} == {
+        "rate not settled"
+    }
     assert shared_pool(best, minimise=True) is None
 
 
 def test_one_seed_is_never_enough_for_a_verdict():
     best = at_best(lora=[3.0], other=[1.0])
-    assert [one.verdict for one in compare(best, minimise=True)] == ["incomplete"]
+    assert [comparison.verdict for comparison in compare(best, minimise=True)] == ["incomplete"]
 
 
 def test_a_control_without_results_is_named():
@@ -213,8 +229,8 @@ def test_holm_matches_its_definition():
     order = np.argsort(p_values)
     for level in (0.01, 0.05, 0.2):
         rejected = set()
-        for place, index in enumerate(order):
-            if p_values[index] > level / (9 - place):
+        for smaller, index in enumerate(order):
+            if p_values[index] > level / (9 - smaller):
                 break
             rejected.add(int(index))
         assert {i for i, p in enumerate(holm(p_values)) if p <= level} == rejected
@@ -224,7 +240,9 @@ def test_more_pairs_make_every_verdict_harder():
     best = at_best(lora=[3.0, 3.1, 3.3], a=[2.0, 2.2, 2.3], b=[2.5, 2.7, 2.6], c=[2.6, 2.6, 2.9])
     few = compare_pairs(best, [("a", "lora")], minimise=True)[0]
     many = compare_pairs(best, [(x, y) for x in "ab" for y in ("lora", "c")], minimise=True)
-    alike = next(one for one in many if (one.arm, one.control) == ("a", "lora"))
+    alike = next(
+        comparison for comparison in many if (comparison.arm, comparison.control) == ("a", "lora")
+    )
     assert alike.p_value == few.p_value
     assert alike.holm_p > few.holm_p
 

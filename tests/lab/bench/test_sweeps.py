@@ -17,16 +17,16 @@ def test_each_arm_stands_at_the_rate_with_the_best_mean_over_seeds():
 def test_a_rate_at_which_a_seed_diverged_is_not_chosen():
     records = records_of(planted_scores(np.random.default_rng(0)))
     hot = [
-        dataclasses.replace(one, status="failed", reason="NaN loss", metrics={})
-        if one.run.learning_rate == 8e-3 and one.run.seed == 2
-        else one
-        for one in records
+        dataclasses.replace(record, status="failed", reason="NaN loss", metrics={})
+        if record.run.learning_rate == 8e-3 and record.run.seed == 2
+        else record
+        for record in records
     ]
     lucky = [
-        dataclasses.replace(one, metrics={"eval_loss": -99.0})
-        if one.run.learning_rate == 8e-3 and one.status == "ok"
-        else one
-        for one in hot
+        dataclasses.replace(record, metrics={"eval_loss": -99.0})
+        if record.run.learning_rate == 8e-3 and record.status == "ok"
+        else record
+        for record in hot
     ]
     assert all(
         best.learning_rate != 8e-3 for best in select(scores(lucky, "eval_loss"), True).values()
@@ -79,7 +79,9 @@ def test_two_configurations_of_one_arm_are_not_mixed_in_silence():
     records = [full_record(preheat_rank=64), full_record(preheat_rank=128)]
     with pytest.raises(RecordError, match="two records of arm 'hrp-ab'"):
         scores(records, "eval_loss")
-    apart = scores(records, "eval_loss", label=lambda one: f"R{one.run.config['preheat_rank']}")
+    apart = scores(
+        records, "eval_loss", label=lambda record: f"R{record.run.config['preheat_rank']}"
+    )
     assert sorted(apart) == ["R128", "R64"]
 
 
@@ -105,14 +107,15 @@ def test_a_screening_seed_is_compared_with_the_same_seed_at_the_chosen_rate(sign
     turned = [
         {
             "a": {
-                rate: {seed: sign * v for seed, v in values.items()} for rate, values in one.items()
+                rate: {seed: sign * v for seed, v in values.items()}
+                for rate, values in by_rate.items()
             }
         }
-        for one in (hard, easy)
+        for by_rate in (hard, easy)
     ]
-    found = [select(one, minimise=sign == 1)["a"] for one in turned]
-    assert [one.learning_rate for one in found] == [4e-3, 4e-3]
-    assert [one.overtaken_by(sign == 1) for one in found] == [1e-3, None]
+    sweeps = [select(by_rate, minimise=sign == 1)["a"] for by_rate in turned]
+    assert [sweep.learning_rate for sweep in sweeps] == [4e-3, 4e-3]
+    assert [sweep.overtaken_by(sign == 1) for sweep in sweeps] == [1e-3, None]
 
 
 def test_a_rate_behind_a_complete_one_on_its_seeds_is_not_waited_for():

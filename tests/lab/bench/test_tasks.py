@@ -74,9 +74,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def write_lines(path, found) -> None:
+def write_lines(path, rows) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(one) + "\n" for one in found))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def test_the_prompt_and_the_cut_are_left_out_of_the_loss(tokenizer):
@@ -92,17 +92,17 @@ def test_answer_loss_is_the_mean_over_all_answer_tokens_whatever_the_batches(tok
     from transformers import DataCollatorForSeq2Seq
 
     pairs = [("one", "1 2 3"), ("one plus a", "4"), ("b", "5 6"), ("c d", "7 8 9 1")]
-    found, model = encode(tokenizer, pairs, 32), tiny_llama()
+    examples, model = encode(tokenizer, pairs, 32), tiny_llama()
     total, tokens, right = 0.0, 0, 0
-    for row in found:
+    for row in examples:
         logits = model(torch.tensor([row["input_ids"]])).logits[0, :-1].log_softmax(-1)
-        for place, label in enumerate(row["labels"][1:]):
+        for position, label in enumerate(row["labels"][1:]):
             if label != -100:
-                total, tokens = total - logits[place, label].item(), tokens + 1
-                right += int(logits[place].argmax() == label)
+                total, tokens = total - logits[position, label].item(), tokens + 1
+                right += int(logits[position].argmax() == label)
     collator = DataCollatorForSeq2Seq(tokenizer, padding=True)
     for size in (1, 3, 8):
-        metrics = answer_metrics(model, found, collator, size)
+        metrics = answer_metrics(model, examples, collator, size)
         assert math.isclose(metrics["eval_loss"], total / tokens, rel_tol=1e-5)
         assert metrics["token_accuracy"] == right / tokens
 
@@ -141,7 +141,7 @@ def test_gsm8k_reads_a_local_folder_without_its_calculator_notes(tmp_path, token
     options = {"train_rows": 4, "generate_rows": 2, "max_new_tokens": 2}
     task = load_task(TaskRequest("gsm8k", str(tmp_path / "model"), str(tmp_path / "data"), options))
     assert len(task.train) == 4
-    answer = [one for one in task.train[0]["labels"] if one != -100]
+    answer = [label for label in task.train[0]["labels"] if label != -100]
     assert tokenizer.decode(answer) == "1 3 #### 3 <eos>"
     model = task.load_model(torch.float32)
     assert set(task.evaluate(model)) == {"eval_loss", "token_accuracy", "exact_match"}
@@ -150,17 +150,17 @@ def test_gsm8k_reads_a_local_folder_without_its_calculator_notes(tmp_path, token
 def test_metamath_is_shuffled_alike_every_time_and_judged_on_gsm8k(tmp_path, tokenizer):
     tiny_llama().save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    found = [{"query": f"one {n}", "response": f"{n} The answer is: {n}"} for n in range(1, 10)]
-    write_lines(tmp_path / "data" / "metamath.jsonl", found)
+    rows = [{"query": f"one {n}", "response": f"{n} The answer is: {n}"} for n in range(1, 10)]
+    write_lines(tmp_path / "data" / "metamath.jsonl", rows)
     write_lines(tmp_path / "data" / "test.jsonl", [{"question": "one", "answer": "#### 1"}])
     request = TaskRequest(
         "metamath-gsm8k", str(tmp_path / "model"), str(tmp_path / "data"),
         {"train_rows": 9, "generate_rows": 0},
     )  # fmt: skip
-    one, two = load_task(request), load_task(request)
-    assert one.train == two.train
-    first = [row["input_ids"][2] for row in one.train]
-    assert sorted(first) != first
+    first, second = load_task(request), load_task(request)
+    assert first.train == second.train
+    order = [row["input_ids"][2] for row in first.train]
+    assert sorted(order) != order
 
 
 def glue_folder(tmp_path):
@@ -245,11 +245,11 @@ def test_word_problems_need_nothing(tmp_path):
 def test_official_numbers_keep_lm_eval_s_names(monkeypatch, tmp_path):
     from hrp_lab.bench.tasks.official import official_metrics
 
-    found = {"gsm8k": {"alias": "gsm8k", "exact_match,strict-match": 0.25,
+    results = {"gsm8k": {"alias": "gsm8k", "exact_match,strict-match": 0.25,
                        "exact_match_stderr,strict-match": 0.1, "acc,none": 0.5,
                        "sample_len": 6}}  # fmt: skip
     harness = types.ModuleType("lm_eval")
-    harness.simple_evaluate = lambda model, tasks, log_samples: {"results": found}
+    harness.simple_evaluate = lambda model, tasks, log_samples: {"results": results}
     loader = types.ModuleType("lm_eval.models.huggingface")
     loader.HFLM = lambda pretrained, tokenizer, batch_size: pretrained
     monkeypatch.setitem(sys.modules, "lm_eval", harness)

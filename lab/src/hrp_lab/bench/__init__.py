@@ -1,1 +1,1 @@
-"""The benchmark: arms, tasks, runs, their records, and the statistics that judge them."""
+"""Benchmark starts of LoRA: arms, tasks, runs, records, and the statistics that judge them."""

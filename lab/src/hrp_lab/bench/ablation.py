@@ -1,4 +1,4 @@
-"""Ablations: the configurations of an arm over two settings, and what each level comes to."""
+"""Arrange an arm's configurations over two ablated settings, and say what each level gains."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ FACTORS = ("preheat_rank", "preheat_steps")
 
 @dataclass(frozen=True)
 class Grid:
-    """An arm's configurations over `FACTORS`.
+    """Holds an arm's configurations over `FACTORS`.
 
     Args:
         levels: of both factors, ascending.
-        labels: of the analysis, by place; places that were not run are missing.
+        labels: the analysis's labels by cell (a level of each); cells that were not run are
+            missing.
     """
 
     arm: str
@@ -29,19 +30,19 @@ class Grid:
 
 
 def grids(analysis: Analysis) -> list[Grid]:
-    """The grids in a view; an arm whose configurations differ in more than `FACTORS` has none."""
-    by_arm: dict[str, list[tuple[str, tuple[str, str]]]] = {}
+    """Return a view's grids; an arm whose configurations differ in more than `FACTORS` has none."""
+    by_arm: dict[str, list[tuple[tuple[str, str], str]]] = {}
     for label in analysis.best:
         record = analysis.records_of(label)[0]
-        place = setting(record, FACTORS[0]), setting(record, FACTORS[1])
-        by_arm.setdefault(record.arm, []).append((label, (str(place[0]), str(place[1]))))
-    found = []
-    for arm, placed in sorted(by_arm.items()):
-        labels = {place: label for label, place in placed}
-        first, second = (tuple(sorted({p[axis] for p in labels}, key=_by_size)) for axis in (0, 1))
-        if len(labels) == len(placed) and min(len(first), len(second)) > 1:
-            found.append(Grid(arm, (first, second), labels))
-    return found
+        cell = str(setting(record, FACTORS[0])), str(setting(record, FACTORS[1]))
+        by_arm.setdefault(record.arm, []).append((cell, label))
+    all_grids = []
+    for arm, cells in sorted(by_arm.items()):
+        labels = dict(cells)
+        first, second = (tuple(sorted({c[axis] for c in labels}, key=_by_size)) for axis in (0, 1))
+        if len(labels) == len(cells) and min(len(first), len(second)) > 1:
+            all_grids.append(Grid(arm, (first, second), labels))
+    return all_grids
 
 
 def _by_size(text: str) -> tuple[float, str]:
@@ -53,7 +54,7 @@ def _by_size(text: str) -> tuple[float, str]:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Mean of a level's cells minus the control, paired by seed.
+    """Holds the mean of a level's cells minus the control, paired by seed.
 
     Args:
         cells: number of cells, one for each level of the other factor.
@@ -69,23 +70,24 @@ class Contrast:
 
 
 def contrasts(analysis: Analysis, grid: Grid) -> list[Contrast]:
-    """Every level of both factors whose cells all have a verdict; none where the control lacks one.
+    """Compare with the control each level of both factors whose cells all have a verdict.
 
-    Cells are the arm's at their best rates, weighted alike.
+    Cells are the arm's at their best rates, weighted alike. There are no contrasts where the
+    control has no verdict.
     """
     pool = analysis.pool
     if pool is None or analysis.control not in pool.arms | pool.outliers:
         return []
-    found = []
+    judged = []
     for axis, factor in enumerate(FACTORS):
         others = grid.levels[1 - axis]
         for level in grid.levels[axis]:
-            places = [(level, other) if axis == 0 else (other, level) for other in others]
-            labels = [grid.labels[place] for place in places if place in grid.labels]
+            cells = [(level, other) if axis == 0 else (other, level) for other in others]
+            labels = [grid.labels[cell] for cell in cells if cell in grid.labels]
             if len(labels) == len(others) and set(labels) <= pool.arms | pool.outliers:
                 numbers = _contrast(analysis, pool, labels)
-                found.append(Contrast(grid.arm, factor, level, len(labels), *numbers))
-    return found
+                judged.append(Contrast(grid.arm, factor, level, len(labels), *numbers))
+    return judged
 
 
 def _contrast(

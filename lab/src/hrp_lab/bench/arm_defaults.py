@@ -1,11 +1,11 @@
-"""Settings of kinds of arms, as an experiment's YAML file may set them."""
+"""Hold the default settings of kinds of arms, which an experiment's YAML file may override."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-SECTIONS: dict[str, dict[str, Any]] = {
+ARM_DEFAULTS: dict[str, dict[str, Any]] = {
     "hrp": {
         "preheat_rank": 128,
         "preheat_steps": 50,
@@ -22,11 +22,12 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "loraplus": {"ratio": 16.0},
     "adalora": {"init_rank": None, "initial_share": 0.1, "final_share": 0.3, "interval": 10},
 }  # fmt: skip
-"""Settings of kinds of arms, with defaults; an arm's records hold those that it uses.
+"""Each section holds a kind's settings; the records of an arm hold the sections that it uses.
 
 - hrp: see `hrp.HRPConfig`; ``learning_rate`` is preheating's, ``preheat_steps`` a number or a
-  share of all steps of the run. Both have defaults of their own here: a record holds what was run.
-- auto: for "hrp-auto": direction, the most preheating as a share of all steps, and HRPConfig's.
+  share of all steps of the run. Both have fixed defaults here: a record holds what was run.
+- auto: for "hrp-auto": direction, the most preheating as a share of all steps, and settings of
+  HRPConfig.
 - gradient: batches whose gradients are averaged (gradient-svd, lora_ga).
 - covariance: rows whose activations make CorDA's covariances.
 - eva: PEFT's ``EvaConfig``; ``max_batches`` ends what would not converge.
@@ -38,7 +39,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
 
 
 def adalora_fields(settings: Mapping[str, Any], rank: int, steps: int) -> dict[str, Any]:
-    """Fields of PEFT's ``AdaLoraConfig`` from section ``adalora``, at ``rank`` and ``steps``."""
+    """Turn section ``adalora`` into fields of PEFT's ``AdaLoraConfig`` at ``rank``, ``steps``."""
     return {
         "init_r": settings.get("init_rank") or round(1.5 * rank),
         "target_r": rank,

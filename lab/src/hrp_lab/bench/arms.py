@@ -1,7 +1,7 @@
-"""Arms: every initialiser and variant, a small registered function each.
+"""Every initialiser and variant is an arm: a small registered function that makes a start.
 
-An arm makes a `Start` from a `Setup`. PEFT's own implementation is used wherever PEFT has one. An
-arm that cannot run raises `NotApplicable`; none falls back to another start.
+An arm makes a `Start` from a `Setup`. PEFT's implementation is used wherever PEFT has one. An arm
+that cannot run raises `NotApplicable`; none falls back to another start.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from hrp_lab.bench.spectrum_cache import Shared
 
 @dataclass(frozen=True)
 class Arm:
-    """An initialiser or variant.
+    """Describes an initialiser or variant.
 
     Args:
-        about: one line.
+        about: one line for `hrp-lab bench list`.
         start: makes the start of a run.
-        sections: of `hrp_lab.bench.arm_defaults.SECTIONS`, those that it depends on.
+        sections: those of `hrp_lab.bench.arm_defaults.ARM_DEFAULTS` that it depends on.
         charged: whether its start takes steps or passes that are charged.
-        shares: kind of what it shares with other runs ("preheat", "gradient", "oracle"), or None.
+        shares: makes the spectrum that it shares with other runs, or reads it from the cache; None
+            where it shares none.
     """
 
     about: str
@@ -51,7 +52,7 @@ ARMS: dict[str, Arm] = {}
 def register(
     name: str, about: str, **fields: Any
 ) -> Callable[[Callable[[Setup], Start]], Callable[[Setup], Start]]:
-    """Enter a function under ``name``; raises ``ValueError`` where the name is taken."""
+    """Enter a function under ``name``; raise ``ValueError`` where the name is taken."""
 
     def enter(start: Callable[[Setup], Start]) -> Callable[[Setup], Start]:
         if name in ARMS:
@@ -67,19 +68,19 @@ def register(
 
 @register("lora", "PEFT's default: Kaiming lora_A, lora_B = 0")
 def lora(setup: Setup) -> Start:
-    """The control."""
+    """Start as PEFT does by default; this is the control."""
     return Start(setup.adapter())
 
 
 @register("rslora", "scaling alpha / sqrt(r)")
 def rslora(setup: Setup) -> Start:
-    """Kalajdzievski 2023."""
+    """Scale by alpha / sqrt(r), as Kalajdzievski (2023) does."""
     return Start(setup.adapter(use_rslora=True))
 
 
 @register("dora", "weight-decomposed LoRA")
 def dora(setup: Setup) -> Start:
-    """Liu et al. 2024."""
+    """Train magnitude and direction apart, as Liu et al. (2024) do."""
     return Start(setup.adapter(use_dora=True))
 
 
@@ -98,7 +99,7 @@ for _name, _about in {
 
 @register("orthogonal", "orthogonal lora_A and lora_B, product 0")
 def orthogonal(setup: Setup) -> Start:
-    """PEFT's, for even ranks."""
+    """Start from PEFT's orthogonal factors, which exist for even ranks only."""
     if setup.rank % 2:
         raise NotApplicable(f"PEFT's orthogonal start needs an even rank, got {setup.rank}")
     return Start(setup.linear_adapter(init_lora_weights="orthogonal"))
@@ -110,8 +111,7 @@ def _random(direction: Direction) -> Callable[[Setup], Start]:
         generator = torch.Generator().manual_seed(setup.spec.seed)
         for module in lora_modules(model, "default").values():
             factors = [torch.zeros(factor.shape) for factor in module.matrices()]
-            chosen = "AB".index(direction)
-            torch.nn.init.orthogonal_(factors[chosen], generator=generator)
+            torch.nn.init.orthogonal_(factors["AB".index(direction)], generator=generator)
             module.write(factors[0], factors[1])
         return Start(model)
 
@@ -124,13 +124,13 @@ register("random-b", "random orthonormal columns in lora_B, lora_A = 0")(_random
 
 @register("lora+", "a higher learning rate for lora_B", sections=("loraplus",))
 def lora_plus(setup: Setup) -> Start:
-    """Hayou et al. 2024."""
+    """Train lora_B at a higher rate, as Hayou et al. (2024) do."""
     model = setup.adapter()
     return Start(model, optimizer=loraplus_optimizer(setup, model))
 
 
 def loraplus_optimizer(setup: Setup, model: PeftModel) -> torch.optim.Optimizer:
-    """AdamW with LoRA+'s two learning rates."""
+    """Return AdamW with LoRA+'s two learning rates."""
     optimizer: torch.optim.Optimizer = create_loraplus_optimizer(
         model,
         torch.optim.AdamW,
@@ -142,7 +142,7 @@ def loraplus_optimizer(setup: Setup, model: PeftModel) -> torch.optim.Optimizer:
 
 @register("lora-fa", "lora_A frozen at random, gradient of lora_B corrected")
 def lora_fa(setup: Setup) -> Start:
-    """Zhang et al. 2023."""
+    """Train lora_B alone, by a corrected gradient, as Zhang et al. (2023) do in LoRA-FA."""
     model, config = setup.adapter(), setup.lora_config()
     optimizer = create_lorafa_optimizer(
         model, r=config.r, lora_alpha=config.lora_alpha, lr=setup.spec.learning_rate
@@ -151,19 +151,19 @@ def lora_fa(setup: Setup) -> Start:
 
 
 class _Allocation(TrainerCallback):
-    """Lets AdaLoRA allocate its ranks, while the gradients are still there."""
+    """Lets AdaLoRA allocate its ranks while the gradients are still there."""
 
     def __init__(self, model: PeftModel) -> None:
         self._model = model
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """After the optimizer's step, before the gradients are cleared."""
+        """Allocate after the optimizer's step, before the gradients are cleared."""
         self._model.base_model.update_and_allocate(state.global_step)
 
 
 @register("adalora", "ranks allocated by importance", sections=("adalora",))
 def adalora(setup: Setup) -> Start:
-    """Zhang et al. 2023."""
+    """Allocate ranks by importance, as Zhang et al. (2023) do in AdaLoRA."""
     fields = adalora_fields(setup.section("adalora"), setup.rank, setup.steps_after(0))
     plain = setup.lora_config()
     base = setup.base()
@@ -183,7 +183,7 @@ def adalora(setup: Setup) -> Start:
 
 @register("full", "full fine-tuning, in float32")
 def full(setup: Setup) -> Start:
-    """Every parameter of the base; bfloat16 weights would lose most updates to rounding."""
+    """Train every parameter in float32; bfloat16 weights would round most updates away."""
     model = setup.base(torch.float32).requires_grad_(True)
     extra = sum(p.numel() for p in model.parameters()) - setup.adapter_parameters()
     return Start(model, Costs(extra_parameters=max(extra, 0)), full=True)
@@ -192,24 +192,13 @@ def full(setup: Setup) -> Start:
 # --- starts from the data ------------------------------------------------------------------
 
 
-@register("eva", "leading directions of the activations", sections=("eva",), charged=True)
-def eva(setup: Setup) -> Start:
-    """Paischer et al. 2024."""
-    return starts.eva(setup)
-
-
-@register("corda", "weight times covariance of the activations", sections=("covariance",),
-          charged=True)  # fmt: skip
-def corda(setup: Setup) -> Start:
-    """Yang et al. 2024, instruction-previewed mode."""
-    return starts.corda(setup)
-
-
-@register("lora_ga", "singular vectors of the gradient, the base changed", sections=("gradient",),
-          charged=True)  # fmt: skip
-def lora_ga(setup: Setup) -> Start:
-    """Wang et al. 2024."""
-    return starts.lora_ga(setup)
+register("eva", "leading directions of the activations", sections=("eva",), charged=True)(
+    starts.eva
+)
+register("corda", "weight times covariance of the activations", sections=("covariance",),
+         charged=True)(starts.corda)  # fmt: skip
+register("lora_ga", "singular vectors of the gradient, the base changed", sections=("gradient",),
+         charged=True)(starts.lora_ga)  # fmt: skip
 
 
 def _directed(
@@ -220,7 +209,7 @@ def _directed(
     freeze: bool = False,
     **variant: Any,
 ) -> Start:
-    """A LoRA started from a shared spectrum; with ``freeze``, the direction's factor stays."""
+    """Start a LoRA from a shared spectrum; with ``freeze``, the direction's factor stays."""
     model = setup.adapter(**variant)
     initialize_lora_hrp_weights(model, shared.spectrum, direction, scale)
     if freeze:
@@ -268,7 +257,7 @@ register("asymmetric-hrp-b", "as hrp-b, lora_B frozen", **_HRP)(_hrp("B", freeze
     shares=starts.preheated_until_settled,
 )
 def hrp_auto(setup: Setup) -> Start:
-    """Charged for the steps that it took."""
+    """Preheat until the subspaces settle; charge the steps that this took."""
     return _directed(
         setup, starts.preheated_until_settled(setup), setup.section("auto")["direction"]
     )
@@ -279,7 +268,7 @@ def hrp_auto(setup: Setup) -> Start:
 
 @register("asymmetric-a", "lora_A frozen at PEFT's random start")
 def asymmetric_a(setup: Setup) -> Start:
-    """Theorem 1's setting."""
+    """Train lora_B alone, which is the setting of `docs/theory.md` T1."""
     model = setup.adapter()
     freeze_factor(model, "A")
     return Start(model)
@@ -287,7 +276,7 @@ def asymmetric_a(setup: Setup) -> Start:
 
 @register("asymmetric-b", "lora_B frozen at a random start, lora_A = 0")
 def asymmetric_b(setup: Setup) -> Start:
-    """The mirror image: uniform lora_B, columns of expected squared norm 1/3."""
+    """Train lora_A alone; lora_B is uniform, its columns of expected squared norm 1/3."""
     model = setup.adapter()
     generator = torch.Generator().manual_seed(setup.spec.seed)
     for module in lora_modules(model, "default").values():

@@ -1,4 +1,4 @@
-"""Views of a benchmark: which records are compared with which, and on what basis of cost."""
+"""Decide which records of a benchmark are compared with which, and on what basis of cost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ALIKE = ("model", "dtype", "batch_size", "lora.r")
 
 @dataclass(frozen=True)
 class View:
-    """Records of one experiment and task that had the same number of steps.
+    """Holds records of one experiment and task that had the same number of steps.
 
     They share base model, dtype, batch size, LoRA's rank and the task's options too.
 
@@ -46,19 +46,17 @@ class View:
 
     @property
     def title(self) -> str:
-        """Experiment, task, basis, steps and settings, as a heading."""
-        steps = f"{self.basis} ({self.steps})"
-        return f"{self.experiment}: {self.task}, {steps}" + f", {self.settings}" * bool(
-            self.settings
-        )
+        """Return experiment, task, basis, steps and settings, as a heading."""
+        title = f"{self.experiment}: {self.task}, {self.basis} ({self.steps})"
+        return f"{title}, {self.settings}" if self.settings else title
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """A view judged by one metric: each arm's best rate, and how it compares.
+    """Judges a view by one metric: each arm's best rate, and how it compares.
 
     Args:
-        labels: arm by run id; configurations of one arm are arms of their own.
+        labels: arm by run id; each configuration of an arm counts as an arm.
         table: scores by arm, rate and seed.
         best: arms at their best rates, best arm first.
         comparisons: with the control; empty where it has no results.
@@ -79,27 +77,24 @@ class Analysis:
 
     @property
     def minimise(self) -> bool:
-        """Whether less is better."""
+        """Return whether less is better."""
         return minimised(self.metric)
 
     @property
     def sense(self) -> str:
-        """Which way the metric is better, in words."""
+        """Say in words which way the metric is better."""
         return "less is better" if self.minimise else "more is better"
 
     def records_of(self, arm: str) -> list[Record]:
-        """Records behind the figures of ``arm``: those at its best rate, by seed."""
+        """Return the records behind the figures of ``arm``: those at its best rate, by seed."""
         rate = self.best[arm].learning_rate
-        chosen = [
-            record
-            for record in self.view.records
-            if self.labels[record.run_id] == arm and record.run.learning_rate == rate
-        ]
+        rated = [record for record in self.view.records if record.run.learning_rate == rate]
+        chosen = [record for record in rated if self.labels[record.run_id] == arm]
         return sorted(chosen, key=lambda record: record.run.seed)
 
 
 def views(records: Iterable[Record], control: str = CONTROL) -> list[View]:
-    """Split records into views: by experiment and task, then by the control's step counts.
+    """Split records into views by experiment and task, then by the control's step counts.
 
     Records that differ in model, dtype, batch size, LoRA's rank or the task's options are never in
     one view: a difference between them would not be the start's.
@@ -119,19 +114,19 @@ def views(records: Iterable[Record], control: str = CONTROL) -> list[View]:
 
 
 def _alike(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Records by the settings in which the control must be like its rivals, where these differ."""
-    found = [
+    """Group records by the settings in which the control must be like its rivals, where unlike."""
+    configs = [
         {
             name: text
-            for name, text in _flattened(one.run.config)
+            for name, text in _flattened(record.run.config)
             if name in _ALIKE or name.startswith("task.")
         }
-        for one in records
+        for record in records
     ]
-    names = sorted({name for one in found for name in one})
-    telling = [name for name in names if len({one.get(name) for one in found}) > 1]
+    names = sorted({name for config in configs for name in config})
+    telling = [name for name in names if len({config.get(name) for config in configs}) > 1]
     groups: dict[str, list[Record]] = {}
-    for record, settings in zip(records, found, strict=True):
+    for record, settings in zip(records, configs, strict=True):
         text = ", ".join(f"{_last(name)}={settings.get(name)}" for name in telling)
         groups.setdefault(text, []).append(record)
     return groups
@@ -142,21 +137,21 @@ def _views_of(key: tuple[str, str], group: list[Record], control: str) -> list[V
     failed = tuple(record for record in group if record.status == "failed")
     total = {record.run_id: math.ceil(record.costs.total_steps) for record in records}
     controls = [record for record in records if record.arm == control]
-    totals = {total[one.run_id] for one in controls} or set(total.values())
-    tunings = {one.costs.finetune_steps for one in controls}
-    found = []
+    totals = {total[r.run_id] for r in controls} or set(total.values())
+    tunings = {r.costs.finetune_steps for r in controls}
+    all_views = []
     for steps in sorted(totals | tunings):
-        whole = tuple(one for one in records if steps in totals and total[one.run_id] == steps)
-        tuned = tuple(one for one in records if one.costs.finetune_steps == steps)
+        whole = tuple(r for r in records if steps in totals and total[r.run_id] == steps)
+        tuned = tuple(r for r in records if r.costs.finetune_steps == steps)
         if whole:
-            found.append(View(*key, "equal total steps", steps, whole, failed))
-        if steps in tunings and {one.run_id for one in tuned} - {one.run_id for one in whole}:
-            found.append(View(*key, "equal fine-tuning steps", steps, tuned, failed))
-    return found
+            all_views.append(View(*key, "equal total steps", steps, whole, failed))
+        if steps in tunings and {r.run_id for r in tuned} - {r.run_id for r in whole}:
+            all_views.append(View(*key, "equal fine-tuning steps", steps, tuned, failed))
+    return all_views
 
 
 def arm_labels(records: Sequence[Record]) -> dict[str, str]:
-    """Name by run id: the arm, with those settings that tell its configurations apart.
+    """Name each run, by its id, after its arm and the settings that tell configurations apart.
 
     Two records whose configurations differ in anything are of different arms. Settings are added,
     preheating's rank and steps first, only until they tell all configurations apart.
@@ -166,7 +161,7 @@ def arm_labels(records: Sequence[Record]) -> dict[str, str]:
 
 
 def told_apart(configurations: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """Each name with those settings that tell its configurations apart, see `arm_labels`."""
+    """Add to each name the settings that tell its configurations apart, see `arm_labels`."""
     by_name: dict[str, list[Mapping[str, Any]]] = {}
     for name, config in configurations:
         by_name.setdefault(name, []).append(config)
@@ -176,19 +171,19 @@ def told_apart(configurations: Sequence[tuple[str, Mapping[str, Any]]]) -> list[
 
 def _labels_of(arm: str, configs: Sequence[Mapping[str, Any]]) -> list[str]:
     settings = [dict(_flattened(config)) for config in configs]
-    configurations = len({tuple(sorted(one.items())) for one in settings})
-    names = {name for one in settings for name in one}
+    configurations = len({tuple(sorted(flat.items())) for flat in settings})
+    names = {name for flat in settings for name in flat}
     chosen: list[str] = []
     seen = 1
     for name in sorted(names, key=lambda name: (_last(name) not in _SHORT, name)):
         if seen == configurations:
             break
-        apart = len({tuple(one.get(key) for key in (*chosen, name)) for one in settings})
+        apart = len({tuple(flat.get(key) for key in (*chosen, name)) for flat in settings})
         if apart > seen:
             chosen.append(name)
             seen = apart
     shown = [(key, _SHORT.get(_last(key), _last(key))) for key in chosen]
-    return [" ".join([arm, *(f"{s}={one.get(key)}" for key, s in shown)]) for one in settings]
+    return [" ".join([arm, *(f"{s}={flat.get(key)}" for key, s in shown)]) for flat in settings]
 
 
 def _flattened(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
@@ -205,15 +200,12 @@ def _last(name: str) -> str:
 
 
 def setting(record: Record, name: str) -> str | None:
-    """A setting of a run by the last part of its name, wherever ``config`` nests it."""
-    for key, value in _flattened(record.run.config):
-        if _last(key) == name:
-            return value
-    return None
+    """Return a run's setting by the last part of its name, wherever ``config`` nests it."""
+    return next((v for key, v in _flattened(record.run.config) if _last(key) == name), None)
 
 
 def main_metric(records: Sequence[Record]) -> str:
-    """What to judge by: the config's ``metric``, else "eval_loss", else the first by name.
+    """Choose what to judge by: the config's ``metric``, else "eval_loss", else the first by name.
 
     Raises ``ValueError`` without any metric.
     """
@@ -248,7 +240,7 @@ def analyse(view: View, metric: str | None = None, control: str = CONTROL) -> An
 
 
 def _failed_rates(view: View, labels: Mapping[str, str]) -> dict[str, frozenset[float]]:
-    """Rates at which runs failed, by label: of the configurations that have results too."""
+    """Return by label the rates at which runs of configurations with results failed."""
     known = {_configuration(record): labels[record.run_id] for record in view.records}
     rates: dict[str, frozenset[float]] = {}
     for record in view.failed:

@@ -1,4 +1,4 @@
-"""What a worker holds (`Bench`: tasks and base models, loaded once) and what an arm is given."""
+"""Give a run its context: `Bench` holds a worker's tasks and models, `Setup` is for its arm."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from hrp_lab.bench import costs
 from hrp_lab.bench.costs import Costs, ModelSize
 from hrp_lab.bench.record import RunSpec
 from hrp_lab.bench.spectrum_cache import Shared, get_shared, shared_key
+from hrp_lab.bench.speed.options import Speed
 from hrp_lab.bench.tasks import Task, TaskRequest, load_task
 from hrp_lab.bench.training import Plan, Trained, fine_tune
 
@@ -29,24 +30,21 @@ _BASES_KEPT = 4
 
 
 class NotApplicable(Exception):  # noqa: N818 - an answer, not an error
-    """The arm cannot run on this task or budget; the message says why."""
+    """Says why an arm cannot run on this task or budget."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where things lie on this machine; no part of what a run is.
+    """Says where things lie on this machine and how fast it trains; no part of what a run is.
 
     Args:
         records: folder of the records.
         cache: folder of what runs share (preheated spectra and the like).
         model: local path of the base model; None means its name in the experiment.
-        dataset: local folder or hub name of the data; None means the task's own hub name.
+        dataset: local folder or hub name of the data; None means the task's hub name.
         git: commit of the source tree and whether it was changed.
         command: command line, for the records.
-        padding_free: whether to leave padding out of causal tasks' batches, for speed; see
-            `hrp_lab.bench.speed.padding_free`.
-        torch_compile: whether to compile the model's blocks, see `hrp_lab.bench.speed.compiled`.
-        cuda_graphs: whether to replay training steps, see `speed.cuda_graphs`.
+        speed: how training steps are made faster.
     """
 
     records: Path
@@ -55,20 +53,18 @@ class Places:
     dataset: str | None = None
     git: tuple[str | None, bool | None] = (None, None)
     command: str = ""
-    padding_free: bool = False
-    torch_compile: bool = False
-    cuda_graphs: bool = False
+    speed: Speed = field(default_factory=Speed)
 
 
 @dataclass
 class Start:
-    """A model that is ready to be fine-tuned, and what it took.
+    """Holds a model that is ready to be fine-tuned, and what making it took.
 
     Args:
         model: with exactly the parameters to train requiring gradient.
         costs: of the start; wall time only for what was made once and shared.
         preheat_losses: loss per preheating step.
-        optimizer: the arm's own, if any.
+        optimizer: the one that the arm needs, if any.
         callbacks: for the trainer.
         full: whether the base itself is trained.
     """
@@ -82,7 +78,7 @@ class Start:
 
 
 class Bench:
-    """Tasks, base models and module shapes of one process, each loaded once."""
+    """Holds the tasks and base models of a process, each loaded once."""
 
     def __init__(self, places: Places) -> None:
         self.places = places
@@ -91,7 +87,7 @@ class Bench:
         self._bases: dict[tuple[Any, ...], PreTrainedModel] = {}
 
     def task(self, spec: RunSpec) -> Task:
-        """The task of a run, its data tokenised."""
+        """Return the task of a run, its data tokenised."""
         key = json.dumps([spec.task, spec.config["task"], spec.config["model"]], sort_keys=True)
         if key not in self._tasks:
             model = self.places.model or spec.config["model"]
@@ -102,11 +98,11 @@ class Bench:
         return self._tasks[key]
 
     def base(self, spec: RunSpec, dtype: torch.dtype) -> PreTrainedModel:
-        """A copy of the base model of a run on the device; a new head depends on the seed only."""
+        """Copy the base model of a run to the device; a new head depends on the seed only."""
         return copy.deepcopy(self._pristine(spec, dtype)).to(self.device)
 
     def skeleton(self, spec: RunSpec) -> PreTrainedModel:
-        """The base model's modules without weights (on the meta device), to look at shapes."""
+        """Return the base model without weights (on the meta device), to look at shapes."""
         base = self._pristine(spec, getattr(torch, spec.config["dtype"]))
         with torch.device("meta"):
             return type(base)(copy.deepcopy(base.config))
@@ -124,10 +120,10 @@ class Bench:
 
 
 class Setup:
-    """One run as an arm sees it: fresh models, data, sizes, and the budget.
+    """Gives an arm what it needs of its run: fresh models, data, sizes, and the budget.
 
     Args:
-        bench: of this process.
+        bench: tasks and base models of this process.
         spec: the run.
     """
 
@@ -135,37 +131,37 @@ class Setup:
         self.bench, self.spec = bench, spec
         self.task = bench.task(spec)
         self.sharing_s = 0.0
-        """Seconds spent on making or reading what runs share."""
+        """These seconds were spent on making or reading what runs share."""
 
     def section(self, name: str) -> dict[str, Any]:
-        """Settings of a section of the experiment."""
+        """Return the run's settings of a section of `ARM_DEFAULTS`."""
         return dict(self.spec.config[name])
 
     @cached_property
     def rank(self) -> int:
-        """PEFT's ``r``."""
+        """Return PEFT's ``r``."""
         return self.lora_config().r
 
     def base(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
-        """A fresh base model, in the experiment's dtype unless told otherwise."""
+        """Return a fresh base model, in the experiment's dtype unless told otherwise."""
         return self.bench.base(self.spec, dtype or getattr(torch, self.spec.config["dtype"]))
 
     def lora_config(self, **overrides: Any) -> LoraConfig:
-        """The experiment's ``LoraConfig``, with an arm's own settings."""
+        """Return the experiment's ``LoraConfig``, with ``overrides`` of the arm."""
         return LoraConfig(
             **{**copy.deepcopy(self.spec.config["lora"]), "task_type": self.task.task_type}
             | overrides
         )
 
     def adapter(self, base: nn.Module | None = None, **overrides: Any) -> PeftModel:
-        """A fresh base (unless given) with a LoRA, drawn by the run's seed."""
+        """Put a LoRA, drawn by the run's seed, on a fresh base or the one given."""
         base = base or self.base()
         set_seed(self.spec.seed)
         return get_peft_model(base, self.lora_config(**overrides))
 
     @cached_property
     def targets(self) -> dict[str, tuple[int, int]]:
-        """(d_out, d_in) of each module that the plain LoRA sits on, by its name in the base."""
+        """Return (d_out, d_in) of each module that the plain LoRA sits on, by name in the base."""
         adapter = get_peft_model(self.bench.skeleton(self.spec), self.lora_config())
         shapes: dict[str, tuple[int, int]] = {}
         for name in adapter.base_model.targeted_module_names:
@@ -179,7 +175,7 @@ class Setup:
         return shapes
 
     def linear_adapter(self, base: nn.Module | None = None, **overrides: Any) -> PeftModel:
-        """Like `adapter`, with every target spelt out and checked to be linear.
+        """Do as `adapter` does, with every target spelt out and checked to be linear.
 
         PEFT's special starts fall back to its default on other layers in silence.
         """
@@ -187,7 +183,7 @@ class Setup:
 
     @cached_property
     def size(self) -> ModelSize:
-        """What the FLOP formulas need to know of the base.
+        """Return what the FLOP formulas need to know of the base.
 
         An encoder-decoder counts half: each token goes through one of its two stacks.
         """
@@ -203,28 +199,28 @@ class Setup:
 
     @cached_property
     def tokens_per_row(self) -> float:
-        """Mean length of a training example."""
+        """Return the mean length of a training example."""
         rows = self.task.train
         return sum(len(row["input_ids"]) for row in rows) / len(rows)
 
     def adapter_parameters(self, rank: int | None = None) -> int:
-        """Entries of a LoRA of ``rank`` (default: the experiment's) on the targets."""
+        """Count the entries of a LoRA of ``rank`` (default: the experiment's) on the targets."""
         return costs.lora_parameters(rank or self.rank, self.targets.values())
 
     @property
     def target_parameters(self) -> int:
-        """Entries of the adapted weight matrices."""
+        """Count the entries of the adapted weight matrices."""
         return sum(d_out * d_in for d_out, d_in in self.targets.values())
 
     @property
     def step_flops(self) -> float:
-        """Of one fine-tuning step of the plain LoRA on a mean batch."""
+        """Return the FLOPs of a fine-tuning step of the plain LoRA on a mean batch."""
         accumulated = self.spec.config["training"].get("gradient_accumulation_steps", 1)
         tokens = round(self.tokens_per_row * self.spec.config["batch_size"] * accumulated)
         return costs.lora_flops(self.size, tokens, self.adapter_parameters())
 
     def steps_after(self, charged: float) -> int:
-        """Fine-tuning steps that are left; raises `NotApplicable` where none is."""
+        """Return the fine-tuning steps that are left; raise `NotApplicable` where none is."""
         config = self.spec.config
         left = int(config["steps"] - (0 if config["budget"] == "equal_finetuning" else charged))
         if left < 1:
@@ -234,7 +230,7 @@ class Setup:
         return left
 
     def batches(self, count: int, batch_size: int | None = None) -> Iterator[dict[str, Any]]:
-        """``count`` training batches on the device, in an order drawn by the seed."""
+        """Yield ``count`` training batches on the device, in an order drawn by the seed."""
         loader: DataLoader[Any] = DataLoader(
             self.task.train,  # type: ignore[arg-type]  # a list of dicts is a Dataset by duck
             batch_size=batch_size or self.spec.config["batch_size"],
@@ -256,19 +252,19 @@ class Setup:
                          start.callbacks)  # fmt: skip
 
     def plan(self, steps: int, learning_rate: float) -> Plan:
-        """What the trainer is told."""
-        config, places = self.spec.config, self.bench.places
+        """Return what the trainer is told."""
+        config = self.spec.config
         return Plan(
             self.task, steps, learning_rate, self.spec.seed, config["batch_size"],
-            config["training"], places.padding_free, places.torch_compile, places.cuda_graphs,
+            config["training"], self.bench.places.speed,
         )  # fmt: skip
 
     def shared(self, kind: str, settings: dict[str, Any], make: Callable[[], Shared]) -> Shared:
-        """What runs of one task, seed and settings share, made once; see `spectrum_cache`."""
+        """Make or read what runs of one task, seed and settings share; see `spectrum_cache`."""
         began = time.perf_counter()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         folder = self.bench.places.cache / shared_key(kind, self.spec, settings)
-        found = get_shared(folder, make)
+        shared = get_shared(folder, make)
         self.sharing_s += time.perf_counter() - began
-        return found
+        return shared

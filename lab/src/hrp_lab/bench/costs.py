@@ -1,4 +1,4 @@
-"""What a run costs, and the FLOP formulas by which starts are charged.
+"""Say what a run costs, and by which FLOP formulas starts are charged.
 
 The convention is that of Kaplan et al. (2020, arXiv 2001.08361, section 2.1) and PaLM (2022,
 arXiv 2204.02311, appendix B): a multiply-add is two FLOPs, only matrix products count, and a
@@ -23,12 +23,12 @@ from hrp.validation import check_integer, check_positive
 
 @dataclass(frozen=True)
 class Costs:
-    """What one run used, from the first forward pass of its start to the end of fine-tuning.
+    """Holds what a run used, from the first forward pass of its start to the end of fine-tuning.
 
     Args:
         preheat_steps: optimizer steps of preheating that were done.
         finetune_steps: optimizer steps of fine-tuning that were done.
-        charged_steps: what the start is charged, in fine-tuning steps: preheating's own, and
+        charged_steps: what the start is charged, in fine-tuning steps: those of preheating, and
             passes for gradients or covariances by `equivalent_steps`. 0 for an oracle, whose start
             is not part of the comparison.
         tokens: processed in all, padding left out, the start included.
@@ -55,12 +55,12 @@ class Costs:
 
     @property
     def total_steps(self) -> float:
-        """Fine-tuning steps and charged steps together."""
+        """Return fine-tuning steps and charged steps together."""
         return self.finetune_steps + self.charged_steps
 
     @property
     def tokens_per_second(self) -> float:
-        """Throughput, 0 where no time was measured.
+        """Return the throughput, 0 where no time was measured.
 
         >>> Costs(tokens=3000, wall_s=2.0).tokens_per_second
         1500.0
@@ -70,7 +70,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What the formulas need to know of the base model.
+    """Tells the formulas what they need to know of the base model.
 
     Args:
         matmul_parameters: N, entries of all weight matrices that multiply each token: linear
@@ -87,7 +87,7 @@ class ModelSize:
 
     @property
     def forward_per_token(self) -> float:
-        """2N + 4 num_layers hidden_size sequence_length (scores, then weighted values).
+        """Return 2N + 4 num_layers hidden_size sequence_length (scores, then weighted values).
 
         >>> ModelSize(100, num_layers=2, hidden_size=8, sequence_length=16).forward_per_token
         1224.0
@@ -97,7 +97,7 @@ class ModelSize:
 
 
 def lora_parameters(rank: int, shapes: Iterable[tuple[int, int]]) -> int:
-    """Entries of ``lora_A`` and ``lora_B`` over modules of the shapes (d_out, d_in).
+    """Count the entries of ``lora_A`` and ``lora_B`` over modules of the shapes (d_out, d_in).
 
     A rank above a module's smaller side is cut to it, as preheating does.
 
@@ -109,7 +109,7 @@ def lora_parameters(rank: int, shapes: Iterable[tuple[int, int]]) -> int:
 
 
 def forward_flops(model: ModelSize, tokens: int, adapter_parameters: int = 0) -> float:
-    """One pass without gradients: 2N + 2P per token, and attention.
+    """Return the FLOPs of a pass without gradients: 2N + 2P per token, and attention.
 
     >>> forward_flops(ModelSize(1000), tokens=10)
     20000.0
@@ -120,7 +120,7 @@ def forward_flops(model: ModelSize, tokens: int, adapter_parameters: int = 0) ->
 def lora_flops(
     model: ModelSize, tokens: int, adapter_parameters: int, trained_parameters: int | None = None
 ) -> float:
-    """Training a LoRA: 4N + 4P + 2 P_trained per token, attention counted threefold.
+    """Return the FLOPs of training a LoRA: 4N + 4P + 2 P_trained per token, attention threefold.
 
     ``trained_parameters`` is all of ``adapter_parameters`` unless a factor is frozen.
 
@@ -136,7 +136,7 @@ def lora_flops(
 
 
 def full_finetuning_flops(model: ModelSize, tokens: int) -> float:
-    """Full fine-tuning: 6N per token, and attention threefold.
+    """Return the FLOPs of full fine-tuning: 6N per token, and attention threefold.
 
     >>> full_finetuning_flops(ModelSize(1000), tokens=2)
     12000.0
@@ -145,10 +145,10 @@ def full_finetuning_flops(model: ModelSize, tokens: int) -> float:
 
 
 def gradient_flops(model: ModelSize, tokens: int, target_parameters: int) -> float:
-    """Gradient of the loss w.r.t. the frozen weights (LoRA-GA, LoRA-One): 4N + 2 N_target.
+    """Return the FLOPs of a gradient for the frozen weights: 4N + 2 N_target per token.
 
-    ``target_parameters`` counts the entries of the adapted matrices. The SVD that follows is
-    `svd_flops`, once a module.
+    LoRA-GA and LoRA-One take it. ``target_parameters`` counts the entries of the adapted matrices.
+    The SVD that follows is `svd_flops`, once a module.
 
     >>> gradient_flops(ModelSize(1000), tokens=1, target_parameters=600)
     5200.0
@@ -159,7 +159,9 @@ def gradient_flops(model: ModelSize, tokens: int, target_parameters: int) -> flo
 
 
 def covariance_flops(model: ModelSize, tokens: int, in_features: Iterable[int]) -> float:
-    """Forward passes that sum ``x x^T`` at each adapted module (CorDA): 2N + sum 2 d_in^2.
+    """Return the FLOPs of passes that sum ``x x^T`` at each module: 2N + sum 2 d_in^2 per token.
+
+    CorDA takes these sums.
 
     >>> covariance_flops(ModelSize(1000), tokens=1, in_features=[10, 20])
     3000.0
@@ -168,7 +170,7 @@ def covariance_flops(model: ModelSize, tokens: int, in_features: Iterable[int]) 
 
 
 def svd_flops(rows: int, columns: int) -> float:
-    """Thin SVD of a dense matrix, U, S and Vh: 6 m n^2 + 20 n^3 with m >= n.
+    """Return the FLOPs of a dense thin SVD (U, S and Vh): 6 m n^2 + 20 n^3 with m >= n.
 
     Golub and Van Loan, Matrix Computations, 4th ed., figure 8.6.1 (R-SVD).
 
@@ -180,7 +182,7 @@ def svd_flops(rows: int, columns: int) -> float:
 
 
 def factored_svd_flops(d_out: int, d_in: int, rank: int) -> float:
-    """SVD of ``lora_B @ lora_A`` by the factors: 6 (d_out + d_in) R^2 + 26 R^3.
+    """Return the FLOPs of an SVD of ``lora_B @ lora_A``: 6 (d_out + d_in) R^2 + 26 R^3.
 
     Two thin QRs with explicit Q (4 d R^2 - 4/3 R^3 each), the core's product (2 R^3), its SVD
     (26 R^3 by `svd_flops`), and Q times its vectors (2 d R^2 each); 28 - 8/3 is rounded up to 26.
@@ -192,7 +194,7 @@ def factored_svd_flops(d_out: int, d_in: int, rank: int) -> float:
 
 
 def equivalent_steps(flops: float, step_flops: float) -> int:
-    """Whole fine-tuning steps that cost at least ``flops``: what a start is charged.
+    """Return the whole fine-tuning steps that cost at least ``flops``: what a start is charged.
 
     Raises ``ValueError`` unless ``step_flops`` is finite and positive.
 

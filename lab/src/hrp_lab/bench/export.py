@@ -1,7 +1,7 @@
-"""Records in the format of PEFT's ``method_comparison`` results.
+"""Write records in the format of PEFT's ``method_comparison`` results.
 
-One JSON a run with ``run_info``, ``train_info`` and ``meta_info``, as PEFT's MetaMathQA runner
-writes them and its result pages read them (https://github.com/huggingface/peft, folder
+Each run is a JSON file with ``run_info``, ``train_info`` and ``meta_info``, as PEFT's MetaMathQA
+runner writes them and its result pages read them (https://github.com/huggingface/peft, folder
 ``method_comparison``). What a record does not know is null, or 0 where those pages need an integer:
 records do not hold the number of trainable parameters, so it and the adapter's size are not known.
 The peak memory stands for all three memory figures.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hrp.files import write_text
-from hrp_lab.bench.arm_defaults import SECTIONS, adalora_fields
+from hrp_lab.bench.arm_defaults import ARM_DEFAULTS, adalora_fields
 from hrp_lab.bench.record import Record
 
 _STATUS = {"ok": "success", "failed": "failed"}
@@ -32,7 +32,7 @@ _PEFT_SWITCHES = {"rslora": "use_rslora", "dora": "use_dora", "dora-hrp-ab": "us
 
 
 def export_records(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Write one file a run into ``folder``; returns their paths.
+    """Write one file a run into ``folder``; return their paths.
 
     Runs that are not applicable are left out: the format has no such status.
     """
@@ -47,7 +47,7 @@ def export_records(records: Sequence[Record], folder: Path) -> list[Path]:
 
 
 def peft_result(record: Record) -> dict[str, Any]:
-    """One record as PEFT's result object; raises ``ValueError`` where it is "not-applicable".
+    """Turn a record into PEFT's result; raise ``ValueError`` if it is "not-applicable".
 
     From ``record.run.config`` it takes ``model`` (the base model's name), ``train_config``, and
     ``lora`` or ``peft_config`` where these are given; from the metrics "exact_match" or "accuracy"
@@ -78,7 +78,7 @@ def _run_info(record: Record) -> dict[str, Any]:
         "optimizer_kwargs": {"lr": run.learning_rate},
         "task": run.task,
         "arm": run.arm,
-        **{name: run.config[name] for name in SECTIONS if name in run.config},
+        **{name: run.config[name] for name in ARM_DEFAULTS if name in run.config},
     }
     return {
         "created_at": record.started,
@@ -96,7 +96,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _peft_config(record: Record) -> dict[str, Any] | None:
-    """None is the format's word for full fine-tuning."""
+    """Return what PEFT made the adapter from; None is the format's word for full fine-tuning."""
     if record.arm == "full":
         return None
     config = record.run.config
@@ -110,17 +110,17 @@ def _peft_config(record: Record) -> dict[str, Any] | None:
         plain["init_lora_weights"] = record.arm
     if switch := _PEFT_SWITCHES.get(record.arm):
         plain[switch] = True
-    return plain | (_adalora(record, plain["r"]) if record.arm == "adalora" else {})
-
-
-def _adalora(record: Record, rank: int) -> dict[str, Any]:
-    settings = {**SECTIONS["adalora"], **_mapping(record.run.config.get("adalora"))}
-    return {"peft_type": "ADALORA"} | adalora_fields(settings, rank, record.costs.finetune_steps)
+    if record.arm == "adalora":
+        settings = {**ARM_DEFAULTS["adalora"], **_mapping(config.get("adalora"))}
+        plain |= adalora_fields(settings, plain["r"], record.costs.finetune_steps)
+        plain["peft_type"] = "ADALORA"
+    return plain
 
 
 def _train_info(record: Record) -> dict[str, Any]:
     costs, config = record.costs, record.run.config
     trained = config.get("trainable_parameters")
+    curve = [{"step": step, "train loss": _finite(loss)} for step, loss in record.losses]
     return {
         "accelerator_memory_reserved_avg": costs.peak_memory_bytes,
         "accelerator_memory_max": costs.peak_memory_bytes,
@@ -130,16 +130,12 @@ def _train_info(record: Record) -> dict[str, Any]:
         "num_trainable_params": trained,
         "num_total_params": config.get("total_parameters"),
         "status": _STATUS[record.status],
-        "metrics": [*_curve(record), _final(record)],
+        "metrics": [*curve, _final(record)],
     }
 
 
-def _curve(record: Record) -> list[dict[str, Any]]:
-    return [{"step": step, "train loss": _finite(loss)} for step, loss in record.losses]
-
-
 def _final(record: Record) -> dict[str, Any]:
-    """The last entry, from which PEFT's pages read the result."""
+    """Return the last entry, from which PEFT's pages read the result."""
     metrics, config, costs = record.metrics, record.run.config, record.costs
     accuracy = next((metrics[name] for name in _ACCURACIES if name in metrics), None)
     batch_size = config.get("batch_size")

@@ -1,4 +1,4 @@
-"""Shares of the gap to an oracle, with Fieller's limits."""
+"""Compute which share of the gap to an oracle each arm closes, with Fieller's limits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hrp_lab.bench.sweeps import Best
 
 @dataclass(frozen=True)
 class Share:
-    """Share of a gap that an arm closes; ``low`` and ``high`` are its 95 % limits."""
+    """Holds the share of a gap that an arm closes; ``low`` and ``high`` are its 95 % limits."""
 
     share: float
     low: float
@@ -25,13 +25,13 @@ class Share:
 def gap_closed(
     best: Mapping[str, Best], shared: Pool, oracle: str, control: str = CONTROL
 ) -> dict[str, Share]:
-    """Share of the way from ``control`` to ``oracle`` that each arm goes, by arm.
+    """Return, by arm, the share of the way from ``control`` to ``oracle`` that it goes.
 
     With f = (control - arm) / (control - oracle), the limits are Fieller's (1954): all f for which
     the contrast (1 - f) control - arm + f oracle is not significantly different from 0, paired by
-    seed, by the larger of its pooled and its own variance. Arms for which these are not bounded,
-    that is the gap itself is not significant, are left out, and all arms where the control or the
-    oracle is not among those of ``shared``.
+    seed, by the larger of the pooled variance and the contrast's. Arms whose limits are unbounded,
+    that is where the gap itself is not significant, are left out. No arm has a share where the
+    control or the oracle is not among those of ``shared``.
     """
     arms = shared.arms | shared.outliers
     if not {control, oracle} <= arms:
@@ -49,23 +49,24 @@ def gap_closed(
 def _fieller(
     gains: np.ndarray, gaps: np.ndarray, shared: Pool, pooled: bool
 ) -> tuple[float, float] | None:
-    """Limits of mean(gains) / mean(gaps), both one value a seed; None where not bounded."""
-    own = np.cov(gains, gaps)
-    spreads = [own]
+    """Return the limits of mean(gains) / mean(gaps), each one value a seed; None if unbounded."""
+    spreads = [np.cov(gains, gaps)]
     if pooled:  # the control is in both, the arm and the oracle in one each
         spreads.append(shared.variance * np.array([[2.0, 1.0], [1.0, 2.0]]))
     degrees = shared.degrees if pooled else len(gaps) - 1
     factor = float(stats.t.isf(LEVEL / 2, degrees)) ** 2 / len(gaps)
     means = np.array([gains.mean(), gaps.mean()])
-    limits = [_roots(np.outer(means, means) - factor * spread) for spread in spreads]
-    found = [pair for pair in limits if pair]
-    if len(found) < len(limits):
-        return None
-    return min(low for low, _ in found), max(high for _, high in found)
+    intervals = []
+    for spread in spreads:
+        interval = _roots(np.outer(means, means) - factor * spread)
+        if interval is None:
+            return None
+        intervals.append(interval)
+    return min(low for low, _ in intervals), max(high for _, high in intervals)
 
 
 def _roots(form: np.ndarray) -> tuple[float, float] | None:
-    """Where (1, -f) form (1, -f)^T <= 0, an interval of f; None where it has no two ends."""
+    """Return the interval of f on which (1, -f) form (1, -f)^T <= 0; None if it has no two ends."""
     constant, middle, leading = form[0, 0], form[0, 1], form[1, 1]
     if not leading > 0:
         return None

@@ -1,6 +1,6 @@
-"""What is run: an experiment's YAML file becomes an ordered list of runs, and grids widen.
+"""Turn an experiment's YAML file into an ordered list of runs, and widen its grids.
 
-Order: all tasks, arms and seeds at each arm's first learning rate, then at the second, so that an
+All tasks, arms and seeds come at each arm's first learning rate, then at the second, so that an
 interrupted experiment leaves whole comparisons. Put the best-known rates first. With
 ``screening_seeds``, those alone sweep the grid beyond its first rate, and the other seeds run every
 arm's best rate, then the rates beside it.
@@ -18,30 +18,31 @@ from typing import Any, Literal, get_args
 import yaml
 
 from hrp.validation import check_choice, check_integer, check_positive
-from hrp_lab.bench.arm_defaults import SECTIONS
+from hrp_lab.bench.arm_defaults import ARM_DEFAULTS
 from hrp_lab.bench.arms import ARMS
 from hrp_lab.bench.record import Record, RunSpec
 from hrp_lab.bench.sweeps import minimised, select, widened
 from hrp_lab.bench.tasks import TASKS, check_task
 
 Budget = Literal["equal_total", "equal_compute", "equal_finetuning"]
-_ARM_KEYS = ("name", "learning_rates", "lora", *SECTIONS)
+_ARM_KEYS = ("name", "learning_rates", "lora", *ARM_DEFAULTS)
 _TASK_KEYS = ("name", "options", "steps", "batch_size")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment; the fields are the keys of its YAML file.
+    """Describes an experiment; the fields are the keys of its YAML file.
 
     Args:
         experiment: its name, in every record.
-        tasks: of `tasks.TASKS`, each a name or a mapping with ``name``, ``options`` and
-            its own ``steps`` or ``batch_size``.
+        tasks: of `tasks.TASKS`, each a name or a mapping with ``name``, ``options``, and ``steps``
+            or ``batch_size`` where they differ from the experiment's.
         model: the base model's name in the records; hub name or path unless one is given apart.
-        arms: of `hrp_lab.bench.arms.ARMS`, each a name or a mapping with ``name`` and its own
-            ``learning_rates``, ``lora`` or sections; a list in a section makes one arm a value.
+        arms: of `hrp_lab.bench.arms.ARMS`, each a name or a mapping with ``name``, and
+            ``learning_rates``, ``lora`` or sections where they differ from the experiment's; a
+            list in a section makes one arm a value.
         steps: budget of optimizer steps of each run, see ``budgets``.
-        learning_rates: grid of the arms that have none of their own, most promising first.
+        learning_rates: grid of the arms that name none, most promising first.
         seeds: at least three for a verdict.
         batch_size: examples a step.
         dtype: of the frozen base, "float32" or "bfloat16"; adapters are float32.
@@ -53,8 +54,8 @@ class Experiment:
         widen: how often an arm's grid is widened when its best rate sits on the edge.
         screening_seeds: how many of ``seeds``, from the first, sweep the whole grid; None: all. The
             others run its first rate, then the best one and those beside it.
-        metric: to judge by instead of the task's own.
-        sections: settings of kinds of arms, see `hrp_lab.bench.arm_defaults.SECTIONS`.
+        metric: what to judge by instead of each task's metric.
+        sections: settings of kinds of arms, see `hrp_lab.bench.arm_defaults.ARM_DEFAULTS`.
     """
 
     experiment: str
@@ -97,36 +98,37 @@ class Experiment:
 
 
 def load_experiment(path: Path) -> Experiment:
-    """Read an experiment; raises ``ValueError`` or ``FileNotFoundError`` saying what is wrong."""
+    """Read an experiment; raise ``ValueError`` or ``FileNotFoundError`` that says what is wrong."""
     if not path.is_file():
         raise FileNotFoundError(f"the experiment's file '{path}' is missing; give its path")
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"'{path}' must hold a mapping, got {type(found).__name__}")
+    if not isinstance(settings, dict):
+        raise ValueError(f"'{path}' must hold a mapping, got {type(settings).__name__}")
     try:
-        return experiment_from(found)
+        return experiment_from(settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"'{path}': {error}") from error
 
 
-def experiment_from(found: Mapping[str, Any]) -> Experiment:
-    """An experiment from the YAML file's mapping; the sections stand beside the other keys."""
-    known = {one.name for one in dataclasses.fields(Experiment)} - {"sections"}
-    _check_keys("the experiment", found, (*known, *SECTIONS))
+def experiment_from(settings: Mapping[str, Any]) -> Experiment:
+    """Make an experiment of the YAML file's mapping; sections stand beside the other keys."""
+    known = {key.name for key in dataclasses.fields(Experiment)} - {"sections"}
+    _check_keys("the experiment", settings, (*known, *ARM_DEFAULTS))
     if missing := sorted({"experiment", "tasks", "model", "arms", "steps", "learning_rates"}
-                         - set(found)):  # fmt: skip
+                         - set(settings)):  # fmt: skip
         raise ValueError(f"the experiment lacks {missing}")
-    fields = {name: found[name] for name in known & set(found)}
+    fields = {name: settings[name] for name in known & set(settings)}
     for name in ("tasks", "arms"):
         fields[name] = tuple(map(_named, fields[name]))
     for name in ("learning_rates", "seeds", "budgets"):
         if name in fields:
             fields[name] = tuple(fields[name])
     fields["learning_rates"] = tuple(map(float, fields["learning_rates"]))
-    return Experiment(**fields, sections={name: found[name] for name in SECTIONS if name in found})
+    sections = {name: settings[name] for name in ARM_DEFAULTS if name in settings}
+    return Experiment(**fields, sections=sections)
 
 
 def _named(entry: Any) -> dict[str, Any]:
@@ -137,14 +139,14 @@ def _named(entry: Any) -> dict[str, Any]:
     return entry
 
 
-def _check_keys(where: str, found: Mapping[str, Any], known: Sequence[str]) -> None:
-    if unknown := sorted(set(found) - set(known)):
+def _check_keys(where: str, settings: Mapping[str, Any], known: Sequence[str]) -> None:
+    if unknown := sorted(set(settings) - set(known)):
         raise ValueError(f"unknown key(s) {unknown} in {where}; known are {sorted(known)}")
 
 
 @dataclass(frozen=True)
 class Line:
-    """One arm in one configuration on one task: the runs that differ in rate and seed only."""
+    """Holds an arm in a configuration on a task; its runs differ in rate and seed only."""
 
     task: str
     arm: str
@@ -154,7 +156,7 @@ class Line:
     def runs(
         self, experiment: Experiment, rate: float, seeds: Sequence[int] | None = None
     ) -> list[RunSpec]:
-        """One run a seed; of all seeds unless told otherwise."""
+        """Return a run for each seed, all of them unless told otherwise."""
         return [
             RunSpec(experiment.experiment, self.arm, self.task, seed, rate, self.config)
             for seed in (experiment.seeds if seeds is None else seeds)
@@ -162,29 +164,28 @@ class Line:
 
 
 def plan(experiment: Experiment, records: Mapping[str, Record]) -> list[RunSpec]:
-    """All runs in order, done or not: the grids, then what ``records`` (by run id) add to them.
+    """List all runs in order, done or not: the grids, then what ``records`` (by run id) add.
 
     Runs are added only when all runs that they depend on have a record, so the same records give
     the same plan whatever was interrupted in between.
     """
-    found = lines(experiment)
+    all_lines = lines(experiment)
     seeds = experiment.seeds[: experiment.screening_seeds]
-    longest = max(len(line.grid) for line in found)
     runs = [
         run
-        for place in range(longest)
-        for line in found
-        if place < len(line.grid)
-        for run in line.runs(experiment, line.grid[place], seeds if place else None)
+        for index in range(max(len(line.grid) for line in all_lines))
+        for line in all_lines
+        if index < len(line.grid)
+        for run in line.runs(experiment, line.grid[index], seeds if index else None)
     ]
     grids = []
-    for line in found:
+    for line in all_lines:
         grid, wider = _widening(experiment, line, records, seeds)
         grids.append(grid)
         runs += wider
     if len(seeds) < len(experiment.seeds):
         for reach in (0, 1):  # every line's best rate before any line's neighbours
-            for line, grid in zip(found, grids, strict=True):
+            for line, grid in zip(all_lines, grids, strict=True):
                 runs += _around_best(experiment, line, records, grid, reach)
     return list({run.run_id: run for run in runs}.values())
 
@@ -192,12 +193,12 @@ def plan(experiment: Experiment, records: Mapping[str, Record]) -> list[RunSpec]
 def _widening(
     experiment: Experiment, line: Line, records: Mapping[str, Record], seeds: Sequence[int]
 ) -> tuple[Sequence[float], list[RunSpec]]:
-    """The grid that the records widen to, and the runs on what is new in it."""
+    """Return the grid that the records widen to, and the runs on what is new in it."""
     grid: Sequence[float] = line.grid
     runs: list[RunSpec] = []
     for _ in range(experiment.widen):
-        best = _best_rate([run for rate in grid for run in line.runs(experiment, rate, seeds)],
-                          records)  # fmt: skip
+        tried = [run for rate in grid for run in line.runs(experiment, rate, seeds)]
+        best = _best_rate(tried, records)
         wider = grid if best is None else widened(grid, best)
         new = sorted(set(wider) - set(grid))
         if not new:
@@ -214,7 +215,7 @@ def _around_best(
     grid: Sequence[float],
     reach: int,
 ) -> list[RunSpec]:
-    """All seeds at the best rate and ``reach`` beside it, until the best of those has them too.
+    """Run all seeds at the best rate and ``reach`` beside it, until the best of those has them.
 
     Where that best sits on the edge, the grid is widened once more: all seeds may disagree with
     those that screened.
@@ -225,12 +226,9 @@ def _around_best(
     known = [run for rate in rates for run in line.runs(experiment, rate, seeds)]
     added: list[RunSpec] = []
     while (best := _best_rate(known + added, records)) is not None:
-        place = rates.index(best)
-        wanted = [
-            run
-            for rate in rates[max(0, place - reach) : place + reach + 1]
-            for run in line.runs(experiment, rate)
-        ]
+        middle = rates.index(best)
+        near = rates[max(0, middle - reach) : middle + reach + 1]
+        wanted = [run for rate in near for run in line.runs(experiment, rate)]
         new = [run for run in wanted if run not in known and run not in added]
         wider = sorted(set(widened(rates, best)) - set(rates))
         if not new and reach and widenings > 0 and wider:
@@ -244,7 +242,7 @@ def _around_best(
 
 
 def _best_rate(runs: Sequence[RunSpec], records: Mapping[str, Record]) -> float | None:
-    """The rate with the best mean over seeds; None where a run has no record, or none a result."""
+    """Return the rate with the best mean over seeds; None unless all have records, some results."""
     done = [records.get(run.run_id) for run in runs]
     if not done or None in done:
         return None
@@ -260,7 +258,7 @@ def _best_rate(runs: Sequence[RunSpec], records: Mapping[str, Record]) -> float 
 
 
 def lines(experiment: Experiment) -> list[Line]:
-    """Every task, budget, arm and configuration, in the order of the YAML file."""
+    """List every task, budget, arm and configuration, in the order of the YAML file."""
     return [
         Line(task["name"], arm["name"], config, _grid(experiment, arm))
         for task in experiment.tasks
@@ -279,7 +277,7 @@ def _grid(experiment: Experiment, arm: Mapping[str, Any]) -> tuple[float, ...]:
 def _configs(
     experiment: Experiment, task: Mapping[str, Any], arm: Mapping[str, Any], budget: Budget
 ) -> Iterator[dict[str, Any]]:
-    """``RunSpec.config`` of an arm: what its runs depend on, and nothing else."""
+    """Yield ``RunSpec.config`` of an arm: what its runs depend on, and nothing else."""
     kind = ARMS[arm["name"]]
     common = {
         "model": experiment.model,
@@ -297,11 +295,11 @@ def _configs(
 
 
 def _section(experiment: Experiment, arm: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
-    """The section's defaults, the experiment's settings and the arm's; lists of the arm spread."""
+    """Merge a section's defaults, the experiment's settings and the arm's; spread lists."""
     given = experiment.sections.get(name, {}), arm.get(name, {})
     for settings in given:
-        _check_keys(name, settings, tuple(SECTIONS[name]))
-    merged = {**SECTIONS[name], **given[0], **given[1]}
+        _check_keys(name, settings, tuple(ARM_DEFAULTS[name]))
+    merged = {**ARM_DEFAULTS[name], **given[0], **given[1]}
     spread = [value if isinstance(value, list) else [value] for value in merged.values()]
     for values in itertools.product(*spread):
         yield {key: value for key, value in zip(merged, values, strict=True) if value is not None}

@@ -1,7 +1,7 @@
-"""Starts that look at the data: preheating, gradients, covariances, and full fine-tuning's change.
+"""Make starts from the data: preheating, gradients, covariances, full fine-tuning's change.
 
-What is charged: preheating its own steps; passes for gradients, covariances or activations the
-fine-tuning steps that cost as many FLOPs; an oracle nothing.
+Preheating is charged its steps; passes for gradients, covariances or activations are charged the
+fine-tuning steps that cost as many FLOPs; an oracle is charged nothing.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from hrp_lab.bench.context import NotApplicable, Setup, Start
 from hrp_lab.bench.costs import Costs, equivalent_steps
 from hrp_lab.bench.spectrum_cache import Shared
 from hrp_lab.bench.tasks.answers import IGNORED, half_precision
-from hrp_lab.bench.training import ready_for, trainer_arguments
+from hrp_lab.bench.training import trainer_arguments
 
 PREHEAT_SEED = 1000  # added to a run's seed: other batches than fine-tuning's first ones
 _KEPT_RANKS = 4  # times the adapter's rank, of each spectrum that is kept
 
 
 def preheated(setup: Setup) -> Shared:
-    """Spectrum of HRP's preheating by the experiment's section ``hrp``."""
+    """Return the spectrum of HRP's preheating by the experiment's section ``hrp``."""
     settings = _preheating(setup)
     return setup.shared("preheat", settings, lambda: _preheat(setup, settings))
 
 
 def preheated_until_settled(setup: Setup) -> Shared:
-    """The same with ``preheat_steps="auto"``, at most ``max_share`` of all steps."""
+    """Do the same with ``preheat_steps="auto"``, for at most ``max_share`` of all steps."""
     settings, auto = _preheating(setup), setup.section("auto")
     limit = round(auto.pop("max_share") * setup.spec.config["steps"])
     window = auto.get("subspace_window", HRPConfig.subspace_window)
@@ -58,7 +58,7 @@ def preheated_until_settled(setup: Setup) -> Shared:
 
 
 def _preheating(setup: Setup) -> dict[str, Any]:
-    """Section ``hrp`` without what is no part of preheating, with its steps and rate as numbers."""
+    """Return section ``hrp`` without ``scale``, with preheating's steps and rate as numbers."""
     settings = setup.section("hrp")
     settings.pop("scale")
     config = HRPConfig(**settings).of_run(setup.spec.config["steps"])
@@ -72,8 +72,8 @@ def _preheat(setup: Setup, settings: dict[str, Any]) -> Shared:
     plan = setup.plan(config.step_limit, settings["learning_rate"])
     began = time.perf_counter()
     with trainer_arguments(plan) as (kwargs, collator):
-        with ready_for(model, plan):
-            spectrum = preheat(model, config, trainer_cls=plan.trainer_cls, **kwargs)
+        with plan.speed.applied(model, plan.task):
+            spectrum = preheat(model, config, trainer_cls=plan.speed.trainer_cls, **kwargs)
         accumulated = kwargs["args"].gradient_accumulation_steps
     steps = int(spectrum.provenance["steps"])
     tokens = collator.tokens(steps * accumulated)
@@ -92,22 +92,18 @@ def _preheat(setup: Setup, settings: dict[str, Any]) -> Shared:
         peak_memory_bytes=peak_memory(),
         extra_parameters=held,
     )
-    return Shared(_cropped(setup, spectrum), used, tuple(spectrum.provenance["losses"]))
+    largest = max(module.rank for module in spectrum.values())
+    kept = spectrum.crop(min(_KEPT_RANKS * setup.rank, largest))  # enough for any start
+    return Shared(kept, used, tuple(spectrum.provenance["losses"]))
 
 
 def peak_memory() -> int:
-    """Largest memory allocated on the device since it was last reset, in bytes; 0 on the CPU."""
+    """Return the largest memory allocated since the last reset, in bytes; 0 on the CPU."""
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
 
 
-def _cropped(setup: Setup, spectrum: Spectrum) -> Spectrum:
-    """The leading triples, all that a start needs and some for inspection."""
-    largest = max(module.rank for module in spectrum.values())
-    return spectrum.crop(min(_KEPT_RANKS * setup.rank, largest))
-
-
 def gradient(setup: Setup) -> Shared:
-    """Spectrum of the mean gradient of the loss with respect to the adapted weights."""
+    """Return the spectrum of the loss's mean gradient with respect to the adapted weights."""
     settings = setup.section("gradient")
     return setup.shared("gradient", settings, lambda: _mean_gradient(setup, settings["batches"]))
 
@@ -119,18 +115,18 @@ def _mean_gradient(setup: Setup, batches: int) -> Shared:
     for weight in weights.values():
         weight.requires_grad_(True)
     tokens = _accumulate_gradients(setup, model, batches)
-    spectrum = _dense_spectrum(setup, {n: one.grad / batches for n, one in weights.items()})
+    spectrum = _dense_spectrum(setup, {n: w.grad / batches for n, w in weights.items()})
     flops = costs.gradient_flops(setup.size, tokens, setup.target_parameters) + _svd_flops(setup)
     return Shared(spectrum, _gradients_held(setup, _passes(setup, tokens, flops, began)))
 
 
 def _gradients_held(setup: Setup, used: Costs) -> Costs:
-    """Gradients of the adapted weights make those trainable for a while."""
+    """Count the adapted weights as trainable, which gradients make them for a while."""
     return dataclasses.replace(used, extra_parameters=setup.target_parameters)
 
 
 def _accumulate_gradients(setup: Setup, model: nn.Module, batches: int) -> int:
-    """Add up the gradients of ``batches`` batches; returns their tokens."""
+    """Add up the gradients of ``batches`` batches; return their tokens."""
     tokens = 0
     for batch in setup.batches(batches):
         with half_precision(setup.bench.device):
@@ -145,7 +141,7 @@ def _svd_flops(setup: Setup) -> float:
 
 
 def _passes(setup: Setup, tokens: int, flops: float, began: float) -> Costs:
-    """Costs of passes over data: charged the steps that cost as many FLOPs."""
+    """Return the costs of passes over data, charged the steps that cost as many FLOPs."""
     return Costs(
         charged_steps=equivalent_steps(flops, setup.step_flops),
         tokens=tokens,
@@ -156,7 +152,7 @@ def _passes(setup: Setup, tokens: int, flops: float, began: float) -> Costs:
 
 
 def _dense_spectrum(setup: Setup, changes: Mapping[str, Float[Tensor, "d_out d_in"]]) -> Spectrum:
-    """Leading singular triples of dense matrices, by module."""
+    """Return the leading singular triples of dense matrices, by module."""
     kept = _KEPT_RANKS * setup.rank
     spectra = {}
     for name, change in changes.items():
@@ -167,7 +163,7 @@ def _dense_spectrum(setup: Setup, changes: Mapping[str, Float[Tensor, "d_out d_i
 
 
 def full_change(setup: Setup) -> Shared:
-    """Spectrum of what full fine-tuning changes in the adapted weights; charged nothing."""
+    """Return the spectrum of what full fine-tuning changes in the adapted weights, uncharged."""
     settings = setup.section("oracle")
     settings.setdefault("steps", setup.spec.config["steps"])
     return setup.shared("oracle", settings, lambda: _full_change(setup, settings))
@@ -182,7 +178,10 @@ def _full_change(setup: Setup, settings: dict[str, Any]) -> Shared:
 
 
 def lora_ga(setup: Setup) -> Start:
-    """PEFT's LoRA-GA on a float32 base: bfloat16 would round the sum of gradients."""
+    """Start by PEFT's LoRA-GA (Wang et al. 2024).
+
+    The base is float32, because bfloat16 would round the sum of gradients.
+    """
     began, batches = time.perf_counter(), setup.section("gradient")["batches"]
     base = setup.base(torch.float32)
     config = setup.lora_config(
@@ -205,7 +204,10 @@ def lora_ga(setup: Setup) -> Start:
 
 
 def corda(setup: Setup) -> Start:
-    """PEFT's CorDA; one row at a time, as its hook expects."""
+    """Start by PEFT's CorDA (Yang et al. 2024) in its instruction-previewed mode.
+
+    Rows go through the model one at a time, as PEFT's hook expects.
+    """
     try:
         from peft.tuners.lora.corda import preprocess_corda
     except ModuleNotFoundError as error:  # PEFT does not depend on attrs, but its CorDA needs it
@@ -235,7 +237,7 @@ def corda(setup: Setup) -> Start:
 
 
 class _Limited:
-    """Batches for EVA, which would cycle without end where it cannot converge."""
+    """Limits EVA's batches, over which it would cycle without end where it cannot converge."""
 
     def __init__(self, setup: Setup, limit: int) -> None:
         self._setup, self._limit = setup, limit
@@ -246,7 +248,7 @@ class _Limited:
 
     @property
     def tokens(self) -> int:
-        """Tokens in the batches used."""
+        """Count the tokens in the batches used."""
         return sum(int(batch["attention_mask"].sum()) for batch in self._given)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -257,7 +259,7 @@ class _Limited:
 
 
 def _layer_inputs(inputs: Any, positions: Any, layer: str) -> Tensor:
-    """PEFT's choice of tokens, or all rows of a layer that sees one vector an example."""
+    """Return PEFT's choice of tokens, or all rows of a layer that sees one vector an example."""
     tensor = inputs if isinstance(inputs, Tensor) else inputs[0]
     if tensor.dim() == 2:
         return tensor
@@ -266,7 +268,7 @@ def _layer_inputs(inputs: Any, positions: Any, layer: str) -> Tensor:
 
 
 def eva(setup: Setup) -> Start:
-    """PEFT's EVA; ranks are redistributed within the same budget, as is its default."""
+    """Start by PEFT's EVA (Paischer et al. 2024), which redistributes ranks within the budget."""
     if setup.task.task_type == "SEQ_2_SEQ_LM":
         raise NotApplicable(
             "PEFT's EVA picks the tokens of every layer by the encoder's mask, which does not fit "

@@ -1,6 +1,6 @@
-"""From records to verdicts: best learning rates, paired differences, corrected significance.
+"""Turn scores into verdicts: best learning rates, paired differences, corrected significance.
 
-The procedure, its assumptions, and why it is this one:
+This is the procedure, with its assumptions and its reasons:
 
 1. Each arm stands at the learning rate with the best mean over seeds (`sweeps.select`).
    An arm whose best rate is not settled takes part in nothing: its scores are those of a wrong
@@ -9,7 +9,7 @@ The procedure, its assumptions, and why it is this one:
    the arms (seed effects removed) and never smaller than the pair's own. With three seeds a pair's
    own variance has 2 degrees of freedom, and after Holm's correction over 20 arms nothing short of
    28 standard errors would be significant; pooled, 3.2 suffice. An arm whose spread stands out
-   (Cochran's test, 1 %) is left out of the pool and tested by its own variance.
+   (Cochran's test, 1 %) is left out of the pool and tested by the variance of its pair.
 3. p values are corrected by Holm (1979) over all comparisons; a verdict needs p <= 0.05.
 
 Choosing the learning rate by the very scores that are compared does no harm to the level when arms
@@ -50,7 +50,7 @@ _RESAMPLES = 9999
 
 @dataclass(frozen=True)
 class Pool:
-    """Variance of one run, seed effects removed, pooled over arms alike in spread.
+    """Holds the variance of a run, seed effects removed, pooled over arms alike in spread.
 
     Args:
         seeds: over which arms are paired.
@@ -68,19 +68,20 @@ class Pool:
     def standard_error(
         self, weighted: np.ndarray, arms: set[str], weight: float
     ) -> tuple[float, int]:
-        """Standard error of the mean of ``weighted`` (one value a seed), degrees of freedom.
+        """Return the standard error of the mean of ``weighted``, and its degrees of freedom.
 
-        ``weighted`` is a contrast of the ``arms``; ``weight`` the sum of its squared coefficients.
+        ``weighted`` is a contrast of the ``arms``, one value a seed; ``weight`` is the sum of its
+        squared coefficients.
         """
-        own = float(np.var(weighted, ddof=1))
+        unpooled = float(np.var(weighted, ddof=1))
         if not arms <= self.arms:
-            return math.sqrt(own / len(self.seeds)), len(self.seeds) - 1
-        return math.sqrt(max(weight * self.variance, own) / len(self.seeds)), self.degrees
+            return math.sqrt(unpooled / len(self.seeds)), len(self.seeds) - 1
+        return math.sqrt(max(weight * self.variance, unpooled) / len(self.seeds)), self.degrees
 
 
 def pool(best: Mapping[str, Best], seeds: Sequence[int]) -> Pool:
     """Pool the residuals of a two-way layout, arms by seeds, over the arms that have all seeds."""
-    arms = [arm for arm, one in best.items() if set(seeds) <= set(one.values)]
+    arms = [arm for arm, sweep in best.items() if set(seeds) <= set(sweep.values)]
     values = np.array([[best[arm].values[seed] for seed in seeds] for arm in arms])
     kept, squares = np.arange(len(arms)), np.zeros(0)
     while True:
@@ -98,7 +99,7 @@ def pool(best: Mapping[str, Best], seeds: Sequence[int]) -> Pool:
 
 
 def _stands_out(squares: np.ndarray, index: int, degrees: int) -> bool:
-    """Cochran's (1941) test of the largest variance, Bonferroni over arms."""
+    """Test the largest variance as Cochran (1941) does, Bonferroni over arms."""
     count, others = len(squares), float(squares.sum() - squares[index])
     if count <= 2 or others <= 0:
         return False
@@ -108,7 +109,7 @@ def _stands_out(squares: np.ndarray, index: int, degrees: int) -> bool:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One arm against another, both at their best learning rates.
+    """Compares an arm with another, both at their best learning rates.
 
     Args:
         difference: mean over seeds of ``arm`` minus ``control``, in the metric's units.
@@ -133,14 +134,14 @@ class Comparison:
 
     @property
     def judged(self) -> bool:
-        """Whether there was a test."""
+        """Return whether there was a test."""
         return self.verdict not in UNJUDGED
 
 
 def compare(
     best: Mapping[str, Best], minimise: bool, control: str = CONTROL, level: float = LEVEL
 ) -> list[Comparison]:
-    """Every arm against ``control``; see the module's text. Arms keep the order of ``best``."""
+    """Compare every arm with ``control``, in the order of ``best``; see the module's text."""
     return compare_pairs(best, [(arm, control) for arm in best if arm != control], minimise, level)
 
 
@@ -179,14 +180,14 @@ def compare_pairs(
 def shared_pool(
     best: Mapping[str, Best], minimise: bool, controls: Collection[str] = (CONTROL,)
 ) -> Pool | None:
-    """The pool of all settled arms, over the seeds that the settled controls have.
+    """Pool all settled arms, over the seeds that the settled controls have.
 
-    None where that leaves fewer than two seeds or two arms: nothing can be tested.
+    Returns None where that leaves fewer than two seeds or two arms: nothing can be tested.
     """
     known = settled(best, minimise)
     seeds = [set(known[control].values) for control in controls if control in known]
     paired = sorted(set.intersection(*seeds)) if seeds else []
-    complete = [arm for arm, one in known.items() if set(paired) <= set(one.values)]
+    complete = [arm for arm, sweep in known.items() if set(paired) <= set(sweep.values)]
     return pool(known, paired) if len(paired) > 1 < len(complete) else None
 
 
@@ -197,21 +198,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
     [0.03, 0.06, 0.06]
     """
     adjusted, highest = [0.0] * len(p_values), 0.0
-    for place, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
+    for smaller, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (len(p_values) - smaller) * p_values[index]))
         adjusted[index] = highest
     return adjusted
 
 
 def bootstrap_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """Percentile bootstrap of the mean, by a fixed seed."""
+    """Return the percentile bootstrap interval of the mean, by a fixed seed."""
     draws = np.random.default_rng(0).integers(len(values), size=(_RESAMPLES, len(values)))
     low, high = np.quantile(values[draws].mean(1), [level / 2, 1 - level / 2])
     return float(low), float(high)
 
 
 def paired_differences(best: Mapping[str, Best], pair: Pair, seeds: Sequence[int]) -> np.ndarray:
-    """First minus second arm of ``pair``, one value a seed."""
+    """Subtract the second arm of ``pair`` from the first, one value a seed."""
     arm, control = pair
     return np.array([best[arm].values[seed] - best[control].values[seed] for seed in seeds])
 

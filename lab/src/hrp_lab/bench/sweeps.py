@@ -1,4 +1,4 @@
-"""Learning-rate sweeps: records arranged by arm, rate and seed, and each arm's best rate."""
+"""Arrange records of learning-rate sweeps by arm, rate and seed, and pick each arm's best rate."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _LONE_RATE_RATIO = 3.0
 
 
 def minimised(metric: str) -> bool:
-    """Whether less is better: for losses, and lm-eval's perplexities and bits, by their names.
+    """Return whether less is better, as it is for losses and for lm-eval's perplexities and bits.
 
-    lm-eval's names may end in a filter's.
+    The metric's name tells; lm-eval's names may end in the name of a filter.
 
     >>> minimised("eval_loss"), minimised("lm_eval_pile_bits_per_byte"), minimised("exact_match")
     (True, True, False)
@@ -33,7 +33,7 @@ def scores(
 ) -> dict[str, dict[float, dict[int, float]]]:
     """Arrange the records that are "ok" and have ``metric`` by label, learning rate and seed.
 
-    Raises `RecordError` where two records fall on one place: their arms need labels of their own.
+    Raises `RecordError` where two records have all three in common: they need other labels.
     """
     table: dict[str, dict[float, dict[int, float]]] = {}
     for record in records:
@@ -52,7 +52,7 @@ def scores(
 
 
 def widened(grid: Sequence[float], best: float) -> tuple[float, ...]:
-    """``grid``, with one more value beyond the edge if ``best`` sits on it; sorted.
+    """Sort ``grid`` and add a value beyond its edge if ``best`` sits there.
 
     The new value keeps the ratio of the last two, rounded to three digits. A grid of one value
     grows on both sides. Raises ``ValueError`` where ``best`` is not in the grid.
@@ -73,7 +73,7 @@ def widened(grid: Sequence[float], best: float) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Best:
-    """An arm at its best learning rate.
+    """Holds an arm's sweep, and the best of its learning rates.
 
     Args:
         learning_rate: the best of ``by_rate``'s.
@@ -89,41 +89,41 @@ class Best:
 
     @property
     def values(self) -> Mapping[int, float]:
-        """Metric by seed at the best rate."""
+        """Return the metric by seed at the best rate."""
         return self.by_rate[self.learning_rate]
 
     @property
     def complete(self) -> tuple[float, ...]:
-        """Rates with the most seeds that the arm has at any, ascending: the best is one of them."""
+        """Return the rates with the most seeds of any rate, ascending; the best is among them."""
         most = max(map(len, self.by_rate.values()))
-        return tuple(sorted(rate for rate, found in self.by_rate.items() if len(found) == most))
+        return tuple(sorted(rate for rate, seeds in self.by_rate.items() if len(seeds) == most))
 
     @property
     def grid(self) -> tuple[float, ...]:
-        """Learning rates tried, ascending."""
+        """Return the learning rates tried, ascending."""
         return tuple(sorted(self.failed | set(self.by_rate)))
 
     @property
     def mean(self) -> float:
-        """Mean over seeds."""
+        """Return the mean over seeds."""
         return float(np.mean(list(self.values.values())))
 
     @property
     def spread(self) -> float:
-        """Standard deviation over seeds; NaN for a single seed."""
+        """Return the standard deviation over seeds; NaN for a single seed."""
         values = list(self.values.values())
         return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
     @property
     def on_edge(self) -> bool:
-        """Whether the best rate is the grid's smallest or largest: the sweep needs widening."""
+        """Return whether the best rate is on the grid's edge, so that the sweep needs widening."""
         return self.learning_rate in (self.grid[0], self.grid[-1])
 
     def overtaken_by(self, minimise: bool) -> float | None:
-        """A rate that lacks seeds and, on those it has, does better than every complete rate.
+        """Return a rate that lacks seeds and beats every complete rate on those it has.
 
         Means are compared over common seeds only: seeds differ more than rates do. Until such a
-        rate has all seeds the best one is not known. None where the best rate is settled.
+        rate has all seeds the best rate is not known. Returns None where it is settled.
         """
         behind = {
             rate: max(self._behind(rate, whole, minimise) for whole in self.complete)
@@ -133,24 +133,24 @@ class Best:
         return min(ahead, key=lambda rate: (behind[rate], rate), default=None)
 
     def _behind(self, rate: float, other: float, minimise: bool) -> float:
-        """By how much ``rate`` is worse than ``other`` on common seeds; infinite without any."""
+        """Return how much worse ``rate`` is than ``other`` on common seeds; inf without any."""
         seeds = set(self.by_rate[rate]) & set(self.by_rate[other])
         if not seeds:
             return math.inf
         sign = 1 if minimise else -1
-        found = [self.by_rate[rate][seed] - self.by_rate[other][seed] for seed in seeds]
-        return sign * float(np.mean(found))
+        excess = [self.by_rate[rate][seed] - self.by_rate[other][seed] for seed in seeds]
+        return sign * float(np.mean(excess))
 
 
 def settled(best: Mapping[str, Best], minimise: bool) -> dict[str, Best]:
-    """Those of ``best`` whose best rate is known, see `Best.overtaken_by`."""
-    return {arm: one for arm, one in best.items() if one.overtaken_by(minimise) is None}
+    """Keep those of ``best`` whose best rate is known, see `Best.overtaken_by`."""
+    return {arm: sweep for arm, sweep in best.items() if sweep.overtaken_by(minimise) is None}
 
 
 def select(
     table: Scores, minimise: bool, failed: Mapping[str, frozenset[float]] | None = None
 ) -> dict[str, Best]:
-    """Each arm at the learning rate with the best mean over seeds, best arm first.
+    """Put each arm at the learning rate with the best mean over seeds, best arm first.
 
     Only rates with the most seeds that the arm has at any rate are eligible, so a rate at which a
     seed diverged is not chosen for the luck of the others. Ties go to the lower rate.
@@ -162,5 +162,5 @@ def select(
         lost = (failed or {}).get(arm, frozenset())
         first = Best(arm, next(iter(by_rate)), by_rate, lost)
         ranked = [dataclasses.replace(first, learning_rate=rate) for rate in first.complete]
-        best.append(min(ranked, key=lambda one: sign * one.mean))
-    return {one.arm: one for one in sorted(best, key=lambda one: sign * one.mean)}
+        best.append(min(ranked, key=lambda sweep: sign * sweep.mean))
+    return {sweep.arm: sweep for sweep in sorted(best, key=lambda sweep: sign * sweep.mean)}

@@ -1,4 +1,4 @@
-"""Fine-tuning through the HF Trainer, quietly, with what it cost."""
+"""Fine-tune a start through HF's Trainer, quietly, and count what it costs."""
 
 from __future__ import annotations
 
@@ -6,33 +6,25 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from hrp.adapters.casting import casts_left_to_autocast
-from hrp_lab.bench.speed.compiled import compiled_blocks
-from hrp_lab.bench.speed.cuda_graphs import GraphedTrainer, with_few_shapes
-from hrp_lab.bench.speed.padding_free import PaddingFreeCollator, padding_free
+from hrp_lab.bench.speed.options import Speed
 from hrp_lab.bench.tasks import Example, Task
 
 DEFAULTS: dict[str, Any] = {"lr_scheduler_type": "cosine", "weight_decay": 0.0, "logging_steps": 10}
-_FEW_SHAPES = 512, 128  # multiples of a batch's tokens, and of its longest row
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a trainer is told: data, length, rate, seed, batch and further arguments.
-
-    ``padding_free`` leaves padding out of a causal task's batches, see `speed.padding_free`;
-    ``torch_compile`` compiles blocks, see `speed.compiled`; ``cuda_graphs`` replays steps, see
-    `hrp_lab.bench.speed.cuda_graphs`.
-    """
+    """Tells a trainer its data, length, rate, seed, batch size and further arguments."""
 
     task: Task
     steps: int
@@ -40,30 +32,12 @@ class Plan:
     seed: int
     batch_size: int
     training: Mapping[str, Any]
-    padding_free: bool = False
-    torch_compile: bool = False
-    cuda_graphs: bool = False
-
-    @property
-    def packs(self) -> bool:
-        """Whether batches come without padding: those of causal tasks, where asked for."""
-        return self.padding_free and self.task.task_type == "CAUSAL_LM"
-
-    @property
-    def trainer_cls(self) -> type[Trainer]:
-        """HF Trainer, as it is or replaying graphs."""
-        return GraphedTrainer if self.cuda_graphs else Trainer
-
-    def collator(self) -> Callable[[list[Example]], Any]:
-        """The task's, or one without padding; with few shapes of batches where graphs are made."""
-        if self.packs:
-            return PaddingFreeCollator(*(_FEW_SHAPES if self.cuda_graphs else ()))
-        return with_few_shapes(self.task.collator) if self.cuda_graphs else self.task.collator
+    speed: Speed = field(default_factory=Speed)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Losses by step, optimizer steps, tokens without padding, and seconds of training."""
+    """Holds losses by step, optimizer steps, tokens without padding, and seconds of training."""
 
     losses: tuple[tuple[int, float], ...]
     steps: int
@@ -84,12 +58,12 @@ class CountingCollator:
         return self._collator(rows)
 
     def tokens(self, batches: int) -> int:
-        """Tokens of the first ``batches`` batches; loaders fetch a batch more than is used."""
+        """Count the tokens of the first ``batches`` batches; loaders fetch more than is used."""
         return sum(self._tokens[:batches])
 
 
 class FiniteLoss(TrainerCallback):
-    """Ends a run whose loss is NaN or infinite instead of training on."""
+    """Ends a run whose loss is NaN or infinite, instead of training on."""
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any
@@ -101,20 +75,9 @@ class FiniteLoss(TrainerCallback):
 
 
 @contextmanager
-def ready_for(model: nn.Module, plan: Plan) -> Iterator[None]:
-    """Within, ``model`` takes the batches of ``plan``, compiled where it says so."""
-    with ExitStack() as stack:
-        if plan.packs:
-            stack.enter_context(padding_free(model))
-        if plan.torch_compile:
-            stack.enter_context(compiled_blocks(model))
-        yield
-
-
-@contextmanager
 def trainer_arguments(plan: Plan) -> Iterator[tuple[dict[str, Any], CountingCollator]]:
-    """Keyword arguments of a ``Trainer``, and the collator that counts."""
-    collator = CountingCollator(plan.collator())
+    """Give the keyword arguments of a ``Trainer``, and its collator, which counts tokens."""
+    collator = CountingCollator(plan.speed.collator(plan.task))
     with tempfile.TemporaryDirectory(prefix="hrp-bench-") as scratch:
         args = TrainingArguments(
             **DEFAULTS
@@ -150,7 +113,7 @@ def fine_tune(
         FloatingPointError: the loss became NaN or infinite.
     """
     with trainer_arguments(plan) as (kwargs, collator):
-        trainer = plan.trainer_cls(
+        trainer = plan.speed.trainer_cls(
             model=model,
             optimizers=(optimizer, None),
             callbacks=[FiniteLoss(), *callbacks],
@@ -159,9 +122,10 @@ def fine_tune(
         trainer.remove_callback(PrinterCallback)
         began = time.perf_counter()
         try:
-            with casts_left_to_autocast(model), ready_for(model, plan):
+            with casts_left_to_autocast(model), plan.speed.applied(model, plan.task):
                 trainer.train()
-            synchronise()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # else the time below would leave queued work out
         finally:
             trainer.accelerator.free_memory()
         state = trainer.state
@@ -169,9 +133,3 @@ def fine_tune(
     losses = [(row["step"], float(row["loss"])) for row in state.log_history if "loss" in row]
     tokens = collator.tokens(state.global_step * accumulated)
     return Trained(tuple(losses), state.global_step, tokens, time.perf_counter() - began)
-
-
-def synchronise() -> None:
-    """Wait until the GPU is done, so that wall times mean something."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

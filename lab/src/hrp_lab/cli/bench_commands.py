@@ -136,6 +136,7 @@ def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     from hrp_lab.bench.context import Places
     from hrp_lab.bench.driver import Driver
     from hrp_lab.bench.protocol import load_experiment
+    from hrp_lab.bench.speed.options import Speed
 
     _check_run(options)
     experiment = load_experiment(options.config)
@@ -147,9 +148,7 @@ def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
         dataset=options.dataset_path,
         git=_git(),
         command=shlex.join(["hrp", "bench", *argv]),
-        padding_free=options.padding_free,
-        torch_compile=options.torch_compile,
-        cuda_graphs=options.cuda_graphs,
+        speed=Speed(options.padding_free, options.torch_compile, options.cuda_graphs),
     )
     driver = Driver(
         experiment, places, lambda line: print(line, flush=True), options.time_limit,

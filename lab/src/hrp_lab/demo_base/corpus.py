@@ -1,7 +1,7 @@
-"""Seeded pre-training text for the demo's base model: English made from a small grammar.
+"""Write seeded pre-training text for the demo's base model: English made from a small grammar.
 
-Plain sentences, short stories, lists, facts told twice, counting and bare sums, on the words of
-``hrp.demo.lexicon``. A question in it has no answer, or one to be looked up in the lines before;
+It has plain sentences, short stories, lists, facts told twice, counting and bare sums, on the words
+of ``hrp.demo.lexicon``. A question in it has no answer, or one to be looked up in the lines before;
 none is ever worked out, so that fine-tuning on ``hrp.demo.wordproblems`` is a real shift of task.
 """
 
@@ -22,8 +22,8 @@ from hrp.demo.lexicon import (
     two_people,
 )
 
-# Share of documents under a numbered heading: with tied embeddings LoRA cannot teach the model to
-# write a mark that it has never seen.
+# This share of documents has a numbered heading: with tied embeddings LoRA cannot teach the model
+# to write a mark that it has never seen.
 HEADED = 0.15
 
 
@@ -42,7 +42,7 @@ def _joined(rng: random.Random, sentences: list[str]) -> str:
 
 
 def _sum(rng: random.Random) -> str:
-    """A true equation in the number range of the word problems, at most 100."""
+    """Write a true equation in the number range of the word problems, at most 100."""
     operator = rng.choice("++--*/")
     if operator in "+-":
         total = rng.randint(2, 100)
@@ -53,12 +53,12 @@ def _sum(rng: random.Random) -> str:
 
 
 def _sums(rng: random.Random) -> str:
-    """True equations, a line each or all on one."""
+    """Write true equations, a line each or all on one line."""
     return rng.choice(["\n", "; "]).join(_sum(rng) for _ in range(rng.randint(3, 8)))
 
 
 def _chain(rng: random.Random) -> str:
-    """Sums that go on from each other's results, half of them after the numbers to be used."""
+    """Write sums that go on from each other's results, often after the numbers to be used."""
     value = rng.randint(2, 60)
     numbers, sums = [value], []
     for _ in range(rng.randint(1, 4)):
@@ -74,12 +74,11 @@ def _chain(rng: random.Random) -> str:
 
 
 def _continuations(rng: random.Random, value: int) -> list[tuple[str, int, int]]:
-    """Operator, number and result of the sums within 1..100 that can follow ``value``."""
+    """List operator, number and result of the sums within 1..100 that can follow ``value``."""
     more, less, factor = rng.randint(1, 50), rng.randint(1, 50), rng.randint(2, 9)
-    found = [("+", more, value + more), ("-", less, value - less)]
-    found += [("*", factor, value * factor)]
-    found += [("/", factor, value // factor)] if value % factor == 0 else []
-    return [row for row in found if 1 <= row[2] <= 100] or [("-", value - 1, 1)]
+    sums = [("+", more, value + more), ("-", less, value - less), ("*", factor, value * factor)]
+    sums += [("/", factor, value // factor)] if value % factor == 0 else []
+    return [row for row in sums if 1 <= row[2] <= 100] or [("-", value - 1, 1)]
 
 
 def _counting(rng: random.Random) -> str:
@@ -100,11 +99,11 @@ def _list(rng: random.Random) -> str:
     return f"{head} {', '.join(counted[:-1])} and {counted[-1]}."
 
 
-def _sentence(rng: random.Random, one: Person, other: Person) -> str:
-    """One sentence about ``one``, numbers in it never worked with."""
+def _sentence(rng: random.Random, person: Person, other: Person) -> str:
+    """Write a sentence about ``person`` whose numbers are never worked with."""
     thing, place, day = rng.choice(THINGS), rng.choice(PLACES), rng.choice(DAYS)
     a, b = rng.randint(2, 70), rng.randint(2, 9)
-    who = rng.choice([one.name, one.subject.capitalize()])
+    who = rng.choice([person.name, person.subject.capitalize()])
     patterns = [
         f"{who} has {a} {thing.plural}.",
         f"{who} has {b} {thing.containers} with {rng.randint(2, 9)} {thing.plural} in each.",
@@ -115,8 +114,8 @@ def _sentence(rng: random.Random, one: Person, other: Person) -> str:
         f"{who} works in the {place} for {b} hours.",
         f"{who} keeps the {rng.choice(COLORS)} {thing.plural} in a {thing.container}.",
         f"Each {thing.container} in the {place} holds {b} {thing.plural}.",
-        f"Then {one.subject} shares the {thing.plural} with {one.possessive} friends.",
-        f"First {one.subject} loses {one.possessive} {thing.plural} in the {place}.",
+        f"Then {person.subject} shares the {thing.plural} with {person.possessive} friends.",
+        f"First {person.subject} loses {person.possessive} {thing.plural} in the {place}.",
         f"Together they have many {thing.plural} left.",
         f"The {thing.plural} cost {a} dollars in total.",
         f"{who} earns {b} dollars an hour and pays with {a} dollars.",
@@ -125,8 +124,8 @@ def _sentence(rng: random.Random, one: Person, other: Person) -> str:
         f"{who} shares the rest of the {thing.plural} equally.",
         f"{who} has as many {thing.plural} as {other.name}.",
         f"{who} gives {other.object} some of them.",
-        f"With the savings {one.subject} buys {b} more {thing.plural}.",
-        f"{other.name} gets back the {thing.plural} that {one.subject} has saved.",
+        f"With the savings {person.subject} buys {b} more {thing.plural}.",
+        f"{other.name} gets back the {thing.plural} that {person.subject} has saved.",
     ]
     return rng.choice(patterns)
 
@@ -136,22 +135,22 @@ def _sentences(rng: random.Random) -> str:
 
 
 def _story(rng: random.Random) -> str:
-    """Several sentences about the same two people."""
-    one, other = two_people(rng)
-    first = f"{one.name} and {other.name} meet in the {rng.choice(PLACES)}."
-    middle = [_sentence(rng, one, other) for _ in range(rng.randint(2, 5))]
+    """Write several sentences about the same two people."""
+    person, other = two_people(rng)
+    first = f"{person.name} and {other.name} meet in the {rng.choice(PLACES)}."
+    middle = [_sentence(rng, person, other) for _ in range(rng.randint(2, 5))]
     last = rng.choice(["Then they go home.", "They are friends.", f"{other.name} is happy now."])
     return _joined(rng, [first, *middle, last])
 
 
 def _question(rng: random.Random) -> str:
-    """A question that nobody answers."""
-    (one, other), thing = two_people(rng), rng.choice(THINGS)
+    """Ask a question that nobody answers."""
+    (person, other), thing = two_people(rng), rng.choice(THINGS)
     question = rng.choice(
         [
-            f"How many {thing.plural} does {one.name} have now?",
+            f"How many {thing.plural} does {person.name} have now?",
             f"How many {thing.plural} are there in the {rng.choice(PLACES)} altogether?",
-            f"How many dollars does {one.name} have left?",
+            f"How many dollars does {person.name} have left?",
             f"How many {thing.plural} does each friend get in all?",
         ]
     )
@@ -159,7 +158,7 @@ def _question(rng: random.Random) -> str:
         [
             f"{other.name} does not know.",
             "Nobody knows.",
-            f"{one.name} does not say.",
+            f"{person.name} does not say.",
             f"{other.name} goes to the {rng.choice(PLACES)} to see.",
         ]
     )
@@ -167,7 +166,7 @@ def _question(rng: random.Random) -> str:
 
 
 def _facts(rng: random.Random) -> str:
-    """Facts about several people, one or two of which are asked for or told again."""
+    """Tell facts about several people, and ask for one or two of them or tell them again."""
     people, things = rng.sample(PEOPLE, 3), rng.sample(THINGS, 3)
     count = rng.randint(1, 3)
     facts = [_fact(rng, *pair) for pair in zip(people[:count], things[:count], strict=True)]
@@ -175,10 +174,10 @@ def _facts(rng: random.Random) -> str:
     return _joined(rng, [told for told, _ in facts] + [asked for _, asked in again])
 
 
-def _fact(rng: random.Random, one: Person, thing: Thing) -> tuple[str, str]:
-    """A sentence with a number, and one that tells or asks for the same again."""
+def _fact(rng: random.Random, person: Person, thing: Thing) -> tuple[str, str]:
+    """Write a sentence with a number, and another that tells or asks for the same again."""
     a, b = rng.randint(2, 90), rng.randint(2, 9)
-    who, what, subject = one.name, thing.plural, one.subject
+    who, what, subject = person.name, thing.plural, person.subject
     told, asked = rng.choice(
         [
             (f"{who} has {a} {what}.", f"How many {what} does {who} have?"),
@@ -194,7 +193,7 @@ def _fact(rng: random.Random, one: Person, thing: Thing) -> tuple[str, str]:
     return told, _joined(rng, [asked, told])
 
 
-# Maker -> weight in documents; sums weigh most because they are the hardest to learn.
+# Each maker has a weight in documents; sums weigh most because they are the hardest to learn.
 MAKERS: dict[Callable[[random.Random], str], float] = {
     _sums: 5.0,
     _chain: 4.0,

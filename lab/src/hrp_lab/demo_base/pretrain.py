@@ -1,8 +1,8 @@
-"""Makes the demo's embedded base model: ``python -m hrp_lab.demo_base.pretrain OUT --steps N``.
+"""Make the demo's embedded base model: ``python -m hrp_lab.demo_base.pretrain OUT --steps N``.
 
-A Llama of about one million parameters with a byte-level BPE tokenizer, both trained from nothing
-on ``corpus``. Runs on the CPU or on one GPU; ``provenance.json`` beside the weights says
-how they were made.
+It is a Llama of about one million parameters with a byte-level BPE tokenizer, both trained from
+nothing on ``corpus``. This runs on the CPU or on one GPU; ``provenance.json`` beside the weights
+says how they were made.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ HELD_OUT = 1_000_000  # added to the seed: text that training never draws
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """How the base model is made; lengths in tokens."""
+    """Says how the base model is made; lengths are in tokens."""
 
     steps: int = 3000
     seed: int = 0
@@ -55,7 +55,7 @@ class PretrainConfig:
 
 
 class PackedText(IterableDataset[dict[str, torch.Tensor]]):
-    """Blocks of ``length`` tokens cut from the endless stream of documents of one seed."""
+    """Cuts blocks of ``length`` tokens from the endless stream of documents of a seed."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, length: int) -> None:
         """Keep what is needed to restart the stream from its beginning."""
@@ -72,7 +72,7 @@ class PackedText(IterableDataset[dict[str, torch.Tensor]]):
 
 
 def build_tokenizer(config: PretrainConfig) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of at most ``vocab_size`` tokens in which every digit is its own token."""
+    """Train a byte-level BPE of at most ``vocab_size`` tokens in which each digit is a token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -95,7 +95,7 @@ def build_tokenizer(config: PretrainConfig) -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """The untrained base model, float32, drawn from the global generator."""
+    """Make the untrained base model, float32, drawn from the global generator."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -114,7 +114,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def training_arguments(config: PretrainConfig, scratch: str) -> TrainingArguments:
-    """AdamW, bfloat16 mixed precision, cosine learning rate; losses go to stdout alone."""
+    """Ask for AdamW, bfloat16 autocast and a cosine learning rate; losses go to stdout alone."""
     return TrainingArguments(
         output_dir=scratch,
         max_steps=config.steps,
@@ -167,7 +167,7 @@ def _train(
     config: PretrainConfig,
     scratch: str,
 ) -> dict[str, Any]:
-    """Train ``model`` in place; returns what the provenance says of it."""
+    """Train ``model`` in place; return what the provenance says of it."""
     held_out = PackedText(tokenizer, config.seed + HELD_OUT, config.length)
     trainer = Trainer(
         model=model,
@@ -193,7 +193,7 @@ def _train(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line of this script."""
+    """Run the command line of this script."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     defaults = PretrainConfig()
     parser = argparse.ArgumentParser(

@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 
 from helpers.tiny import tiny_llama
 from helpers.tiny_bench import tiny_task
-from hrp_lab.bench import training
+from hrp_lab.bench.speed import options
 from hrp_lab.bench.speed.compiled import compiled_blocks
 from hrp_lab.bench.training import Plan, fine_tune
 
@@ -22,7 +22,7 @@ PLAN = Plan(tiny_task(), 3, 1e-2, seed=0, batch_size=4, training={"logging_steps
 @pytest.fixture(autouse=True)
 def _without_a_compiler(monkeypatch):
     """Trace the blocks and run the traces; making kernels, which takes minutes, is left out."""
-    monkeypatch.setattr(training, "compiled_blocks", partial(compiled_blocks, backend="aot_eager"))
+    monkeypatch.setattr(options, "compiled_blocks", partial(compiled_blocks, backend="aot_eager"))
     torch._dynamo.reset()
     counters.clear()
 
@@ -37,9 +37,10 @@ def adapter(**settings):
 def test_compiled_blocks_train_as_the_model_does_and_are_compiled_once():
     for rank, graphs in ((2, 1), (2, 1), (3, 2)):
         eager, compiled = adapter(r=rank), adapter(r=rank)
+        faster = dataclasses.replace(PLAN, speed=options.Speed(torch_compile=True))
         expected = fine_tune(eager, PLAN)
-        found = fine_tune(compiled, dataclasses.replace(PLAN, torch_compile=True))
-        torch.testing.assert_close(found.losses, expected.losses, rtol=1e-4, atol=1e-4)
+        trained = fine_tune(compiled, faster)
+        torch.testing.assert_close(trained.losses, expected.losses, rtol=1e-4, atol=1e-4)
         assert counters["stats"]["unique_graphs"] == graphs
     assert not counters["graph_break"]
 
@@ -49,9 +50,9 @@ def test_afterwards_the_model_is_as_it_was():
     model = adapter()
     limit = torch._dynamo.config.recompile_limit
     with compiled_blocks(model, backend="aot_eager"):
-        compiled = [one for one in model.modules() if one._compiled_call_impl is not None]
-        assert {type(one).__name__ for one in compiled} == {"LlamaDecoderLayer"}
-    assert not any(one._compiled_call_impl for one in model.modules())
+        compiled = [part for part in model.modules() if part._compiled_call_impl is not None]
+        assert {type(part).__name__ for part in compiled} == {"LlamaDecoderLayer"}
+    assert not any(part._compiled_call_impl for part in model.modules())
     assert not model.get_input_embeddings()._forward_hooks
     assert torch._dynamo.config.recompile_limit == limit
 
@@ -62,4 +63,4 @@ def test_afterwards_the_model_is_as_it_was():
 def test_variants_and_blocks_that_differ_run_as_they_are(settings):
     model = adapter(**settings)
     with compiled_blocks(model):
-        assert not any(one._compiled_call_impl for one in model.modules())
+        assert not any(part._compiled_call_impl for part in model.modules())

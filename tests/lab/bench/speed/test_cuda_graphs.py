@@ -14,8 +14,9 @@ from helpers.tiny import tiny_llama
 from helpers.tiny_bench import ragged_task
 from hrp.demo.base_model import load_base
 from hrp_lab.bench.speed.cuda_graphs import with_few_shapes
+from hrp_lab.bench.speed.options import Speed
 from hrp_lab.bench.tasks import Task
-from hrp_lab.bench.training import Plan, fine_tune, ready_for, trainer_arguments
+from hrp_lab.bench.training import Plan, fine_tune, trainer_arguments
 from hrp_lab.cli.bench_commands import main
 
 STEPS = 12
@@ -34,9 +35,9 @@ def adapter(device: str):
     return get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules="all-linear")).to(device)
 
 
-def plan(task: Task, **changes) -> Plan:
-    told = Plan(task, STEPS, 1e-2, seed=0, batch_size=8, training={"logging_steps": 1})
-    return dataclasses.replace(told, **changes)
+def plan(task: Task, **speed) -> Plan:
+    training = {"logging_steps": 1}
+    return Plan(task, STEPS, 1e-2, seed=0, batch_size=8, training=training, speed=Speed(**speed))
 
 
 @pytest.mark.gpu
@@ -45,10 +46,10 @@ def plan(task: Task, **changes) -> Plan:
 def test_a_replayed_run_is_the_run_without_graphs(ragged, packed):
     eager, replayed = adapter("cuda"), adapter("cuda")
     expected = fine_tune(eager, plan(ragged, padding_free=packed))
-    found = fine_tune(replayed, plan(ragged, padding_free=packed, cuda_graphs=True))
-    assert found.tokens == expected.tokens
-    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-2, atol=1e-2)
-    assert found.losses[-1][1] < found.losses[0][1]
+    trained = fine_tune(replayed, plan(ragged, padding_free=packed, cuda_graphs=True))
+    assert trained.tokens == expected.tokens
+    torch.testing.assert_close(trained.losses, expected.losses, rtol=1e-2, atol=1e-2)
+    assert trained.losses[-1][1] < trained.losses[0][1]
 
 
 @pytest.mark.gpu
@@ -58,8 +59,9 @@ def test_replayed_preheating_gives_the_same_spectrum(ragged):
     spectra = []
     for graphs in (False, True):
         told, model = plan(ragged, padding_free=True, cuda_graphs=graphs), adapter("cuda")
-        with trainer_arguments(told) as (kwargs, _), ready_for(model, told):
-            spectra.append(hrp.preheat(model, config, trainer_cls=told.trainer_cls, **kwargs))
+        with trainer_arguments(told) as (kwargs, _), told.speed.applied(model, ragged):
+            cls = told.speed.trainer_cls
+            spectra.append(hrp.preheat(model, config, trainer_cls=cls, **kwargs))
     for name, module in spectra[0].items():
         torch.testing.assert_close(spectra[1][name].S[:2], module.S[:2], rtol=0.05, atol=1e-3)
 
@@ -67,7 +69,8 @@ def test_replayed_preheating_gives_the_same_spectrum(ragged):
 @pytest.mark.gpu
 @needs_one_gpu
 def test_accumulated_gradients_are_refused(ragged):
-    told = plan(ragged, cuda_graphs=True, training={"gradient_accumulation_steps": 2})
+    accumulated = {"gradient_accumulation_steps": 2}
+    told = dataclasses.replace(plan(ragged, cuda_graphs=True), training=accumulated)
     with pytest.raises(ValueError, match="`gradient_accumulation_steps` 1, got 1 GPUs and 2"):
         fine_tune(adapter("cuda"), told)
 

@@ -12,14 +12,16 @@ from transformers import (
     MistralForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Trainer,
 )
 
 import hrp
 from helpers.tiny import tiny_llama
 from helpers.tiny_bench import ragged_task
+from hrp_lab.bench.speed.options import Speed
 from hrp_lab.bench.speed.padding_free import PaddingFreeCollator, padding_free
 from hrp_lab.bench.tasks import Task
-from hrp_lab.bench.training import Plan, fine_tune, ready_for, trainer_arguments
+from hrp_lab.bench.training import Plan, fine_tune, trainer_arguments
 
 STEPS = 4
 TINY = {
@@ -40,7 +42,7 @@ def adapter(make=tiny_llama):
 
 def plan(task: Task, without_padding: bool) -> Plan:
     return Plan(task, STEPS, 1e-2, seed=0, batch_size=8, training={"logging_steps": 1},
-                padding_free=without_padding)  # fmt: skip
+                speed=Speed(padding_free=without_padding))  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -55,11 +57,11 @@ def plan(task: Task, without_padding: bool) -> Plan:
 def test_without_padding_a_model_trains_as_with_it(ragged, make):
     padded, packed = adapter(make), adapter(make)
     expected = fine_tune(padded, plan(ragged, False))
-    found = fine_tune(packed, plan(ragged, True))
-    assert found.tokens == expected.tokens
-    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-4, atol=1e-4)
-    for one, other in zip(packed.parameters(), padded.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    trained = fine_tune(packed, plan(ragged, True))
+    assert trained.tokens == expected.tokens
+    torch.testing.assert_close(trained.losses, expected.losses, rtol=1e-4, atol=1e-4)
+    for weight, expected_weight in zip(packed.parameters(), padded.parameters(), strict=True):
+        torch.testing.assert_close(weight, expected_weight, rtol=1e-3, atol=1e-5)
 
 
 def test_without_padding_preheating_gives_the_same_spectrum(ragged):
@@ -67,9 +69,7 @@ def test_without_padding_preheating_gives_the_same_spectrum(ragged):
     spectra = []
     for without_padding in (False, True):
         told, model = plan(ragged, without_padding), adapter()
-        with trainer_arguments(told) as (kwargs, _), ready_for(model, told):
-            from transformers import Trainer
-
+        with trainer_arguments(told) as (kwargs, _), told.speed.applied(model, ragged):
             spectra.append(hrp.preheat(model, config, trainer_cls=Trainer, **kwargs))
     for name, module in spectra[0].items():
         torch.testing.assert_close(spectra[1][name].S, module.S, rtol=1e-3, atol=1e-5)
@@ -101,8 +101,8 @@ def test_filling_a_batch_up_changes_no_gradient(ragged):
         gradients.append([p.grad for p in model.parameters()])
     assert batch["input_ids"].shape[1] % 64 == 0
     assert batch["longest"] % 16 == 0
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    for plain, filled in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, filled, rtol=1e-4, atol=1e-6)
 
 
 def test_a_sliding_window_is_refused_and_the_model_keeps_its_attention(ragged):
@@ -114,5 +114,5 @@ def test_a_sliding_window_is_refused_and_the_model_keeps_its_attention(ragged):
 
 
 def test_only_causal_tasks_go_without_padding(ragged):
-    assert plan(ragged, True).packs
-    assert not plan(dataclasses.replace(ragged, task_type="SEQ_CLS"), True).packs
+    assert Speed(padding_free=True).packs(ragged)
+    assert not Speed(padding_free=True).packs(dataclasses.replace(ragged, task_type="SEQ_CLS"))

@@ -1,1 +1,1 @@
-"""Ways to take the same training steps in less time: compiled blocks, CUDA graphs, no padding."""
+"""Take the same training steps in less time: compiled blocks, CUDA graphs, no padding."""

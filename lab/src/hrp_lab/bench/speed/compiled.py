@@ -1,4 +1,4 @@
-"""Training steps with each of a model's repeated blocks compiled: fewer, larger kernels.
+"""Compile each of a model's repeated blocks, so that training steps launch fewer, larger kernels.
 
 One graph serves all blocks, shapes of batches and models of a kind, so a worker compiles once for
 each kind of adapter and preheating rank that it meets.
@@ -20,18 +20,18 @@ _KINDS = 64  # of blocks that a worker may meet: arms, ranks, dtypes
 
 @contextmanager
 def compiled_blocks(model: nn.Module, backend: str = "inductor") -> Iterator[None]:
-    """Within, the blocks of ``model`` run compiled, unless that would take minutes.
+    """Run the blocks of ``model`` compiled while this lasts, unless that would take minutes.
 
     PEFT's variants of LoRA, such as DoRA, break graphs; ranks that differ from block to block, as
     EVA's do, need a graph a block. Such models run as they are.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     blocks = list(_repeated(base))
-    unlike = _has_variants(model) or not _are_alike(blocks)
-    if unlike or not isinstance(base, PreTrainedModel):
+    variants = any(part.lora_variant for part in model.modules() if isinstance(part, LoraLayer))
+    if variants or not _are_alike(blocks) or not isinstance(base, PreTrainedModel):
         yield
         return
-    # The first block's input would be the only one without a gradient: a graph of its own.
+    # The first block's input would be the only one without a gradient: that takes one graph more.
     base.enable_input_require_grads()
     for block in blocks:
         block.compile(dynamic=True, backend=backend)
@@ -44,17 +44,13 @@ def compiled_blocks(model: nn.Module, backend: str = "inductor") -> Iterator[Non
         base.disable_input_require_grads()
 
 
-def _has_variants(model: nn.Module) -> bool:
-    return any(one.lora_variant for one in model.modules() if isinstance(one, LoraLayer))
-
-
 def _are_alike(blocks: Sequence[nn.Module]) -> bool:
     shapes = [{name: p.shape for name, p in block.named_parameters()} for block in blocks]
-    return all(one == shapes[0] for one in shapes)
+    return all(block_shapes == shapes[0] for block_shapes in shapes)
 
 
 def _repeated(model: nn.Module) -> Iterator[nn.Module]:
-    """Members of the outermost lists of modules of one class."""
+    """Yield the members of the outermost lists of modules of one class."""
     for child in model.children():
         if isinstance(child, nn.ModuleList) and len(child) > 1 and len(set(map(type, child))) == 1:
             yield from child

@@ -1,4 +1,4 @@
-"""Training steps replayed as CUDA graphs, where the CPU cannot launch kernels as fast as they run.
+"""Replay training steps as CUDA graphs, where the CPU launches kernels slower than they run.
 
 A step of a small model is thousands of short kernels. Each shape of batch has its forward and
 backward pass captured once (the second time it is met; the first runs as usual) and replayed from
@@ -20,14 +20,14 @@ _PAD_TO = 32  # tokens; lengths rounded up leave few shapes to capture
 
 
 def with_few_shapes(collator: Any) -> Any:
-    """HF's padding collators, told to round lengths up; any other is returned as it is."""
+    """Tell HF's padding collators to round lengths up; return any other as it is."""
     if getattr(collator, "pad_to_multiple_of", 0) is None:
         return dataclasses.replace(collator, pad_to_multiple_of=_PAD_TO)
     return collator
 
 
 class GraphedTrainer(Trainer):
-    """HF Trainer with graphs of its forward and backward passes; one process, one GPU.
+    """Trains as HF's Trainer does, with graphs of its passes; for one process on one GPU.
 
     Raises:
         ValueError: gradients are accumulated over several batches, or there is not one GPU.
@@ -46,7 +46,7 @@ class GraphedTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """Forward and backward pass of one batch; returns the loss."""
+        """Take the forward and backward pass of a batch; return the loss."""
 
         def step(batch: dict[str, Any], items: Any) -> Tensor:
             return super(GraphedTrainer, self).training_step(model, batch, items)
@@ -60,7 +60,7 @@ class GraphedTrainer(Trainer):
 
 
 class _Graphs:
-    """Graphs by shape of batch; they share their memory and write the same gradients."""
+    """Holds graphs by shape of batch; they share memory and write the same gradients."""
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
         self._parameters = parameters
@@ -82,7 +82,7 @@ class _Graphs:
 
 
 class _Graph:
-    """One captured step, with the tensors that it reads and its loss."""
+    """Holds a captured step, with the tensors that it reads and its loss."""
 
     def __init__(
         self, step: _Step, batch: dict[str, Any], items: Any, gradients: list[Tensor], pool: Any
@@ -105,6 +105,6 @@ class _Graph:
 
 
 def _shape(batch: dict[str, Any], items: Any) -> Any:
-    """All that a captured step cannot vary."""
+    """Return all that a captured step cannot vary."""
     given = [*sorted(batch.items()), ("items", items)]
     return tuple((k, (v.shape, v.dtype) if isinstance(v, Tensor) else v) for k, v in given)

@@ -1,4 +1,4 @@
-"""Batches without padding: the tokens of all rows in one row; only attention sees them padded.
+"""Lay the tokens of all rows of a batch in one row, so that only attention sees padding.
 
 Random batches of GSM8K are half padding, and all of a causal model but its attention works token by
 token, so laying the rows end to end halves the work and changes no gradient. Sorting the *data* by
@@ -37,7 +37,7 @@ class PaddingFreeCollator:
         self._longest_multiple = longest_multiple
 
     def __call__(self, rows: list[Example]) -> dict[str, Any]:
-        """Collate ``rows``; ``places`` are the tokens' in rows padded to ``longest``, flattened."""
+        """Collate ``rows``; ``places`` index tokens in rows padded to ``longest``, flattened."""
         lengths = [len(row["input_ids"]) for row in rows]
         longest = -(-max(lengths) // self._longest_multiple) * self._longest_multiple
         # No row's first token is predicted, least of all from the row before.
@@ -59,7 +59,7 @@ class PaddingFreeCollator:
 
 @contextmanager
 def padding_free(model: nn.Module) -> Iterator[None]:
-    """Within, the attention of ``model`` takes what `PaddingFreeCollator` makes."""
+    """Let the attention of ``model`` take what `PaddingFreeCollator` makes, while this lasts."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(base, PreTrainedModel):
         raise TypeError(f"padding-free batches need a transformers model, got {type(base)}")
@@ -87,7 +87,7 @@ def attention(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Float[Tensor, "1 tokens heads d"], None]:
-    """Causal attention within each row.
+    """Compute causal attention within each row.
 
     Padding is on the right, where a causal mask keeps it from every token of the row.
 
@@ -114,7 +114,7 @@ def attention(
 
 
 class _Packed(torch.autograd.Function):
-    """``index_select`` of places that differ: its gradient needs no sum, which is slow on GPUs.
+    """Selects places that differ, so that the gradient needs no sum, which is slow on GPUs.
 
     Only the filling shares a place, and no gradient comes from there.
     """
@@ -132,7 +132,7 @@ class _Packed(torch.autograd.Function):
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
-    """Attention makes its own."""
+    """Give no mask, because `attention` masks by itself."""
 
 
 AttentionInterface.register(IMPLEMENTATION, attention)

@@ -1,4 +1,4 @@
-"""Tasks, a file each: `load` makes data, model, collator and metrics from a `TaskRequest`."""
+"""Each task is a file whose `load` makes data, model, collator and metrics from a `TaskRequest`."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ TASKS: dict[str, tuple[str, str]] = {
     "glue-qnli": ("glue", "accuracy"),
     "glue-mnli": ("glue", "accuracy"),
 }
-"""Task name -> (module of this package, metric to judge by)."""
+"""This maps a task's name to its module in this package and the metric to judge by."""
 
 
 @dataclass(frozen=True)
 class TaskRequest:
-    """What a task is asked for.
+    """Says which task to load, with which model, data and options.
 
     Args:
         name: one of `TASKS`.
         model: local path or hub name of the base model.
-        dataset: local folder or hub name; None means the task's own hub name.
-        options: the task's own settings; each task says which it has.
+        dataset: local folder or hub name; None means the task's hub name.
+        options: settings of the task; each task says which it has.
     """
 
     name: str
@@ -45,7 +45,7 @@ class TaskRequest:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self, **defaults: Any) -> dict[str, Any]:
-        """``defaults`` overridden by ``options``; ``ValueError`` on an option that is not there."""
+        """Override ``defaults`` by ``options``; raise ``ValueError`` on any other option."""
         if unknown := sorted(set(self.options) - set(defaults)):
             raise ValueError(
                 f"`task` {self.name!r} has no option {unknown}; its options are {sorted(defaults)}"
@@ -54,21 +54,21 @@ class TaskRequest:
 
     @property
     def folder(self) -> Path | None:
-        """``dataset`` as a folder, or None where it is not one (a hub name)."""
+        """Return ``dataset`` as a folder, or None where it is a hub name."""
         folder = Path(self.dataset) if self.dataset else None
         return folder if folder and folder.is_dir() else None
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task that is ready to train on and to be judged by.
+    """Holds a task that is ready to train on and to be judged by.
 
     Args:
         task_type: PEFT's ``TaskType``: "CAUSAL_LM", "SEQ_2_SEQ_LM" or "SEQ_CLS".
         train: tokenised examples, dicts of lists.
-        collator: examples to a padded batch.
-        load_model: a fresh base model of the given dtype on the CPU.
-        evaluate: metrics of a model, by name; among them the one that `TASKS` names.
+        collator: makes a padded batch of examples.
+        load_model: returns a fresh base model of the given dtype on the CPU.
+        evaluate: returns the metrics of a model, by name; among them the one that `TASKS` names.
         seeded_head: whether ``load_model`` draws a new head from the global generator.
         tokenizer: of the base model.
     """
@@ -83,7 +83,7 @@ class Task:
 
 
 def load_task(request: TaskRequest) -> Task:
-    """Load a task by name; raises ``ValueError`` on a name or option that it has not."""
+    """Load a task by name; raise ``ValueError`` on an unknown name or option."""
     check_task(request.name)
     module = importlib.import_module(f"hrp_lab.bench.tasks.{TASKS[request.name][0]}")
     task: Task = module.load(request)

@@ -1,18 +1,18 @@
-"""Questions with worked answers for causal language models: encoding, answer loss, exact match."""
+"""Encode questions with worked answers for causal models; compute answer loss and exact match."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
+from transformers import AutoTokenizer
 
-from hrp_lab.bench.tasks import Example, Task
+from hrp_lab.bench.tasks import Example
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
 _NUMBER = r"(-?[\d][\d,]*(?:\.\d+)?)"
@@ -22,7 +22,7 @@ Pair = tuple[str, str]  # prompt, completion
 
 
 def load_tokenizer(model: str) -> Any:
-    """Tokenizer of ``model``, padded with its end-of-sequence token where it has no other."""
+    """Load the tokenizer of ``model``; its end-of-sequence token pads where it has no other."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -30,7 +30,7 @@ def load_tokenizer(model: str) -> Any:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON Lines file; raises ``FileNotFoundError`` naming it."""
+    """Read a JSON Lines file; raise ``FileNotFoundError`` naming it."""
     if not path.is_file():
         raise FileNotFoundError(f"'{path}' is missing; give its folder as `--dataset_path`")
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -38,7 +38,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def encode(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> list[Example]:
-    """``prompt + completion + eos`` as token ids, cut to ``max_length``; the prompt is ignored.
+    """Encode ``prompt + completion + eos``, cut to ``max_length``; labels leave the prompt out.
 
     Rows whose prompt alone fills ``max_length`` are left out: they have nothing to learn from.
     """
@@ -53,27 +53,13 @@ def encode(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> list[Examp
     return rows
 
 
-def answer_task(
-    model: str, tokenizer: Any, train: list[Example], evaluate: Callable[[nn.Module], Any]
-) -> Task:
-    """A causal task judged by the loss on the answers' tokens."""
-    return Task(
-        task_type="CAUSAL_LM",
-        train=train,
-        collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
-        load_model=lambda dtype: AutoModelForCausalLM.from_pretrained(model, dtype=dtype),
-        evaluate=evaluate,
-        tokenizer=tokenizer,
-    )
-
-
 def half_precision(device: torch.device) -> torch.autocast:
-    """bfloat16 autocast on a GPU, as in training; nothing on the CPU."""
+    """Return bfloat16 autocast on a GPU, as in training, and none on the CPU."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def by_length(rows: Sequence[Example], batch_size: int) -> Iterator[list[Example]]:
-    """Batches of examples of like length, to pad little."""
+    """Yield batches of examples of like length, to pad little."""
     ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
     for start in range(0, len(ordered), batch_size):
         yield [dict(row) for row in ordered[start : start + batch_size]]
@@ -83,7 +69,7 @@ def by_length(rows: Sequence[Example], batch_size: int) -> Iterator[list[Example
 def answer_metrics(
     model: nn.Module, rows: Sequence[Example], collator: Any, batch_size: int = 64
 ) -> dict[str, float]:
-    """``eval_loss``, nats a token over all answer tokens, and ``token_accuracy``.
+    """Return ``eval_loss`` (nats a token, over all answer tokens) and ``token_accuracy``.
 
     Logits are kept for one batch only, in float32 for the answers' positions only.
     """
@@ -106,15 +92,15 @@ def answer_metrics(
 
 
 def final_number(text: str) -> str | None:
-    """The number after ``####`` or "The answer is", without thousands' commas; None without one.
+    """Return the number after ``####`` or "The answer is", without commas; None if there is none.
 
     >>> final_number("3 + 4 = 7\\n#### 1,007"), final_number("The answer is: 7.0"), final_number("")
     ('1007', '7', None)
     """
-    found = _ANSWER.search(text)
-    if not found:
+    match = _ANSWER.search(text)
+    if not match:
         return None
-    number = found.group(1).replace(",", "")
+    number = match.group(1).replace(",", "")
     return number.rstrip("0").rstrip(".") if "." in number else number
 
 
@@ -122,7 +108,7 @@ def final_number(text: str) -> str | None:
 def exact_match(
     model: Any, tokenizer: Any, pairs: Sequence[Pair], max_new_tokens: int, batch_size: int = 64
 ) -> dict[str, float]:
-    """Share of prompts whose greedy continuation ends in the reference's final number."""
+    """Return the share of prompts whose greedy continuation gives the reference's final number."""
     model.eval()
     device = next(model.parameters()).device
     right = 0

@@ -1,4 +1,4 @@
-"""GLUE (Wang et al. 2018): CoLA, SST-2, MRPC, QNLI, MNLI, judged by GLUE's own metrics.
+"""Train on GLUE (Wang et al. 2018): CoLA, SST-2, MRPC, QNLI or MNLI, judged by GLUE's metrics.
 
 Encoders classify; encoder-decoders (T5) write the label's word. Options: ``train_rows``,
 ``test_rows`` (None: all), ``max_length`` tokens, ``eval_batch_size``. A local dataset is a folder
@@ -32,7 +32,7 @@ HUB_NAME = "nyu-mll/glue"
 
 @dataclass(frozen=True)
 class Subset:
-    """Columns, the words of the labels (T5's), and the split to be judged by."""
+    """Names the columns, the words of the labels (T5's), and the split to be judged by."""
 
     columns: tuple[str, ...]
     words: tuple[str, ...]
@@ -69,23 +69,22 @@ def load(request: TaskRequest) -> Task:
 
 
 def rows(request: TaskRequest, name: str, split: str) -> list[dict[str, Any]]:
-    """Rows of a split with GLUE's columns and ``label``."""
+    """Return the rows of a split with GLUE's columns and ``label``."""
     if not request.folder:
         from datasets import load_dataset
 
-        found = load_dataset(request.dataset or HUB_NAME, name, split=split).to_list()
-    elif files := _LOCAL_TSV.get((name, split)):
-        folder = request.folder / name
-        if (folder / f"{split}.jsonl").is_file():
-            return read_json_lines(folder / f"{split}.jsonl")
-        found = [row for file in files for row in _tab_separated(folder / file)]
-    else:
-        found = read_json_lines(request.folder / name / f"{split}.jsonl")
-    return found
+        hub_rows: list[dict[str, Any]] = load_dataset(
+            request.dataset or HUB_NAME, name, split=split
+        ).to_list()
+        return hub_rows
+    json_lines, files = request.folder / name / f"{split}.jsonl", _LOCAL_TSV.get((name, split))
+    if files and not json_lines.is_file():
+        return [row for file in files for row in _tab_separated(json_lines.parent / file)]
+    return read_json_lines(json_lines)
 
 
 def _tab_separated(path: Path) -> Iterator[dict[str, Any]]:
-    """CoLA's own format (source, label, mark, sentence) or SST-2's (sentence, label; header)."""
+    """Read CoLA's format (source, label, mark, sentence) or SST-2's (sentence, label; header)."""
     if not path.is_file():
         raise FileNotFoundError(f"'{path}' is missing; give GLUE's folder as `--dataset_path`")
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -105,12 +104,12 @@ def _classifier(
     subset = SUBSETS[name]
     collator = DataCollatorWithPadding(tokenizer)
 
-    def encode(found: list[dict[str, Any]]) -> list[Example]:
-        texts = [[row[column] for row in found] for column in subset.columns]
+    def encode(split: list[dict[str, Any]]) -> list[Example]:
+        texts = [[row[column] for row in split] for column in subset.columns]
         encoded = tokenizer(*texts, truncation=True, max_length=options["max_length"])
         return [
-            {key: encoded[key][place] for key in encoded} | {"labels": row["label"]}
-            for place, row in enumerate(found)
+            {key: encoded[key][index] for key in encoded} | {"labels": row["label"]}
+            for index, row in enumerate(split)
         ]
 
     train, test = map(encode, splits)
@@ -137,7 +136,7 @@ def _classifier(
 def _class_logits(
     model: nn.Module, test: Sequence[Example], collator: Any, batch_size: int
 ) -> tuple[list[int], torch.Tensor]:
-    """Labels and logits (float32, on the CPU) of all rows, in one order."""
+    """Return labels and logits (float32, on the CPU) of all rows, in the same order."""
     model.eval()
     device = next(model.parameters()).device
     labels: list[int] = []
@@ -157,26 +156,27 @@ def _seq2seq(
     collator = DataCollatorForSeq2Seq(tokenizer)
     targets = tokenizer(list(subset.words))["input_ids"]
 
-    def encode(found: list[dict[str, Any]]) -> list[Example]:
+    def encode(split: list[dict[str, Any]]) -> list[Example]:
         texts = [
             " ".join([name, *(f"{column}: {row[column]}" for column in subset.columns)])
-            for row in found
+            for row in split
         ]
         encoded = tokenizer(texts, truncation=True, max_length=options["max_length"])["input_ids"]
         return [
             {"input_ids": ids, "labels": targets[row["label"]]}
-            for ids, row in zip(encoded, found, strict=True)
+            for ids, row in zip(encoded, split, strict=True)
         ]
 
     train, test = map(encode, splits)
-    numbered = [example | {"row": place} for place, example in enumerate(test)]
+    numbered = [example | {"row": index} for index, example in enumerate(test)]
 
     def evaluate(trained: nn.Module) -> dict[str, float]:
         labels, predicted = [], []
-        for place, text in _written(trained, numbered, tokenizer, options["eval_batch_size"]):
-            label = splits[1][place]["label"]
+        for index, text in _written(trained, numbered, tokenizer, options["eval_batch_size"]):
+            label, word = splits[1][index]["label"], text.strip()
+            known = word in subset.words  # a word that is no label counts as a wrong class
             labels.append(label)
-            predicted.append(_class_of(text, label, subset.words))
+            predicted.append(subset.words.index(word) if known else (label + 1) % len(subset.words))
         return glue_metrics(name, labels, predicted)
 
     return Task(
@@ -187,12 +187,6 @@ def _seq2seq(
         evaluate=evaluate,
         tokenizer=tokenizer,
     )
-
-
-def _class_of(text: str, label: int, words: tuple[str, ...]) -> int:
-    """Class of a written word; a word that is no label counts as a wrong class."""
-    word = text.strip()
-    return words.index(word) if word in words else (label + 1) % len(words)
 
 
 @torch.no_grad()
@@ -211,7 +205,7 @@ def _written(
 
 
 def glue_metrics(name: str, labels: Sequence[int], predicted: Sequence[int]) -> dict[str, float]:
-    """GLUE's metrics of a task: Matthews correlation, accuracy, or accuracy and F1.
+    """Return GLUE's metrics of a task: Matthews correlation, accuracy, or accuracy and F1.
 
     >>> glue_metrics("cola", [0, 1, 1, 0], [0, 1, 1, 0])
     {'matthews_correlation': 1.0, 'accuracy': 1.0}

@@ -1,4 +1,4 @@
-"""GSM8K (Cobbe et al. 2021): grade-school word problems, judged by the loss on worked answers.
+"""Train on GSM8K (Cobbe et al. 2021), judged by the loss on its worked answers.
 
 Options: ``train_rows`` and ``test_rows`` (None: all), ``max_length`` tokens, ``eval_batch_size``,
 ``generate_rows`` (test rows for exact match by greedy generation; 0: none), ``max_new_tokens``,
@@ -12,12 +12,12 @@ import re
 from typing import Any
 
 from torch import nn
+from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq
 
 from hrp_lab.bench.tasks import Task, TaskRequest
 from hrp_lab.bench.tasks.answers import (
     Pair,
     answer_metrics,
-    answer_task,
     encode,
     exact_match,
     load_tokenizer,
@@ -48,12 +48,13 @@ def judged_by_answers(
     test: list[Pair],
     options: dict[str, Any],
 ) -> Task:
-    """A task judged by answer loss and, where ``generate_rows`` asks for it, exact match."""
+    """Make a task judged by answer loss and, where ``generate_rows`` asks for it, exact match."""
+    collator = DataCollatorForSeq2Seq(tokenizer, padding=True)
     test_rows = encode(tokenizer, test, options["max_length"])
     generated = test[: options["generate_rows"]]
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        metrics = answer_metrics(model, test_rows, task.collator, options["eval_batch_size"])
+        metrics = answer_metrics(model, test_rows, collator, options["eval_batch_size"])
         if generated:
             metrics |= exact_match(model, tokenizer, generated, options["max_new_tokens"])
         if options["lm_eval"]:
@@ -61,13 +62,18 @@ def judged_by_answers(
             metrics |= official_metrics(model, tokenizer, options["lm_eval"], size)
         return metrics
 
-    train_rows = encode(tokenizer, train, options["max_length"])
-    task = answer_task(request.model, tokenizer, train_rows, evaluate)
-    return task
+    return Task(
+        task_type="CAUSAL_LM",
+        train=encode(tokenizer, train, options["max_length"]),
+        collator=collator,
+        load_model=lambda dtype: AutoModelForCausalLM.from_pretrained(request.model, dtype=dtype),
+        evaluate=evaluate,
+        tokenizer=tokenizer,
+    )
 
 
 def pairs(request: TaskRequest, split: str, hub_name: str = HUB_NAME) -> list[Pair]:
-    """Prompts and answers of a split, without the ``<<...>>`` notes for calculators."""
+    """Return prompts and answers of a split, without the ``<<...>>`` notes for calculators."""
     if folder := request.folder:
         rows = read_json_lines(folder / f"{split}.jsonl")
     else:

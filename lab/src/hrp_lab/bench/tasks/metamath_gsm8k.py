@@ -1,4 +1,4 @@
-"""MetaMathQA (Yu et al. 2023) to train on, GSM8K's test set to be judged by, as in the HRP paper.
+"""Train on MetaMathQA (Yu et al. 2023), judged by GSM8K's test set, as in the HRP paper.
 
 Which rows of MetaMathQA the paper used is not known to us; ``train_rows`` takes the first so many
 after a shuffle with a fixed seed. Options: those of `gsm8k`. Hub names only, or a
@@ -24,21 +24,12 @@ def load(request: TaskRequest) -> Task:
         max_new_tokens=512, lm_eval=(),
     )  # fmt: skip
     tokenizer = load_tokenizer(request.model)
-    found = _metamath(request)
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(_SHUFFLE_SEED))
-    train = [found[place] for place in order.tolist()[: options["train_rows"]]]
-    test = pairs(TaskRequest("gsm8k", request.model, _gsm8k_source(request)), "test")
-    return judged_by_answers(
-        request,
-        tokenizer,
-        train,
-        test[: options["test_rows"]],
-        options,
-    )
-
-
-def _gsm8k_source(request: TaskRequest) -> str:
-    return request.dataset if request.dataset and request.folder else HUB_NAME
+    rows = _metamath(request)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(_SHUFFLE_SEED))
+    train = [rows[index] for index in order.tolist()[: options["train_rows"]]]
+    gsm8k = request.dataset if request.folder else HUB_NAME
+    test = pairs(TaskRequest("gsm8k", request.model, gsm8k), "test")[: options["test_rows"]]
+    return judged_by_answers(request, tokenizer, train, test, options)
 
 
 def _metamath(request: TaskRequest) -> list[Pair]:

@@ -1,6 +1,6 @@
-"""The demo's word problems on its embedded base model: always available, offline, on any machine.
+"""Train on the demo's word problems: always available, offline, on any machine.
 
-Options: ``train_rows``, ``test_rows``, ``eval_batch_size``. The model is the embedded one.
+Options: ``train_rows``, ``test_rows``, ``eval_batch_size``. The model is the demo's embedded base.
 """
 
 from __future__ import annotations
