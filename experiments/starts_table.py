@@ -17,7 +17,8 @@ from pathlib import Path
 
 from hrp_lab.bench.arms import ARMS
 from hrp_lab.bench.comparisons import Analysis, analyse, views
-from hrp_lab.bench.record import Record, load_records
+from hrp_lab.bench.record import Record
+from hrp_lab.bench.record_store import load_records
 from hrp_lab.bench.sweeps import settled
 from hrp_lab.report.arm_table import arms_table
 

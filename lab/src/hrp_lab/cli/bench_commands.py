@@ -1,4 +1,4 @@
-"""``hrp-lab bench``: run experiments, list them, write their results as a page."""
+"""``hrp-lab bench`` runs experiments, lists them, packs their records and writes them as pages."""
 
 from __future__ import annotations
 
@@ -8,18 +8,26 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from hrp_lab.bench.record import Record
+
+_CONTROL = "lora"
 EPILOG = """examples:
   hrp-lab bench list
   hrp-lab bench run experiments/standin-wordproblems.yaml
   hrp-lab bench run experiments/standin-gsm8k-450.yaml --model_name_or_path DIR/base-lm-30m \\
       --dataset_path DIR/gsm8k --workers 14 --time_limit 540
   hrp-lab bench report experiments/results/standin-gsm8k-450 --out docs/results.md
+  hrp-lab bench report experiments/results/standin-sst2 --spectrum runs/spectrum --out page.html
+  hrp-lab bench pack experiments/standin-gsm8k-450.yaml
   hrp-lab bench export experiments/results/standin-gsm8k-450 --out peft-results
 
-A rerun does only what is missing. HRP_GIT_COMMIT names the commit for the records where the tree is
-a copy without .git, or with one that is not its own.
+Records lie in the folder NAME, one file a run, or packed in NAME.jsonl beside it, one line a run;
+either path names both. A rerun does only what is missing.
+HRP_GIT_COMMIT names the commit for the records where the tree is a copy without .git, or with one
+that is not its own.
 """
 
 
@@ -31,12 +39,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="run|list|report|export"
+        dest="command", required=True, metavar="run|list|report|export|pack"
     )
     _add_run(commands)
     _add_list(commands)
     _add_report(commands)
     _add_export(commands)
+    _add_pack(commands)
     return parser
 
 
@@ -101,29 +110,60 @@ def _add_records(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_report(commands: Any) -> None:
-    parser = commands.add_parser("report", help="write records' tables and figures as Markdown")
-    parser.add_argument("records", type=Path, nargs="+", help="folders of records")
-    parser.add_argument("--out", type=Path, required=True, help="the page; figures go beside it")
-    parser.add_argument("--title", default="Results", help="of the page (default: Results)")
+    parser = commands.add_parser(
+        "report", help="write records' tables and figures as a Markdown or an HTML page"
+    )
+    _add_sources(parser)
     parser.add_argument(
-        "--reading", type=Path, metavar="FILE", help="Markdown of your own to begin the page with"
+        "--out", type=Path, required=True, metavar="FILE",
+        help="FILE.html, one self-contained page, or FILE.md, with its figures beside it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--title", help="of the page (default: 'HRP benchmark' in HTML, 'Results' in Markdown)"
     )
     parser.add_argument("--metric", help="to judge by (default: each task's own)")
-    parser.add_argument("--control", default="lora", help="arm to compare with (default: lora)")
+    parser.add_argument(
+        "--control", default=_CONTROL, help="arm to compare with (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--spectrum", action="append", default=[], type=Path, metavar="DIR",
+        help="HTML: a spectrum to show; give it again for more, compared with the first",
+    )  # fmt: skip
+    parser.add_argument(
+        "--reading", type=Path, metavar="FILE",
+        help="Markdown: a text of your own to begin the page with",
+    )  # fmt: skip
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "records", type=Path, nargs="+", help="folders of records, or their packed files"
+    )
 
 
 def _add_export(commands: Any) -> None:
     parser = commands.add_parser(
         "export", help="write records as results of PEFT's method_comparison, one JSON a run"
     )
-    parser.add_argument("records", type=Path, nargs="+", help="folders of records")
+    _add_sources(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the results")
+
+
+def _add_pack(commands: Any) -> None:
+    parser = commands.add_parser(
+        "pack", help="fold the records of finished runs into one file an experiment"
+    )
+    parser.add_argument(
+        "experiments", type=Path, nargs="+", metavar="EXPERIMENT_OR_FOLDER",
+        help="experiments' YAML files, with their records in results/NAME beside them, or folders "
+        "of records",
+    )  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
     """Run ``hrp-lab bench``; returns 0, or 2 where the arguments cannot be used."""
     options = _parser().parse_args(argv)
-    commands = {"run": _run, "list": _list, "report": _report, "export": _export}
+    commands = {"run": _run, "list": _list, "report": _report, "export": _export, "pack": _pack}
     command = commands[options.command]
     try:
         return command(options, argv)
@@ -146,7 +186,7 @@ def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
         model=options.model_name_or_path,
         dataset=options.dataset_path,
         git=_git(),
-        command=shlex.join(["hrp", "bench", *argv]),
+        command=shlex.join(["hrp-lab", "bench", *argv]),
         padding_free=options.padding_free,
         torch_compile=options.torch_compile,
         cuda_graphs=options.cuda_graphs,
@@ -185,8 +225,9 @@ def _engine(options: argparse.Namespace, places: Any) -> Any:
 
 
 def _records_folder(options: argparse.Namespace, experiment: str) -> Path:
-    folder: Path = options.records or options.config.parent / "results" / experiment
-    return folder
+    from hrp_lab.bench.record_store import records_folder
+
+    return records_folder(options.records or options.config.parent / "results" / experiment)
 
 
 def _git() -> tuple[str | None, bool | None]:
@@ -216,11 +257,11 @@ def _list(options: argparse.Namespace, _: Sequence[str]) -> int:
 
 def _list_experiment(options: argparse.Namespace) -> int:
     from hrp_lab.bench.comparisons import told_apart
-    from hrp_lab.bench.driver import existing
     from hrp_lab.bench.protocol import lines, load_experiment, plan
+    from hrp_lab.bench.record_store import find_records
 
     experiment = load_experiment(options.config)
-    records = existing(_records_folder(options, experiment.experiment))
+    records = find_records(_records_folder(options, experiment.experiment))
     runs = plan(experiment, records)
     statuses: dict[str, int] = {}
     for run in runs:
@@ -236,24 +277,75 @@ def _list_experiment(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from hrp_lab.bench.record import load_records
+    from hrp_lab.bench.record_store import load_all
+
+    html = _is_html(options)
+    records = load_all(options.records)
+    if options.metric and not any(options.metric in record.metrics for record in records):
+        known = sorted({name for record in records for name in record.metrics})
+        raise ValueError(f"`--metric` must be one of {known}, got {options.metric!r}")
+    arms = sorted({record.arm for record in records})
+    if options.control not in (_CONTROL, *arms):  # a page without the default one is a page
+        raise ValueError(f"`--control` must be one of {arms}, got {options.control!r}")
+    shown = _write_html(options, records) if html else _write_markdown(options, records)
+    print(f"wrote {options.out} ({len(records)} records, {shown})")
+    return 0
+
+
+def _is_html(options: argparse.Namespace) -> bool:
+    """Tell the kind of page by its name, and check that all options are of that kind."""
+    suffix = options.out.suffix
+    if suffix not in (".html", ".md"):
+        raise ValueError(f"`--out` must end in .html or .md, got '{options.out}'")
+    for name, given, wanted in (
+        ("--spectrum", options.spectrum, ".html"), ("--reading", options.reading, ".md"),
+    ):  # fmt: skip
+        if given and suffix != wanted:
+            raise ValueError(f"`{name}` needs `--out` to end in {wanted}, got '{options.out}'")
+    return bool(suffix == ".html")
+
+
+def _write_html(options: argparse.Namespace, records: Sequence[Record]) -> str:
+    from hrp.files import write_text
+    from hrp.spectra.spectrum import Spectrum
+    from hrp_lab.report.html_page import report_page
+
+    spectra = {str(folder): Spectrum.load(folder) for folder in options.spectrum}
+    text = report_page(
+        records, spectra, options.title or "HRP benchmark", options.metric, options.control
+    )
+    write_text(options.out, text)
+    return f"{len(spectra)} spectra"
+
+
+def _write_markdown(options: argparse.Namespace, records: Sequence[Record]) -> str:
     from hrp_lab.report.markdown import write_page
 
-    records = [record for folder in options.records for record in load_records(folder)]
     reading = options.reading.read_text(encoding="utf-8") if options.reading else ""
     figures = write_page(
-        records, options.out, options.title, options.metric, options.control, reading
+        records, options.out, options.title or "Results", options.metric, options.control, reading
     )
-    print(f"wrote {options.out} ({len(records)} records, {figures} figures)")
-    return 0
+    return f"{figures} figures"
 
 
 def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
     from hrp_lab.bench.export import export_records
-    from hrp_lab.bench.record import load_records
+    from hrp_lab.bench.record_store import load_all
 
-    records = [record for folder in options.records for record in load_records(folder)]
+    records = load_all(options.records)
     written = export_records(records, options.out)
     left = len(records) - len(written)
     print(f"wrote {len(written)} results to {options.out} ({left} runs not applicable, left out)")
+    return 0
+
+
+def _pack(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from hrp_lab.bench.protocol import load_experiment
+    from hrp_lab.bench.record_store import pack
+
+    for source in options.experiments:
+        if source.suffix in (".yaml", ".yml"):
+            source = source.parent / "results" / load_experiment(source).experiment
+        packed, count = pack(source)
+        print(f"packed {count} records into {packed}")
     return 0
