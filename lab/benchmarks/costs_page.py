@@ -18,8 +18,8 @@ SHAPES = ("1b", "1b-eva", "8b-plain", "8b", "8b-eva")
 
 HEAD = """# What it costs
 
-Generated from `experiments/results/` by `python lab/benchmarks/costs_page.py docs/costs.md`. Absolute
-times are this machine's; read the ratios, which are each from one run.
+Generated from `experiments/results/` by `python lab/benchmarks/costs_page.py docs/costs.md`.
+Absolute times are this machine's; read the ratios, which are each from one run.
 """
 
 LARGE = """## Large models, one GPU
