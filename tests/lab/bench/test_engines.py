@@ -16,10 +16,10 @@ import pytest
 
 from hrp_lab.bench import engines
 from hrp_lab.bench.context import Places
-from hrp_lab.bench.driver import Driver, existing
+from hrp_lab.bench.driver import Driver
 from hrp_lab.bench.engines import Ray, Sequential, Workers
 from hrp_lab.bench.protocol import experiment_from, load_experiment, plan
-from hrp_lab.bench.record import load_records
+from hrp_lab.bench.record_store import find_records, load_records
 from hrp_lab.cli.bench_commands import _engine, main
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes started here
@@ -118,7 +118,7 @@ def test_engines_give_the_same_records(tmp_path):
     for name, make in (("one", Sequential), ("two", lambda places: Workers(places, 2))):
         places = Places(tmp_path / name / "records", tmp_path / name / "cache")
         Driver(experiment_from(FEW), places, lambda line: None).run(make(places))
-        found.append(existing(places.records))
+        found.append(find_records(places.records))
     assert set(found[0]) == set(found[1])
     for run_id, record in found[0].items():
         assert record.metrics["eval_loss"] == pytest.approx(

@@ -340,11 +340,12 @@ def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _pack(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from hrp_lab.bench.protocol import load_experiment
     from hrp_lab.bench.record_store import pack
 
     for source in options.experiments:
         if source.suffix in (".yaml", ".yml"):
+            from hrp_lab.bench.protocol import load_experiment  # slow, for it imports all arms
+
             source = source.parent / "results" / load_experiment(source).experiment
         packed, count = pack(source)
         print(f"packed {count} records into {packed}")
