@@ -1,4 +1,4 @@
-"""Print the Markdown table of `gsm8k-core`'s or the stages' records: each arm at its best rate.
+"""Prints the Markdown table of `gsm8k-core`'s or the stages' records: each arm at its best rate.
 
 python experiments/arms_table.py experiments/results/gsm8k-core
 """
@@ -19,7 +19,7 @@ def losses_by_setting(source: Path) -> dict[str, dict[float, Losses]]:
     """Return arm -> learning rate -> losses, without the learning rates at which a seed failed."""
     losses: dict[str, dict[float, Losses]] = defaultdict(lambda: defaultdict(dict))
     records = load_records(source)
-    failed = {(one.arm, one.run.learning_rate) for one in records if one.status == "failed"}
+    failed = {(r.arm, r.run.learning_rate) for r in records if r.status == "failed"}
     for record in records:
         if (record.arm, record.run.learning_rate) not in failed:
             losses[record.arm][record.run.learning_rate][record.run.seed] = record.metrics[

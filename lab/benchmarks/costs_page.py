@@ -1,4 +1,4 @@
-"""Write docs/costs.md from the records of lab/benchmarks/ and experiments/auto-length.yaml.
+"""Writes docs/costs.md from the records of lab/benchmarks/ and experiments/auto-length.yaml.
 
 python lab/benchmarks/costs_page.py docs/costs.md
 """
@@ -96,22 +96,22 @@ def spectra() -> str:
 
 
 def settling(record: dict) -> str:
-    found = {name: value for name, value in record.items() if name.startswith("r=")}
+    subspaces = {name: value for name, value in record.items() if name.startswith("r=")}
     head = ["step"]
-    for name in found:
+    for name in subspaces:
         head += [f"{name}: turn", "overlap with the last"]
     rows = []
     for i, step in enumerate(record["looks"]):
         row = [str(step)]
-        for one in found.values():
-            turn = f"{one['turns'][i - 1]:.3f}" if i else ""
-            row += [turn, f"{one['overlap with the last'][i]:.2f}"]
+        for subspace in subspaces.values():
+            turn = f"{subspace['turns'][i - 1]:.3f}" if i else ""
+            row += [turn, f"{subspace['overlap with the last'][i]:.2f}"]
         rows.append(row)
     return table(head, rows)
 
 
 def automatic() -> str:
-    """Preheating's length and the loss it leads to: stopped by "auto", or fixed."""
+    """Tabulate preheating's length and the loss it leads to: stopped by "auto", or fixed."""
     records = sorted(load_records(RESULTS / "auto-length"), key=lambda record: record.run.seed)
     rows = []
     for arm in sorted({record.arm for record in records}):

@@ -6,6 +6,7 @@ import pytest
 
 from helpers.spectra_made import made_spectrum
 from helpers.synthetic import benchmark
+from hrp_lab.bench.record import Record
 from hrp_lab.bench.record_store import load_records, pack, write_record
 from hrp_lab.cli.bench_commands import main
 
@@ -61,6 +62,8 @@ def is_best(record) -> bool:
 @pytest.mark.parametrize("name", ["page.html", "page.md"])
 def test_packed_records_make_the_same_page_as_single_ones(records, tmp_path, name):
     pages = []
+    for record in load_records(records):  # to the digits of packed curves, or pixels would differ
+        write_record(Record.from_json(record.to_line()), records)
     for packed in (False, True):
         if packed:
             pack(records)

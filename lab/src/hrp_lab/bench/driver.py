@@ -53,7 +53,7 @@ class Summary:
 
 
 class Driver:
-    """Gives out jobs, writes records, replaces what is lost.
+    """Give out jobs, write records, replace what is lost.
 
     Args:
         experiment: what to run.

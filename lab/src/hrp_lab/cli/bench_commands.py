@@ -105,7 +105,7 @@ def _add_list(commands: Any) -> None:
 def _add_records(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--records", type=Path, metavar="DIR",
-        help="folder of the records (default: results/NAME beside the config)",
+        help="folder of the records, or their packed file (default: results/NAME beside the config)",
     )  # fmt: skip
 
 
@@ -267,9 +267,9 @@ def _list_experiment(options: argparse.Namespace) -> int:
     for run in runs:
         status = records[run.run_id].status if run.run_id in records else "missing"
         statuses[status] = statuses.get(status, 0) + 1
-    found = lines(experiment)
-    labels = told_apart([(f"{line.task}  {line.arm}", line.config) for line in found])
-    for line, label in zip(found, labels, strict=True):
+    configurations = lines(experiment)
+    labels = told_apart([(f"{line.task}  {line.arm}", line.config) for line in configurations])
+    for line, label in zip(configurations, labels, strict=True):
         rates = " ".join(f"{rate:g}" for rate in line.grid)
         print(f"{label}  {line.config['budget']}  learning rates {rates}")
     print(f"{len(runs)} runs: " + ", ".join(f"{n} {status}" for status, n in statuses.items()))
