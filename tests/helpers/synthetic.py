@@ -20,7 +20,7 @@ def planted_scores(
     curvature: float = 1.0,
     effects: Mapping[str, float] | None = None,
 ) -> np.ndarray:
-    """Draw scores (arm, rate, seed): a parabola over rates, shared seed effects, unit-normal noise."""
+    """Draw (arm, rate, seed): a parabola over rates, shared seed effects, unit-normal noise."""
     shape = (len(arms), len(RATES), seeds)
     sweep = curvature * (np.arange(len(RATES)) - 2.0) ** 2
     planted = np.array([(effects or {}).get(arm, 0.0) for arm in arms])
@@ -89,7 +89,7 @@ JUDGED = {
 
 
 def benchmark(totals=(450,)):
-    """Return every arm at equal total steps, and the charged ones at equal fine-tuning steps too."""
+    """Return all arms at equal total steps, the charged ones at equal fine-tuning steps too."""
     return [
         full_record(arm, seed, rate, steps, charged, loss + 0.001 * seed + abs(rate - 2e-3) * 10)
         for total in totals

@@ -212,8 +212,8 @@ def _check_started(exit_code: int) -> None:
     if exit_code == 1:
         raise ChildProcessError(
             "the worker processes cannot start (see the traceback above); a script that calls "
-            "`hrp_lab.cli.main` must do so under `if __name__ == '__main__'`; or use"
-            " `--workers 1`"
+            "`hrp_lab.cli.main` must do so under `if __name__ == '__main__'`. "
+            "`--workers 1` needs none"
         )
 
 

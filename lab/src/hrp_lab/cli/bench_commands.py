@@ -105,7 +105,7 @@ def _add_list(commands: Any) -> None:
 def _add_records(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--records", type=Path, metavar="DIR",
-        help="folder of the records, or their packed file (default: results/NAME beside the config)",
+        help="folder of the records, or packed file (default: results/NAME beside the config)",
     )  # fmt: skip
 
 
