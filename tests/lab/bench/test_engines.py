@@ -45,11 +45,16 @@ def options(tmp_path: Path) -> list[str]:
     return ["--records", str(tmp_path / "records"), "--cache", str(tmp_path / "cache")]
 
 
+def written(folder: Path) -> list[Path]:
+    """Return the records' files, without what a killed process had not finished writing."""
+    return list(folder.glob("[!.]*.json"))
+
+
 def assert_complete(folder: Path) -> None:
     planned = {run.run_id for run in plan(load_experiment(STANDIN), {})}
     records = load_records(folder)
     assert {record.run_id for record in records} == planned
-    assert len(list(folder.iterdir())) == len(planned)
+    assert len(written(folder)) == len(planned)
     assert {record.status for record in records} == {"ok"}
 
 
@@ -58,14 +63,14 @@ def killed_half_way(command: list[str], folder: Path) -> dict[Path, float]:
     process = subprocess.Popen([sys.executable, "-c", COMMAND, *command], start_new_session=True)
     deadline = time.monotonic() + 120
     try:
-        while len(list(folder.glob("*.json"))) < 2:
+        while len(written(folder)) < 2:
             assert process.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.02)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    return {path: path.stat().st_mtime for path in folder.glob("*.json")}
+    return {path: path.stat().st_mtime for path in written(folder)}
 
 
 def test_a_killed_benchmark_completes_on_rerun_with_no_run_lost_or_doubled(tmp_path, capsys):
