@@ -1,32 +1,31 @@
-"""The Markdown table of `gsm8k_core.py`'s or `stages.py`'s records: each arm at its best rate.
+"""Prints the Markdown table of `gsm8k-core`'s or the stages' records: each arm at its best rate.
 
 python experiments/arms_table.py experiments/results/gsm8k-core
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
 
+from hrp_lab.bench.record_store import load_records
+
 Losses = dict[int, float]  # seed -> test loss
 
 
-def losses_by_setting(folder: Path) -> dict[str, dict[float, Losses]]:
-    """Arm -> learning rate -> losses, of the learning rates at which every seed converged."""
-    found: dict[str, dict[float, Losses]] = defaultdict(lambda: defaultdict(dict))
-    diverged = set()
-    for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_text())
-        setting = record["arm"], record["learning_rate"]
-        found[setting[0]][setting[1]][record["seed"]] = record["test_loss"]
-        if record["test_loss"] is None:
-            diverged.add(setting)
-    for arm, learning_rate in diverged:
-        del found[arm][learning_rate]
-    return found
+def losses_by_setting(source: Path) -> dict[str, dict[float, Losses]]:
+    """Return arm -> learning rate -> losses, without the learning rates at which a seed failed."""
+    losses: dict[str, dict[float, Losses]] = defaultdict(lambda: defaultdict(dict))
+    records = load_records(source)
+    failed = {(r.arm, r.run.learning_rate) for r in records if r.status == "failed"}
+    for record in records:
+        if (record.arm, record.run.learning_rate) not in failed:
+            losses[record.arm][record.run.learning_rate][record.run.seed] = record.metrics[
+                "test_loss"
+            ]
+    return losses
 
 
 def main() -> None:

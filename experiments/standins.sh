@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# Every stand-in on this machine's GPUs with one command, for SECONDS; run again, it does what is
-# missing.
+# Runs every stand-in on this machine's GPUs, for SECONDS; run again, it does what is missing.
 #
 #   experiments/standins.sh BASE_LM GSM8K MINILM GLUE SECONDS [WORKERS]
 #
 # BASE_LM, MINILM: folders of the two models; GSM8K, GLUE: folders of their data. WORKERS: processes in
 # all (default: 10 a GPU; 12 ran out of 80 GB twice). Two experiments run at a time, so that the last
-# runs of one leave no GPU idle. Records land in experiments/results/ (or RECORDS), what runs share in a
-# temporary folder (or SHARED). Seen on two H100: 240 steps/s on GSM8K, 550 on CoLA.
+# runs of one leave no GPU idle. Records land in experiments/results/ (or RECORDS), one file a run, to be
+# folded by `hrp-lab bench pack`; what runs share lands in a temporary folder (or SHARED). Seen on two H100: 240 steps/s on GSM8K, 550 on CoLA.
 set -euo pipefail
 if [ $# -lt 5 ] || ! command -v nvidia-cuda-mps-control > /dev/null; then
   echo "usage: $0 BASE_LM GSM8K MINILM GLUE SECONDS [WORKERS], beside an NVIDIA GPU" >&2

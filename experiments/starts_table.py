@@ -1,4 +1,4 @@
-"""The Markdown table of the starts in a benchmark's records, each at its best learning rate.
+"""Prints the Markdown table of the starts in a benchmark's records, each at its best learning rate.
 
 A start whose best rate is not settled is left out. Of several folders all but the first add only
 arms that are charged for their start: what the same start does on another basis of cost.
@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hrp_lab.bench.arms import ARMS
 from hrp_lab.bench.comparisons import Analysis, analyse, views
-from hrp_lab.bench.record import Record, load_records
+from hrp_lab.bench.record import Record
+from hrp_lab.bench.record_store import load_records
 from hrp_lab.bench.sweeps import settled
 from hrp_lab.report.arm_table import arms_table
 
@@ -28,7 +30,7 @@ STARTS = (
 
 
 def starts_table(analysis: Analysis, arms: set[str]) -> str:
-    """Difference to the control, p, verdict, gap closed where there is an oracle, and compute."""
+    """Return the columns up to the best learning rate, of the settled arms alone."""
     whole = arms_table(analysis)
     columns = whole.header.index("best learning rate") + 1
     rows = tuple(row[:columns] for row in whole.rows if row[0] in arms)
@@ -37,10 +39,10 @@ def starts_table(analysis: Analysis, arms: set[str]) -> str:
 
 
 def joined(folders: Sequence[Path]) -> Iterator[Record]:
-    """Records of all folders, as of one experiment."""
+    """Yield the records of all folders, as of one experiment."""
     first, *others = map(load_records, folders)
     yield from first
-    for record in (one for records in others for one in records):
+    for record in itertools.chain(*others):
         if ARMS[record.arm].charged:
             run = dataclasses.replace(record.run, experiment=first[0].run.experiment)
             yield dataclasses.replace(record, run=run)
@@ -48,13 +50,13 @@ def joined(folders: Sequence[Path]) -> Iterator[Record]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("records", type=Path, nargs="+", help="folders of records")
+    parser.add_argument("records", type=Path, nargs="+", help="folders of records, or packed files")
     parser.add_argument("--control", default="lora")
     parser.add_argument("--task", help="of several (default: the last)")
     parser.add_argument("--all", action="store_true", help="not the starts alone")
     options = parser.parse_args()
-    found = views(joined(options.records), options.control)
-    view = [one for one in found if options.task in (None, one.task)][-1]
+    of_all_tasks = views(joined(options.records), options.control)
+    view = [view for view in of_all_tasks if options.task in (None, view.task)][-1]
     analysis = analyse(view, control=options.control)
     arms = settled(analysis.best, analysis.minimise)
     kept = {arm for arm in arms if options.all or arm.split()[0] in STARTS}

@@ -1,4 +1,4 @@
-"""Write docs/costs.md from the records of benchmarks/ and experiments/auto-length.yaml.
+"""Writes docs/costs.md from the records of lab/benchmarks/ and experiments/auto-length.yaml.
 
 python lab/benchmarks/costs_page.py docs/costs.md
 """
@@ -8,16 +8,17 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from hrp_lab.bench.record_store import load_records
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 SHAPES = ("1b", "1b-eva", "8b-plain", "8b", "8b-eva")
 
 HEAD = """# What it costs
 
-Generated from `experiments/results/` by `python lab/benchmarks/costs_page.py docs/costs.md`. 
+Generated from `experiments/results/` by `python lab/benchmarks/costs_page.py docs/costs.md`.
 Absolute times are this machine's; read the ratios, which are each from one run.
 """
 
@@ -95,30 +96,27 @@ def spectra() -> str:
 
 
 def settling(record: dict) -> str:
-    found = {name: value for name, value in record.items() if name.startswith("r=")}
+    subspaces = {name: value for name, value in record.items() if name.startswith("r=")}
     head = ["step"]
-    for name in found:
+    for name in subspaces:
         head += [f"{name}: turn", "overlap with the last"]
     rows = []
     for i, step in enumerate(record["looks"]):
         row = [str(step)]
-        for one in found.values():
-            turn = f"{one['turns'][i - 1]:.3f}" if i else ""
-            row += [turn, f"{one['overlap with the last'][i]:.2f}"]
+        for subspace in subspaces.values():
+            turn = f"{subspace['turns'][i - 1]:.3f}" if i else ""
+            row += [turn, f"{subspace['overlap with the last'][i]:.2f}"]
         rows.append(row)
     return table(head, rows)
 
 
 def automatic() -> str:
-    """Preheating's length and the loss it leads to: stopped by "auto", or fixed."""
-    runs: dict[str, dict[int, dict]] = defaultdict(dict)
-    for path in sorted((RESULTS / "auto-length").glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        runs[record["run"]["arm"]][record["run"]["seed"]] = record
+    """Tabulate preheating's length and the loss it leads to: stopped by "auto", or fixed."""
+    records = sorted(load_records(RESULTS / "auto-length"), key=lambda record: record.run.seed)
     rows = []
-    for arm, by_seed in sorted(runs.items()):
-        losses = [by_seed[seed]["metrics"]["eval_loss"] for seed in sorted(by_seed)]
-        steps = [str(len(by_seed[seed]["preheat_losses"])) for seed in sorted(by_seed)]
+    for arm in sorted({record.arm for record in records}):
+        losses = [record.metrics["eval_loss"] for record in records if record.arm == arm]
+        steps = [str(len(record.preheat_losses)) for record in records if record.arm == arm]
         each = ", ".join(f"{loss:.4f}" for loss in losses)
         rows.append([f"`{arm}`", ", ".join(steps), f"{statistics.mean(losses):.4f}", each])
     return table(["arm", "preheating steps, each seed", "test loss, mean", "each seed"], rows)

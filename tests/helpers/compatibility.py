@@ -1,4 +1,4 @@
-"""Which start reaches which LoRA: measured, for HRP and for PEFT's own initialisers.
+"""Measures which start reaches which LoRA, for HRP and for PEFT's own initialisers.
 
 python tests/helpers/compatibility.py docs/compatibility.md
 """
@@ -61,14 +61,14 @@ itself, whatever starts its factors.
 
 @dataclass(frozen=True)
 class Factors:
-    """The two factors of one module, and whether it is an embedding."""
+    """Hold the two factors of a module, and whether it is an embedding."""
 
     A: Tensor
     B: Tensor
     embedding: bool
 
     def are_default(self, reference: Factors) -> bool:
-        """Whether they are what ``init_lora_weights=True`` makes, or zeros.
+        """Tell whether they are what ``init_lora_weights=True`` makes, or zeros.
 
         That is: bit-equal to the default under the same seed; or, as other draws may have come
         before, lora_B = 0 and every entry of lora_A within Kaiming's bound 1 / sqrt(d_in). Rows
@@ -86,16 +86,16 @@ class Factors:
 
 
 def factors(model: PeftModel) -> dict[str, Factors]:
-    """Of every LoRA layer of the adapter, by the module's path in the base model."""
-    found = {}
+    """Return the factors of every LoRA layer, by the module's path in the base model."""
+    by_path = {}
     for path, layer in model.get_base_model().named_modules():
         if isinstance(layer, LoraLayer):
             embedding = "default" in layer.lora_embedding_A
             A = (layer.lora_embedding_A if embedding else layer.lora_A)["default"]
             B = (layer.lora_embedding_B if embedding else layer.lora_B)["default"]
             pair = (getattr(one, "weight", one).detach() for one in (A, B))
-            found[path] = Factors(*pair, embedding)
-    return found
+            by_path[path] = Factors(*pair, embedding)
+    return by_path
 
 
 def output(model: torch.nn.Module, batch: Any) -> Tensor:
@@ -105,13 +105,13 @@ def output(model: torch.nn.Module, batch: Any) -> Tensor:
 
 
 def far(one: Tensor, other: Tensor, variant: Variant) -> bool:
-    """Whether two outputs differ by more than rounding, relative to their size."""
+    """Tell whether two outputs differ by more than rounding, relative to their size."""
     tolerance = 1e-4 if variant.dtype is None else 4 * torch.finfo(variant.dtype).eps
     return not bool((one - other).norm() <= tolerance * other.norm())
 
 
 def base_weights(model: torch.nn.Module) -> dict[str, Tensor]:
-    """By their names in the base model."""
+    """Return all weights by their names in the base model."""
     wrappers = {"base_layer", "original_module", "token_adapter"}
     return {
         ".".join(part for part in name.split(".") if part not in wrappers): weight
@@ -120,7 +120,7 @@ def base_weights(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def base_changed(variant: Variant, model: PeftModel) -> bool:
-    """Whether a weight of the base is another, or what a quantised base computes.
+    """Tell whether a weight of the base is another, or what a quantised base computes.
 
     The latter because a back end packs its weights otherwise as soon as the mode changes.
     """
@@ -134,21 +134,21 @@ def base_changed(variant: Variant, model: PeftModel) -> bool:
 
 @dataclass(frozen=True)
 class Cell:
-    """``text`` for the table; ``error``, where there was one, for the list below it."""
+    """Hold the ``text`` for the table and the ``error``, if any, for the list below it."""
 
     text: str
     error: str = ""
 
 
 def judged(variant: Variant, model: PeftModel, messages: Iterable[str]) -> Cell:
-    """The cell of a start that raised nothing."""
+    """Return the cell of a start that raised nothing."""
     reference = factors(variant.model(init_lora_weights=True))
-    found = factors(model)
-    default = [name for name, one in found.items() if one.are_default(reference[name])]
+    started = factors(model)
+    default = [name for name, pair in started.items() if pair.are_default(reference[name])]
     warned = ", with a warning" if any("were initialized with" in m for m in messages) else ""
-    if len(default) == len(found):
+    if len(default) == len(started):
         return Cell("default, with a warning" if warned else "**silent default**")
-    part = f"**part: {len(found) - len(default)} of {len(found)}**"
+    part = f"**part: {len(started) - len(default)} of {len(started)}**"
     batch = variant.data()[0][0]
     base, now = output(variant.reference(), batch), output(model, batch)
     return Cell(
@@ -160,7 +160,7 @@ def judged(variant: Variant, model: PeftModel, messages: Iterable[str]) -> Cell:
 
 
 def outcome(initialiser: str, variant: Variant) -> Cell:
-    """What a start does on a variant, whichever of the columns it is."""
+    """Return what a start does on a variant, whichever of the columns it is."""
     if initialiser != "hrp" and "init_lora_weights" in variant.settings:
         return Cell("n/a")
     with warnings.catch_warnings(record=True) as caught:
@@ -180,12 +180,12 @@ def line(cells: Iterable[str]) -> str:
 
 
 def row(name: str) -> dict[str, Cell]:
-    """The cells of a variant, by initialiser."""
+    """Return the cells of a variant, by initialiser."""
     return {initialiser: outcome(initialiser, ROWS[name]) for initialiser in STARTS}
 
 
 def messages(rows: dict[str, dict[str, Cell]]) -> str:
-    """One line for each message of each initialiser, with the variants where it came."""
+    """Return a line for each message of each initialiser, with the variants where it came."""
     where: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name, cells in rows.items():
         for initialiser, cell in cells.items():

@@ -1,4 +1,4 @@
-"""Synthetic benchmarks: scores with known truth, as records."""
+"""Makes synthetic benchmarks: scores with known truth, as records."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def planted_scores(
     curvature: float = 1.0,
     effects: Mapping[str, float] | None = None,
 ) -> np.ndarray:
-    """(arm, rate, seed): a parabola over rates, seed effects shared by arms, unit-normal noise."""
+    """Draw (arm, rate, seed): a parabola over rates, shared seed effects, unit-normal noise."""
     shape = (len(arms), len(RATES), seeds)
     sweep = curvature * (np.arange(len(RATES)) - 2.0) ** 2
     planted = np.array([(effects or {}).get(arm, 0.0) for arm in arms])
@@ -30,21 +30,21 @@ def planted_scores(
 
 
 def records_of(values: np.ndarray, arms: Sequence[str] = ARMS, **config) -> list[Record]:
-    """One record a cell; the metric is ``eval_loss``."""
+    """Return a record for each cell; the metric is ``eval_loss``."""
     return [
         Record(
             RunSpec("synthetic", arm, "gsm8k", seed, RATES[rate], config),
             "ok",
-            metrics={"eval_loss": float(values[place, rate, seed])},
+            metrics={"eval_loss": float(values[index, rate, seed])},
         )
-        for place, arm in enumerate(arms)
+        for index, arm in enumerate(arms)
         for rate in range(values.shape[1])
         for seed in range(values.shape[2])
     ]
 
 
 def full_record(arm="hrp-ab", seed=0, rate=1e-3, steps=420, charged=30, loss=1.4, **config):
-    """A record with every field filled, as a run would write it."""
+    """Return a record with every field filled, as a run would write it."""
     curve = tuple(
         (step, loss + 2.0 * np.exp(-step / 60) + 0.01 * seed) for step in range(5, steps, 5)
     )
@@ -89,7 +89,7 @@ JUDGED = {
 
 
 def benchmark(totals=(450,)):
-    """Every arm at equal total steps, and the charged ones at equal fine-tuning steps too."""
+    """Return all arms at equal total steps, the charged ones at equal fine-tuning steps too."""
     return [
         full_record(arm, seed, rate, steps, charged, loss + 0.001 * seed + abs(rate - 2e-3) * 10)
         for total in totals

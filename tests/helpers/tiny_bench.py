@@ -1,4 +1,4 @@
-"""A bench on a tiny Llama, so that every arm runs in a fraction of a second."""
+"""Makes a bench on a tiny Llama, so that every arm runs in a fraction of a second."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def spec(arm: str, **changes) -> RunSpec:
 
 
 def ragged_task() -> Task:
-    """Rows of 3 to 24 tokens, 23 of them: the last of batches of 8 is short."""
+    """Make a task of 23 rows of 3 to 24 tokens: the last of batches of 8 is short."""
     draw = random.Random(0)
     rows = []
     for _ in range(23):

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from test_engines import FEW
 
-from hrp_lab.bench.record import load_records
+from hrp_lab.bench.record_store import load_records
 from hrp_lab.cli.bench_commands import main
 
 
@@ -62,33 +63,11 @@ def test_list_tells_an_arm_s_configurations_apart(tmp_path, capsys):
     assert "hrp-ab K=0.5  equal_total" in said
 
 
-def test_a_reading_of_one_s_own_begins_the_page(ran, tmp_path, capsys):
-    (tmp_path / "reading.md").write_text("All within the noise.\n")
-    command = ["report", str(ran / "results" / "few"), "--out", str(tmp_path / "page.md")]
-    assert main([*command, "--reading", str(tmp_path / "reading.md")]) == 0
-    assert (tmp_path / "page.md").read_text().startswith("# Results\n\nAll within the noise.\n\n##")
-    assert main([*command, "--reading", str(tmp_path / "absent.md")]) == 2
-    assert "absent.md" in capsys.readouterr().err
-
-
 def test_list_names_arms_and_tasks(capsys):
     assert main(["list"]) == 0
     said = capsys.readouterr().out
     for name in ("hrp-ab", "oracle-b", "glue-cola", "wordproblems"):
         assert name in said
-
-
-def test_report_writes_a_page_whose_numbers_can_be_traced(ran, tmp_path, capsys):
-    out = tmp_path / "docs" / "results.md"
-    assert main(["report", str(ran / "results" / "few"), "--out", str(out)]) == 0
-    page = out.read_text()
-    for record in load_records(ran / "results" / "few"):
-        assert record.run_id in page
-    assert "| hrp-a |" in page
-    figures = list((tmp_path / "docs" / "figures").glob("*.png"))
-    assert figures
-    assert all(f"figures/{path.name}" in page for path in figures)
-    assert f"{len(figures)} figures" in capsys.readouterr().out
 
 
 def test_export_writes_a_result_of_peft_s_format_for_every_run(ran, tmp_path, capsys):
@@ -112,16 +91,38 @@ def test_export_writes_a_result_of_peft_s_format_for_every_run(ran, tmp_path, ca
         (["run", "none.yaml"], "none.yaml"),
         (["run", "few.yaml", "--workers", "0"], "`--workers` must be at least 1, got 0"),
         (["run", "few.yaml", "--time_limit", "-1"], "`--time_limit` must be > 0, got -1"),
-        (["report", "none", "--out", "x.md"], "'none' is no folder"),
+        (["pack", "none"], "'none' is no folder"),
+        (["list", "few.yaml", "--records", "broken"], "broken.jsonl', line 1: not JSON"),
     ],
 )
 def test_a_user_s_error_is_told_in_a_line(ran, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(ran)
+    Path("broken.jsonl").write_text('{"schema": "hrp-rec\n')
     assert main(arguments) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"hrp-lab bench {arguments[0]}: ")
     assert message in said
     assert "Traceback" not in said
+
+
+def test_packed_records_are_listed_exported_and_not_run_again(ran, tmp_path, capsys):
+    folder = tmp_path / "results" / "few"
+    shutil.copytree(ran / "results" / "few", folder)
+    shutil.copy(ran / "few.yaml", tmp_path)
+    before = [record.to_line() for record in load_records(folder)]
+    assert main(["pack", str(tmp_path / "few.yaml")]) == 0
+    assert f"packed 9 records into {folder}.jsonl" in capsys.readouterr().out
+    assert list(folder.iterdir()) == []
+    assert Path(f"{folder}.jsonl").read_text() == "".join(before)
+    assert main(["run", str(tmp_path / "few.yaml")]) == 0
+    assert "0 runs (nothing to do)" in capsys.readouterr().out
+    for records in (folder, f"{folder}.jsonl"):
+        assert main(["list", str(tmp_path / "few.yaml"), "--records", str(records)]) == 0
+        assert "9 runs: 9 ok" in capsys.readouterr().out
+        assert main(["export", str(records), "--out", str(tmp_path / "peft")]) == 0
+        assert "wrote 9 results" in capsys.readouterr().out
+    assert main(["pack", f"{folder}.jsonl"]) == 0
+    assert "packed 0 records" in capsys.readouterr().out
 
 
 def test_help_has_an_example(capsys):
@@ -134,10 +135,10 @@ def test_help_has_an_example(capsys):
 
 
 def test_a_copied_tree_may_name_its_commit(monkeypatch):
-    from hrp.cli import bench
+    from hrp_lab.cli import bench_commands
 
     monkeypatch.setattr("hrp_lab.bench.record.git_state", lambda folder: ("fff", True))
     monkeypatch.delenv("HRP_GIT_COMMIT", raising=False)
-    assert bench._git() == ("fff", True)
+    assert bench_commands._git() == ("fff", True)
     monkeypatch.setenv("HRP_GIT_COMMIT", "abc123")
-    assert bench._git() == ("abc123", None)
+    assert bench_commands._git() == ("abc123", None)

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from hrp_lab.bench.protocol import experiment_from, plan
-from hrp_lab.bench.record import load_records
+from hrp_lab.bench.record_store import load_records
 from hrp_lab.cli.bench_commands import _parser
 
 ROOT = Path(__file__).parents[3]
@@ -30,7 +30,7 @@ def test_the_page_s_experiment_is_one():
 def test_the_page_s_commands_are_ones():
     shells = "".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL))
     lines = [shlex.split(line, comments=True) for line in shells.splitlines()]
-    assert {words[2] for words in lines} == {"list", "run", "report", "export"}
+    assert {words[2] for words in lines} == {"list", "run", "report", "export", "pack"}
     for words in lines:
         _parser().parse_args(words[2:])
 

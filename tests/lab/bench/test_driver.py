@@ -8,10 +8,11 @@ import pytest
 
 from helpers.tiny_bench import BASE
 from hrp_lab.bench.context import Places
-from hrp_lab.bench.driver import Driver, existing
+from hrp_lab.bench.driver import Driver
 from hrp_lab.bench.engines import Result
 from hrp_lab.bench.protocol import experiment_from, plan
-from hrp_lab.bench.record import Record, load_records, write_record
+from hrp_lab.bench.record import Record
+from hrp_lab.bench.record_store import find_records, load_records, pack, write_record
 from hrp_lab.bench.schedule import Job, Schedule
 
 
@@ -98,7 +99,7 @@ def test_only_what_is_missing_is_run(tmp_path):
     engine = Instant()
     drive(tmp_path, experiment, engine)
     assert kept.run_id not in {job.spec.run_id for job in engine.seen}
-    assert existing(tmp_path / "records")[kept.run_id].metrics["eval_loss"] == 2.0
+    assert find_records(tmp_path / "records")[kept.run_id].metrics["eval_loss"] == 2.0
 
 
 def test_a_lost_run_is_done_again(tmp_path):
@@ -121,7 +122,7 @@ def test_a_run_lost_twice_is_recorded_as_failed_and_no_other_run_suffers(tmp_pat
     bad = plan(experiment, {})[3].run_id
     summary, _ = drive(tmp_path, experiment, Instant(2, lambda job: job.spec.run_id == bad))
     assert summary.ran == {"failed": 1, "ok": 11}
-    record = existing(tmp_path / "records")[bad]
+    record = find_records(tmp_path / "records")[bad]
     assert record.reason == "its worker process died twice (exit code -9)"
 
 
@@ -131,7 +132,21 @@ def test_a_failure_is_done_again_only_when_asked(tmp_path):
     write_record(Record(spec, "failed", "out of luck"), tmp_path / "records")
     assert drive(tmp_path, experiment, Instant())[0].runs == 3
     assert drive(tmp_path, experiment, Instant(), retry_failed=True)[0].runs == 1
-    assert existing(tmp_path / "records")[spec.run_id].status == "ok"
+    assert find_records(tmp_path / "records")[spec.run_id].status == "ok"
+
+
+def test_packed_records_are_not_run_again_and_a_retried_failure_replaces_its_line(tmp_path):
+    experiment, records = made(arms=["lora"], widen=0), tmp_path / "records"
+    spec = plan(experiment, {})[0]
+    drive(tmp_path, experiment, Instant())
+    write_record(Record(spec, "failed", "out of luck"), records)
+    pack(records)
+    engine = Instant()
+    assert drive(tmp_path, experiment, engine)[0].runs == 0
+    assert engine.seen == []
+    assert drive(tmp_path, experiment, Instant(), retry_failed=True)[0].ran == {"ok": 1}
+    assert [path.stem for path in records.iterdir()] == [spec.run_id]
+    assert find_records(records)[spec.run_id].status == "ok"
 
 
 def test_grids_widen_in_the_same_call(tmp_path):

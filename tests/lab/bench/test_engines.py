@@ -16,10 +16,10 @@ import pytest
 
 from hrp_lab.bench import engines
 from hrp_lab.bench.context import Places
-from hrp_lab.bench.driver import Driver, existing
+from hrp_lab.bench.driver import Driver
 from hrp_lab.bench.engines import Ray, Sequential, Workers
 from hrp_lab.bench.protocol import experiment_from, load_experiment, plan
-from hrp_lab.bench.record import load_records
+from hrp_lab.bench.record_store import find_records, load_records
 from hrp_lab.cli.bench_commands import _engine, main
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes started here
@@ -45,11 +45,16 @@ def options(tmp_path: Path) -> list[str]:
     return ["--records", str(tmp_path / "records"), "--cache", str(tmp_path / "cache")]
 
 
+def written(folder: Path) -> list[Path]:
+    """Return the records' files, without what a killed process had not finished writing."""
+    return list(folder.glob("[!.]*.json"))
+
+
 def assert_complete(folder: Path) -> None:
     planned = {run.run_id for run in plan(load_experiment(STANDIN), {})}
     records = load_records(folder)
     assert {record.run_id for record in records} == planned
-    assert len(list(folder.iterdir())) == len(planned)
+    assert len(written(folder)) == len(planned)
     assert {record.status for record in records} == {"ok"}
 
 
@@ -58,14 +63,14 @@ def killed_half_way(command: list[str], folder: Path) -> dict[Path, float]:
     process = subprocess.Popen([sys.executable, "-c", COMMAND, *command], start_new_session=True)
     deadline = time.monotonic() + 120
     try:
-        while len(list(folder.glob("*.json"))) < 2:
+        while len(written(folder)) < 2:
             assert process.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.02)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    return {path: path.stat().st_mtime for path in folder.glob("*.json")}
+    return {path: path.stat().st_mtime for path in written(folder)}
 
 
 def test_a_killed_benchmark_completes_on_rerun_with_no_run_lost_or_doubled(tmp_path, capsys):
@@ -118,7 +123,7 @@ def test_engines_give_the_same_records(tmp_path):
     for name, make in (("one", Sequential), ("two", lambda places: Workers(places, 2))):
         places = Places(tmp_path / name / "records", tmp_path / name / "cache")
         Driver(experiment_from(FEW), places, lambda line: None).run(make(places))
-        found.append(existing(places.records))
+        found.append(find_records(places.records))
     assert set(found[0]) == set(found[1])
     for run_id, record in found[0].items():
         assert record.metrics["eval_loss"] == pytest.approx(

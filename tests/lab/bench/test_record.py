@@ -2,11 +2,7 @@ import dataclasses
 import doctest
 import json
 import math
-import os
-import signal
 import subprocess
-import sys
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -14,29 +10,13 @@ from hypothesis import strategies as st
 
 import hrp_lab.bench.record
 from helpers.synthetic import full_record
-from hrp_lab.bench.record import (
-    Record,
-    RecordError,
-    RunSpec,
-    git_state,
-    load_records,
-    missing,
-    record_path,
-    write_record,
-)
+from hrp_lab.bench.record import Record, RunSpec, git_state
 
 RUN = RunSpec("demo", "lora", "gsm8k", 0, 1e-3, {"rank": 4, "hrp": {"preheat_rank": 64}})
 
 
 def test_the_doctests_hold():
     assert doctest.testmod(hrp_lab.bench.record).failed == 0
-
-
-def test_a_record_reads_back_as_it_was_written(tmp_path):
-    record = full_record(nested={"shapes": [[1, 2], [3, 4]], "flag": True, "none": None})
-    path = write_record(record, tmp_path)
-    assert load_records(tmp_path) == [record]
-    assert path == record_path(record.run, tmp_path) == tmp_path / f"{record.run_id}.json"
 
 
 @settings(max_examples=40, deadline=None)
@@ -63,6 +43,23 @@ def test_losses_that_are_not_finite_stay_strict_json_and_read_back_as_nan():
     json.loads(record.to_json(), parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
     assert back.losses[0] == (1, 3.0)
     assert math.isnan(back.losses[1][1])
+
+
+def test_a_line_is_one_line_with_its_curves_alone_rounded_to_five_digits():
+    record = dataclasses.replace(
+        full_record(),
+        metrics={"eval_loss": 1.23456789},
+        losses=((5, 1.23456789), (10, 0.000123456789), (15, math.inf)),
+        preheat_losses=(12345.6789, math.nan),
+    )
+    line = record.to_line()
+    assert line.count("\n") == 1
+    assert '"losses":[[5,1.2346],[10,0.00012346],[15,null]]' in line
+    assert '"preheat_losses":[12346.0,null]' in line
+    back = Record.from_json(line)
+    assert back.to_line() == line
+    exact = {"losses": (), "preheat_losses": ()}
+    assert dataclasses.replace(back, **exact) == dataclasses.replace(record, **exact)
 
 
 @pytest.mark.parametrize(
@@ -123,104 +120,6 @@ def test_a_run_that_cannot_be_is_refused(fields, message):
 def test_a_status_that_is_not_borne_out_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         Record(run=RUN, **fields)
-
-
-def edited(**changes):
-    fields = json.loads(full_record().to_json())
-    return json.dumps(fields | changes)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "not JSON"),
-        ("[1]", "no JSON object with `schema` 'hrp-record'"),
-        ("{}", "no JSON object with `schema` 'hrp-record'"),
-        ("[" * 100_000, "not JSON"),
-        (edited(schema_version=99), "`schema_version` must be 1, got 99"),
-        (edited(surprise=1), "unexpected keyword argument 'surprise'"),
-        (edited(run={"arm": "lora"}), "missing 5|missing 4"),
-        (edited(losses=[[1]]), "its fields are not those of a record"),
-        (edited(metrics=None), "its fields are not those of a record"),
-        (edited(run_id="0" * 16), "`run_id` '0000000000000000' is not that of its run"),
-    ],
-)
-def test_a_broken_file_is_named_with_what_is_wrong(tmp_path, text, message):
-    write_record(full_record(), tmp_path)
-    (tmp_path / "broken.json").write_text(text)
-    with pytest.raises(RecordError, match=message) as caught:
-        load_records(tmp_path)
-    assert "1 of 2 files are not usable records" in str(caught.value)
-    assert "broken.json" in str(caught.value)
-
-
-def test_two_files_with_one_run_are_an_error_not_a_double(tmp_path):
-    path = write_record(full_record(), tmp_path)
-    (tmp_path / "copy.json").write_text(path.read_text())
-    with pytest.raises(RecordError, match="a second record of run"):
-        load_records(tmp_path)
-
-
-def test_no_folder_and_no_records_are_told_apart(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is no folder"):
-        load_records(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="holds no records"):
-        load_records(tmp_path)
-
-
-def test_records_in_sub_folders_are_found(tmp_path):
-    for seed in (0, 1):
-        write_record(full_record(seed=seed), tmp_path / f"part{seed}")
-    assert len(load_records(tmp_path)) == 2
-
-
-def test_only_what_has_no_record_is_missing_and_failures_count_when_asked(tmp_path):
-    runs = [dataclasses.replace(RUN, seed=seed) for seed in range(4)]
-    write_record(Record(runs[1], "ok", metrics={"eval_loss": 1.0}), tmp_path)
-    write_record(Record(runs[2], "failed", "out of memory"), tmp_path)
-    write_record(Record(runs[3], "not-applicable", "embeddings only"), tmp_path)
-    assert missing([*runs, runs[0]], tmp_path) == [runs[0]]
-    assert missing(runs, tmp_path, retry_failed=True) == [runs[0], runs[2]]
-    assert missing(runs, tmp_path / "nowhere") == runs
-
-
-def test_writing_again_replaces_the_record_of_the_same_run(tmp_path):
-    write_record(Record(RUN, "failed", "out of memory"), tmp_path)
-    write_record(Record(RUN, "ok", metrics={"eval_loss": 1.0}), tmp_path)
-    assert [record.status for record in load_records(tmp_path)] == ["ok"]
-
-
-def test_a_full_disk_leaves_no_file_behind(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_record(full_record(), tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-WRITER = """
-import sys; from pathlib import Path
-from helpers.synthetic import full_record
-from hrp_lab.bench.record import write_record
-print("up", flush=True)
-for seed in range(10**6):
-    write_record(full_record(seed=seed % 50, steps=2000), Path(sys.argv[1]))
-"""
-
-
-def test_a_writer_killed_at_any_moment_leaves_only_whole_records(tmp_path):
-    environment = os.environ | {"PYTHONPATH": "tests"}
-    for attempt in range(3):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path)], env=environment, stdout=subprocess.PIPE
-        )
-        with writer:
-            writer.stdout.readline()
-            time.sleep(0.05 + 0.03 * attempt)
-            writer.send_signal(signal.SIGKILL)
-        assert load_records(tmp_path)
 
 
 def git(folder, *arguments):

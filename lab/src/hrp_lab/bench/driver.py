@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from hrp_lab.bench.context import Places
 from hrp_lab.bench.engines import Engine, Result
 from hrp_lab.bench.protocol import Experiment, plan
-from hrp_lab.bench.record import (
-    Record,
-    RunSpec,
-    load_records,
-    missing,
-    write_record,
-)
+from hrp_lab.bench.record import Record, RunSpec
+from hrp_lab.bench.record_store import find_records, missing, write_record
 from hrp_lab.bench.run import now, stamped
 from hrp_lab.bench.schedule import Job, Schedule
 
@@ -26,7 +20,7 @@ _MARGIN = 1.1  # a run is not begun unless this many times a usual run's duratio
 
 @dataclass
 class Summary:
-    """What one call did.
+    """Count what one call did.
 
     Args:
         ran: records written, by status.
@@ -44,11 +38,11 @@ class Summary:
 
     @property
     def runs(self) -> int:
-        """Records written."""
+        """Return the number of records written."""
         return sum(self.ran.values())
 
     def __str__(self) -> str:
-        """One line for the end."""
+        """Return one line for the end."""
         kinds = ", ".join(f"{count} {status}" for status, count in sorted(self.ran.items()))
         hour = 3600 * self.runs / self.wall_s if self.wall_s else 0.0
         rate = self.steps / self.wall_s if self.wall_s else 0.0
@@ -58,22 +52,8 @@ class Summary:
         )
 
 
-def existing(folder: Path) -> dict[str, Record]:
-    """Records in a folder by run id; none where there is no folder or no record."""
-    if not folder.is_dir() or not any(folder.rglob("*.json")):
-        return {}
-    return {record.run_id: record for record in load_records(folder)}
-
-
-def to_do(
-    experiment: Experiment, records: Mapping[str, Record], folder: Path, retry_failed: bool = False
-) -> list[RunSpec]:
-    """Runs of the plan without a record; with ``retry_failed`` also those that failed."""
-    return missing(plan(experiment, records), folder, retry_failed)
-
-
 class Driver:
-    """Gives out jobs, writes records, replaces what is lost.
+    """Give out jobs, write records, replace what is lost.
 
     Args:
         experiment: what to run.
@@ -93,16 +73,16 @@ class Driver:
     ) -> None:
         self._experiment, self._places, self._say = experiment, places, say
         self._limit_s = limit_s
-        self._records = existing(places.records)
-        first = to_do(experiment, self._records, places.records, retry_failed)
-        self._schedule = Schedule(first, self._widened)
+        self._records = find_records(places.records)
+        self._schedule = Schedule(self._missing(retry_failed), self._missing)
         self._began = time.monotonic()
         self._begun: dict[Job, float] = {}
         self._durations: list[float] = []
         self.summary = Summary()
 
-    def _widened(self) -> list[RunSpec]:
-        return to_do(self._experiment, self._records, self._places.records)
+    def _missing(self, retry_failed: bool = False) -> list[RunSpec]:
+        """Return the runs to be done; grids widen as records come in."""
+        return missing(plan(self._experiment, self._records), self._records, retry_failed)
 
     def run(self, engine: Engine) -> Summary:
         """Do all that is missing, or all that the time limit allows."""
@@ -115,7 +95,7 @@ class Driver:
                     break
         finally:
             engine.close()
-        self.summary.left = len(self._widened())
+        self.summary.left = len(self._missing())
         self.summary.wall_s = time.monotonic() - self._began
         return self.summary
 

@@ -1,4 +1,4 @@
-"""Engines: in this process, in several processes on one device, or on a Ray cluster.
+"""Engines do the driver's jobs: in this process, in several processes, or on a Ray cluster.
 
 All of them do the same jobs and give back the same records; the driver alone writes them.
 """
@@ -27,7 +27,7 @@ _STARTED_EXIT = 70  # a worker that came up and then broke; Python's own 1 is on
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a job: a record, None for a job that makes what is shared, or a lost worker."""
+    """Hold what came of a job: a record, None where it made what is shared, or a lost worker."""
 
     job: Job
     record: Record | None = None
@@ -35,7 +35,7 @@ class Result:
 
 
 class Engine(Protocol):
-    """Does jobs, ``slots`` of them at a time."""
+    """Do jobs, ``slots`` of them at a time."""
 
     slots: int
 
@@ -43,7 +43,7 @@ class Engine(Protocol):
         """Begin a job; only while fewer than ``slots`` are under way."""
 
     def wait(self, timeout_s: float | None) -> list[Result]:
-        """Results of jobs that ended, at least one unless ``timeout_s`` passes first."""
+        """Return results of jobs that ended, at least one unless ``timeout_s`` passes first."""
 
     def close(self) -> None:
         """End at once; jobs under way are lost."""
@@ -69,7 +69,7 @@ def quiet() -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def _bench(places: Places) -> Any:
-    """This process's bench, with its models and data."""
+    """Return this process's bench, with its models and data."""
     from hrp_lab.bench.context import Bench
 
     return Bench(places)
@@ -89,7 +89,7 @@ def work(places: Places, job: Job) -> Record | None:
 
 
 class Sequential:
-    """One job after the other, in this process."""
+    """Do one job after the other, in this process."""
 
     slots = 1
 
@@ -112,10 +112,10 @@ class Sequential:
 
 
 class Workers:
-    """Several processes on this machine's device or, in turn, devices; one that dies is replaced.
+    """Do jobs in several processes, spread over this machine's devices; one that dies is replaced.
 
     Args:
-        places: see there.
+        places: where model, data and records lie.
         count: processes.
     """
 
@@ -156,7 +156,7 @@ class Workers:
         """
         ready = wait([worker.connection for worker in self._busy], timeout_s)
         results = []
-        for worker in [one for one in self._busy if one.connection in ready]:
+        for worker in [worker for worker in self._busy if worker.connection in ready]:
             job = self._busy.pop(worker)
             try:
                 results.append(Result(job, worker.connection.recv()))
@@ -185,18 +185,18 @@ class _Worker:
 
 
 def visible_gpus() -> list[str]:
-    """Names that ``CUDA_VISIBLE_DEVICES`` takes for the GPUs that this process may use."""
+    """Return the GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
     import torch
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name]
-    return [str(place) for place in range(torch.cuda.device_count())]
+    return [str(index) for index in range(torch.cuda.device_count())]
 
 
 @contextlib.contextmanager
 def _sees_only(gpu: str | None) -> Iterator[None]:
-    """Within, a process that is started inherits one GPU: a Trainer would use all that it sees."""
+    """Let processes started within inherit one GPU: a Trainer would use all that it sees."""
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
@@ -212,12 +212,13 @@ def _check_started(exit_code: int) -> None:
     if exit_code == 1:
         raise ChildProcessError(
             "the worker processes cannot start (see the traceback above); a script that calls "
-            "`hrp.cli.main` must do so under `if __name__ == '__main__'`. `--workers 1` needs none"
+            "`hrp_lab.cli.main` must do so under `if __name__ == '__main__'`. "
+            "`--workers 1` needs none"
         )
 
 
 def _context() -> Any:
-    """Processes forked from a clean server that has paid for the imports; spawned beside a GPU.
+    """Return how processes start: forked from a server that has imported, spawned beside a GPU.
 
     Some libraries start CUDA when they are imported (bitsandbytes, which PEFT imports where it is
     installed), and no fork of such a server can use a GPU.
@@ -258,10 +259,10 @@ def _end_with_parent() -> None:
 
 
 class Ray:
-    """Ray tasks on a cluster, or on a local one started for the purpose (extra ``ray``).
+    """Do jobs as Ray tasks on a cluster, or a local one started for the purpose (extra ``ray``).
 
     Args:
-        places: see there; paths must mean the same on every node.
+        places: where model, data and records lie; paths must mean the same on every node.
         count: jobs at a time.
         address: of a running cluster; None starts a local one.
     """
@@ -270,7 +271,7 @@ class Ray:
         try:
             import ray
         except ModuleNotFoundError as error:
-            raise ValueError("`--engine ray` needs Ray: pip install 'hrp-lora[ray]'") from error
+            raise ValueError("`--engine ray` needs Ray: pip install 'hrp-lab[ray]'") from error
         self.slots = count
         self._ray = ray
         local = {} if address else {"num_cpus": count, "include_dashboard": False}

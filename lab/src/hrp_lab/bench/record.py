@@ -1,4 +1,4 @@
-"""Records: one JSON file a run, written whole or not at all, named by what the run is."""
+"""A record says what a run was, what came of it and what it cost; it is one JSON object."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import hashlib
 import json
 import math
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from hrp.files import write_text
 from hrp.validation import check_choice, check_integer, check_positive
 from hrp_lab.bench.costs import Costs
 
 SCHEMA = "hrp-record"
 SCHEMA_VERSION = 1
+CURVE_DIGITS = 5  # significant digits of the losses in packed records
 Status = Literal["ok", "failed", "not-applicable"]
 LossCurve = tuple[tuple[int, float], ...]
 
@@ -28,7 +28,7 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What a run is, before it is run; its `run_id` names the record.
+    """Describe a run before it is run; its `run_id` names the record.
 
     Args:
         experiment: name of the experiment that asked for the run.
@@ -69,14 +69,14 @@ class RunSpec:
 
     @property
     def run_id(self) -> str:
-        """16 hexadecimal digits of a hash of all fields."""
+        """Return 16 hexadecimal digits of a hash of all fields."""
         identity = json.dumps(dataclasses.asdict(self), sort_keys=True)
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Record:
-    """What came of a run.
+    """Hold what came of a run.
 
     Args:
         run: what was run.
@@ -125,25 +125,42 @@ class Record:
 
     @property
     def run_id(self) -> str:
-        """See `RunSpec.run_id`."""
+        """Return the `RunSpec.run_id` of the run."""
         return self.run.run_id
 
     @property
     def arm(self) -> str:
-        """Name of the arm."""
+        """Return the name of the arm."""
         return self.run.arm
 
     def to_json(self) -> str:
         """Return one indented JSON object, strict JSON: losses that are not finite are null."""
+        return json.dumps(self._fields(), indent=1, allow_nan=False) + "\n"
+
+    def to_line(self) -> str:
+        """Return `to_json` on one line, its loss curves rounded to `CURVE_DIGITS` digits."""
+        rounded = dataclasses.replace(
+            self,
+            losses=tuple((step, _rounded(loss)) for step, loss in self.losses),
+            preheat_losses=tuple(map(_rounded, self.preheat_losses)),
+        )
+        return json.dumps(rounded._fields(), separators=(",", ":"), allow_nan=False) + "\n"
+
+    def _fields(self) -> dict[str, Any]:
+        """Return all fields with the header, in JSON types."""
         fields = dataclasses.asdict(self)
         fields["losses"] = [[step, _finite(loss)] for step, loss in self.losses]
         fields["preheat_losses"] = [_finite(loss) for loss in self.preheat_losses]
         header = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, "run_id": self.run_id}
-        return json.dumps(header | fields, indent=1, allow_nan=False) + "\n"
+        return header | fields
 
     @classmethod
-    def from_json(cls, text: str) -> Record:
-        """Inverse of `to_json`; raises `RecordError` on anything else, saying what is wrong."""
+    def from_json(cls, text: str | bytes) -> Record:
+        """Return the record that `to_json` or `to_line` wrote.
+
+        Raises:
+            RecordError: anything else; says what is wrong.
+        """
         try:
             fields = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -166,6 +183,10 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _rounded(value: float) -> float:
+    return float(f"{value:.{CURVE_DIGITS}g}")
+
+
 def _loss(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
@@ -180,81 +201,11 @@ def _parsed(fields: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def record_path(run: RunSpec, folder: Path) -> Path:
-    """Where the record of ``run`` lies in ``folder``."""
-    return folder / f"{run.run_id}.json"
-
-
-def write_record(record: Record, folder: Path) -> Path:
-    """Write ``record`` into ``folder``, over an earlier one of its run; whole or not at all."""
-    return write_text(record_path(record.run, folder), record.to_json())
-
-
-def load_records(folder: Path) -> list[Record]:
-    """All records under ``folder`` and its sub-folders, ordered by run id.
-
-    Raises:
-        FileNotFoundError: no such folder, or no record in it.
-        RecordError: files that are no records, or two records of one run; names them all.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"'{folder}' is no folder; give the folder of a benchmark's records"
-        )
-    paths = sorted(path for path in folder.rglob("*.json") if not path.name.startswith("."))
-    if not paths:
-        raise FileNotFoundError(
-            f"'{folder}' holds no records (*.json); run `hrp-lab bench run` first"
-        )
-    found: dict[str, Record] = {}
-    broken: list[str] = []
-    for path in paths:
-        try:
-            record = _read(path)
-            if record.run_id in found:
-                raise RecordError(f"a second record of run {record.run_id}")
-            found[record.run_id] = record
-        except RecordError as error:
-            broken.append(f"'{path}': {error}")
-    if broken:
-        raise RecordError(
-            f"{len(broken)} of {len(paths)} files are not usable records; remove them or run them "
-            "again:\n  " + "\n  ".join(broken[:10])
-        )
-    return [found[run_id] for run_id in sorted(found)]
-
-
-def _read(path: Path) -> Record:
-    try:
-        return Record.from_json(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise RecordError(f"not UTF-8 text ({error})") from error
-
-
-def missing(runs: Iterable[RunSpec], folder: Path, retry_failed: bool = False) -> list[RunSpec]:
-    """Runs that have no record in ``folder`` yet, in the order given, each once.
-
-    A failure is a record too: with ``retry_failed`` such runs count as missing.
-    Raises `RecordError` where a record that must be read is broken.
-    """
-    unique = {run.run_id: run for run in runs}
-    return [run for run in unique.values() if not _is_done(record_path(run, folder), retry_failed)]
-
-
-def _is_done(path: Path, retry_failed: bool) -> bool:
-    if not path.is_file() or not retry_failed:
-        return path.is_file()
-    try:
-        return _read(path).status != "failed"
-    except RecordError as error:
-        raise RecordError(f"'{path}': {error}; remove it") from error
-
-
 def git_state(folder: Path) -> tuple[str | None, bool | None]:
-    """Commit of the source tree around ``folder`` and whether tracked files differ from it.
+    """Return the commit of the tree around ``folder``, and whether tracked files differ from it.
 
-    (None, None) outside a repository or without git. Untracked files do not count: the records
-    themselves are such files.
+    It is (None, None) outside a repository or without git. Untracked files do not count: the
+    records themselves are such files.
     """
     try:
         commit = subprocess.run(

@@ -1,4 +1,4 @@
-"""One run: its arm's start, fine-tuning, evaluation, and the record of what came of it."""
+"""Executes a run: its arm's start, fine-tuning, evaluation, and the record of what came of it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def execute(bench: Bench, spec: RunSpec) -> Record:
 
 
 def share(bench: Bench, spec: RunSpec) -> None:
-    """Make what the run's arm shares with others, unless it is there."""
+    """Make what the run's arm shares with other runs, unless it has been made."""
     make = ARMS[spec.arm].shares
     if make is not None:
         make(Setup(bench, spec))
@@ -62,24 +62,24 @@ def release_memory() -> None:
 
 
 def _is_sticky(error: Exception) -> bool:
-    """Whether a CUDA error leaves the process's context unusable; lack of memory does not."""
+    """Tell whether a CUDA error leaves the process's context unusable; lack of memory does not."""
     return "CUDA error" in str(error) and not isinstance(error, torch.cuda.OutOfMemoryError)
 
 
 def describe(error: BaseException) -> str:
-    """Type, message and the innermost place in the source, on one line."""
+    """Return an error's type, message and innermost place in the source, on one line."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
     return " ".join(f"{type(error).__name__}: {error}{place}".split())[:1000]
 
 
 def now() -> str:
-    """UTC time, ISO 8601, to the second."""
+    """Return the UTC time, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def device_name() -> str:
-    """Name of the GPU, or "cpu"."""
+    """Return the name of the GPU, or "cpu"."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
@@ -130,7 +130,7 @@ def _done(bench: Bench, spec: RunSpec, started: str) -> Record:
 
 
 def charged(setup: Setup, start: Start) -> Start:
-    """The start as the run's budget charges it.
+    """Return the start as the run's budget charges it.
 
     "equal_compute" charges every start the fine-tuning steps that cost as many FLOPs; the other
     budgets charge preheating its own steps, though one at a high rank costs more than one of
@@ -153,7 +153,7 @@ def _check_precision(arm: str, model: nn.Module) -> None:
 
 
 def _costs(setup: Setup, start: Start, trained: Trained, start_s: float) -> Costs:
-    """Costs of the start and of fine-tuning together."""
+    """Add up the costs of the start and of fine-tuning."""
     shared = bool(setup.sharing_s)
     return dataclasses.replace(
         start.costs,
@@ -166,7 +166,7 @@ def _costs(setup: Setup, start: Start, trained: Trained, start_s: float) -> Cost
 
 
 def _finetune_flops(setup: Setup, start: Start, trained: Trained) -> float:
-    """By the formulas of `hrp_lab.bench.costs`; DoRA's norms and AdaLoRA's penalty are left out."""
+    """Count FLOPs by `hrp_lab.bench.costs`, without DoRA's norms and AdaLoRA's penalty."""
     if start.full:
         return costs.full_finetuning_flops(setup.size, trained.tokens)
     held, updated = _adapter_entries(start.model)
@@ -174,6 +174,6 @@ def _finetune_flops(setup: Setup, start: Start, trained: Trained) -> float:
 
 
 def _adapter_entries(model: nn.Module) -> tuple[int, int]:
-    """Parameters of the adapter, and those of them that are trained."""
+    """Count the parameters of the adapter, and those of them that are trained."""
     adapters = [p for name, p in model.named_parameters() if ".lora_" in name]
     return sum(p.numel() for p in adapters), sum(p.numel() for p in adapters if p.requires_grad)

@@ -1,4 +1,4 @@
-"""The order in which jobs are given out: what runs share is made just before the first needs it."""
+"""Orders jobs: what runs share is made just before the first of them needs it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ATTEMPTS = 2  # a worker killed by the machine's owner loses a run once; twice i
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A run, or, with ``makes``, only what it shares with others.
+    """Describe a run to be done or, with ``makes``, only what it shares with others.
 
     Args:
         spec: the run.
@@ -28,7 +28,7 @@ class Job:
 
 
 def need(spec: RunSpec) -> str | None:
-    """Name for what a run shares; equal for runs that share.
+    """Return a name for what a run shares, equal for runs that share.
 
     It tells them apart at least as finely as the cache folder does.
     """
@@ -45,7 +45,7 @@ def need(spec: RunSpec) -> str | None:
 
 
 class Schedule:
-    """Jobs that are to be done, in order; a run waits until what it needs has been tried.
+    """Hold the jobs to be done, in order; a run waits until what it needs has been tried.
 
     Args:
         runs: to begin with.
@@ -73,16 +73,16 @@ class Schedule:
 
     @property
     def runs_left(self) -> int:
-        """Runs not yet given out."""
+        """Return the number of runs not yet given out."""
         return sum(job.makes is None for job in self._waiting)
 
     def take(self) -> Job | None:
-        """The first job that may be done now; None where there is none at present."""
+        """Take the first job that may be done now; None where there is none at present."""
         if not self._waiting:
             self._add(self._more())
-        for place, job in enumerate(self._waiting):
+        for index, job in enumerate(self._waiting):
             if job.needs is None or job.needs in self._ready:
-                return self._waiting.pop(place)
+                return self._waiting.pop(index)
         return None
 
     def done(self, job: Job) -> None:
@@ -91,7 +91,7 @@ class Schedule:
             self._ready.add(job.makes)
 
     def lost(self, job: Job) -> bool:
-        """Note that a job's worker died; whether the job is to be done again."""
+        """Note that a job's worker died; return whether the job is to be done again."""
         identity = job.makes or job.spec.run_id
         self._attempts[identity] = self._attempts.get(identity, 0) + 1
         if self._attempts[identity] < ATTEMPTS:

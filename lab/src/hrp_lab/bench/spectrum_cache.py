@@ -1,4 +1,4 @@
-"""Spectra that several runs start from, made once a task and seed and kept in a cache folder.
+"""Keeps spectra that several runs start from in a cache folder, made once a task and seed.
 
 Each comes with what it cost, so that every run that starts from it can be charged in full.
 """
@@ -24,7 +24,7 @@ _GROUND = ("model", "dtype", "batch_size", "task", "lora", "training")
 
 @dataclass(frozen=True)
 class Shared:
-    """A spectrum and what it cost; the losses are those of preheating, if any."""
+    """Hold a spectrum and what it cost; the losses are those of preheating, if any."""
 
     spectrum: Spectrum
     costs: Costs
@@ -32,7 +32,7 @@ class Shared:
 
 
 def shared_key(kind: str, spec: RunSpec, settings: Mapping[str, Any]) -> str:
-    """Name of what is shared: the same for all runs that may start from it."""
+    """Return the name of what is shared: the same for all runs that may start from it."""
     ground = {name: spec.config[name] for name in _GROUND}
     identity = json.dumps([spec.task, spec.seed, ground, dict(settings)], sort_keys=True)
     return f"{kind}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"

@@ -1,4 +1,4 @@
-"""``hrp-lab bench``: run experiments, list them, write their results as a page."""
+"""``hrp-lab bench`` runs experiments, lists them, packs their records and writes them as pages."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hrp_lab.cli.bench_report import add_report, add_sources, report
+
 EPILOG = """examples:
   hrp-lab bench list
   hrp-lab bench run experiments/standin-wordproblems.yaml
   hrp-lab bench run experiments/standin-gsm8k-450.yaml --model_name_or_path DIR/base-lm-30m \\
       --dataset_path DIR/gsm8k --workers 14 --time_limit 540
   hrp-lab bench report experiments/results/standin-gsm8k-450 --out docs/results.md
+  hrp-lab bench report experiments/results/standin-sst2 --spectrum runs/spectrum --out page.html
+  hrp-lab bench pack experiments/standin-gsm8k-450.yaml
   hrp-lab bench export experiments/results/standin-gsm8k-450 --out peft-results
 
-A rerun does only what is missing. HRP_GIT_COMMIT names the commit for the records where the tree is
-a copy without .git, or with one that is not its own.
+Records lie in the folder NAME, one file a run, or packed in NAME.jsonl beside it, one line a run;
+either path names both. A rerun does only what is missing.
+HRP_GIT_COMMIT names the commit for the records where the tree is a copy without .git, or with one
+that is not its own.
 """
 
 
@@ -31,12 +37,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="run|list|report|export"
+        dest="command", required=True, metavar="run|list|report|export|pack"
     )
     _add_run(commands)
     _add_list(commands)
-    _add_report(commands)
+    add_report(commands)
     _add_export(commands)
+    _add_pack(commands)
     return parser
 
 
@@ -96,34 +103,33 @@ def _add_list(commands: Any) -> None:
 def _add_records(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--records", type=Path, metavar="DIR",
-        help="folder of the records (default: results/NAME beside the config)",
+        help="folder of the records, or packed file (default: results/NAME beside the config)",
     )  # fmt: skip
-
-
-def _add_report(commands: Any) -> None:
-    parser = commands.add_parser("report", help="write records' tables and figures as Markdown")
-    parser.add_argument("records", type=Path, nargs="+", help="folders of records")
-    parser.add_argument("--out", type=Path, required=True, help="the page; figures go beside it")
-    parser.add_argument("--title", default="Results", help="of the page (default: Results)")
-    parser.add_argument(
-        "--reading", type=Path, metavar="FILE", help="Markdown of your own to begin the page with"
-    )
-    parser.add_argument("--metric", help="to judge by (default: each task's own)")
-    parser.add_argument("--control", default="lora", help="arm to compare with (default: lora)")
 
 
 def _add_export(commands: Any) -> None:
     parser = commands.add_parser(
         "export", help="write records as results of PEFT's method_comparison, one JSON a run"
     )
-    parser.add_argument("records", type=Path, nargs="+", help="folders of records")
+    add_sources(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the results")
+
+
+def _add_pack(commands: Any) -> None:
+    parser = commands.add_parser(
+        "pack", help="fold the records of finished runs into one file an experiment"
+    )
+    parser.add_argument(
+        "experiments", type=Path, nargs="+", metavar="EXPERIMENT_OR_FOLDER",
+        help="experiments' YAML files, with their records in results/NAME beside them, or folders "
+        "of records",
+    )  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
     """Run ``hrp-lab bench``; returns 0, or 2 where the arguments cannot be used."""
     options = _parser().parse_args(argv)
-    commands = {"run": _run, "list": _list, "report": _report, "export": _export}
+    commands = {"run": _run, "list": _list, "report": report, "export": _export, "pack": _pack}
     command = commands[options.command]
     try:
         return command(options, argv)
@@ -147,7 +153,7 @@ def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
         model=options.model_name_or_path,
         dataset=options.dataset_path,
         git=_git(),
-        command=shlex.join(["hrp", "bench", *argv]),
+        command=shlex.join(["hrp-lab", "bench", *argv]),
         speed=Speed(options.padding_free, options.torch_compile, options.cuda_graphs),
     )
     driver = Driver(
@@ -184,8 +190,9 @@ def _engine(options: argparse.Namespace, places: Any) -> Any:
 
 
 def _records_folder(options: argparse.Namespace, experiment: str) -> Path:
-    folder: Path = options.records or options.config.parent / "results" / experiment
-    return folder
+    from hrp_lab.bench.record_store import records_folder
+
+    return records_folder(options.records or options.config.parent / "results" / experiment)
 
 
 def _git() -> tuple[str | None, bool | None]:
@@ -215,44 +222,44 @@ def _list(options: argparse.Namespace, _: Sequence[str]) -> int:
 
 def _list_experiment(options: argparse.Namespace) -> int:
     from hrp_lab.bench.comparisons import told_apart
-    from hrp_lab.bench.driver import existing
     from hrp_lab.bench.protocol import lines, load_experiment, plan
+    from hrp_lab.bench.record_store import find_records
 
     experiment = load_experiment(options.config)
-    records = existing(_records_folder(options, experiment.experiment))
+    records = find_records(_records_folder(options, experiment.experiment))
     runs = plan(experiment, records)
     statuses: dict[str, int] = {}
     for run in runs:
         status = records[run.run_id].status if run.run_id in records else "missing"
         statuses[status] = statuses.get(status, 0) + 1
-    found = lines(experiment)
-    labels = told_apart([(f"{line.task}  {line.arm}", line.config) for line in found])
-    for line, label in zip(found, labels, strict=True):
+    configurations = lines(experiment)
+    labels = told_apart([(f"{line.task}  {line.arm}", line.config) for line in configurations])
+    for line, label in zip(configurations, labels, strict=True):
         rates = " ".join(f"{rate:g}" for rate in line.grid)
         print(f"{label}  {line.config['budget']}  learning rates {rates}")
     print(f"{len(runs)} runs: " + ", ".join(f"{n} {status}" for status, n in statuses.items()))
     return 0
 
 
-def _report(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from hrp_lab.bench.record import load_records
-    from hrp_lab.report.markdown import write_page
-
-    records = [record for folder in options.records for record in load_records(folder)]
-    reading = options.reading.read_text(encoding="utf-8") if options.reading else ""
-    figures = write_page(
-        records, options.out, options.title, options.metric, options.control, reading
-    )
-    print(f"wrote {options.out} ({len(records)} records, {figures} figures)")
-    return 0
-
-
 def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
     from hrp_lab.bench.export import export_records
-    from hrp_lab.bench.record import load_records
+    from hrp_lab.bench.record_store import load_all
 
-    records = [record for folder in options.records for record in load_records(folder)]
+    records = load_all(options.records)
     written = export_records(records, options.out)
     left = len(records) - len(written)
     print(f"wrote {len(written)} results to {options.out} ({left} runs not applicable, left out)")
+    return 0
+
+
+def _pack(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from hrp_lab.bench.record_store import pack
+
+    for source in options.experiments:
+        if source.suffix in (".yaml", ".yml"):
+            from hrp_lab.bench.protocol import load_experiment  # slow, for it imports all arms
+
+            source = source.parent / "results" / load_experiment(source).experiment
+        packed, count = pack(source)
+        print(f"packed {count} records into {packed}")
     return 0

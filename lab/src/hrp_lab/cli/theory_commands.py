@@ -1,4 +1,4 @@
-"""``hrp-lab theory``: check the theorems, redraw Figure 1, sweep preheat rank and steps."""
+"""``hrp-lab theory`` checks the theorems, redraws Figure 1, sweeps preheat rank and steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ examples:
 def main(argv: list[str]) -> int:
     """Run one subcommand: 0, 1 where a checked statement is broken, 2 for unusable arguments."""
     options = _parser().parse_args(argv)
-    command = shlex.join(["hrp", "theory", *argv])
+    command = shlex.join(["hrp-lab", "theory", *argv])
     try:
         if getattr(options, "out", None):
             from hrp.cli.outputs import check_place
@@ -185,7 +185,7 @@ def _figure1_table(result: Figure1) -> str:
     lines = [f"L* = {result.optimum:g}; time: until L <= 1.01 L*", "", head]
     for row in result.rows():
         times = (row["time"], row["time_standard_error"], row["time_with_preheating"])
-        spent, error, charged = ("-" if one is None else f"{one:.3f}" for one in times)
+        spent, error, charged = ("-" if value is None else f"{value:.3f}" for value in times)
         lines.append(
             f"{row['panel']:<11} {row['start']:<11} {row['final_loss']:>10.4f} "
             f"{row['standard_error']:>8.4f} {row['predicted']:>9.4f} {row['reached']:>8.0%} "
