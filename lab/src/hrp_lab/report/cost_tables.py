@@ -16,7 +16,7 @@ MARK = " †"
 
 
 def cost_table(analysis: Analysis) -> Table:
-    """What each arm used at its best learning rate, mean over seeds."""
+    """Return what each arm used at its best learning rate, mean over seeds."""
     alike = {arm: comparable(analysis, arm) for arm in analysis.best}
     rows = []
     for arm in analysis.best:
@@ -48,16 +48,16 @@ def cost_table(analysis: Analysis) -> Table:
 
 
 def comparable(analysis: Analysis, arm: str) -> bool:
-    """Whether the runs of ``arm`` and of the control, at their best rates, are of one engine."""
+    """Return whether one engine ran ``arm`` and the control, each at its best rate."""
     if analysis.control not in analysis.best:
         return True
     names = (arm, analysis.control)
-    return len({engine(one) for name in names for one in analysis.records_of(name)}) == 1
+    return len({engine(record) for name in names for record in analysis.records_of(name)}) == 1
 
 
 def _cost_cells(costs: Sequence[Costs], mark: str) -> list[str]:
     def mean(name: str) -> float:
-        return float(np.mean([getattr(one, name) for one in costs]))
+        return float(np.mean([getattr(run, name) for run in costs]))
 
     steps = [f"{mean(name):.0f}" for name in ("preheat_steps", "finetune_steps", "charged_steps")]
     measured = {

@@ -1,30 +1,18 @@
 import dataclasses
 import doctest
 
-import hrp_lab.report.tables
 import numpy as np
-import pytest
 
+import hrp_lab.report.arm_table
 from helpers.synthetic import ARMS, benchmark, full_record, planted_scores, records_of
-from hrp.report.table import DASH, Table
+from helpers.tables import column
+from hrp.report.table import DASH
 from hrp_lab.bench.comparisons import View, analyse, views
 from hrp_lab.report.arm_table import arms_table
-from hrp_lab.report.cost_tables import cost_table
-from hrp_lab.report.provenance import (
-    failures_table,
-    origins_table,
-    provenance_table,
-    sources_table,
-)
-
-
-def column(table, name):
-    place = next(i for i, title in enumerate(table.header) if title.startswith(name))
-    return {row[0]: row[place] for row in table.rows}
 
 
 def test_the_doctests_hold():
-    assert doctest.testmod(hrp_lab.report.tables).failed == 0
+    assert doctest.testmod(hrp_lab.report.arm_table).failed == 0
 
 
 def test_the_arms_table_says_what_the_records_say():
@@ -147,91 +135,3 @@ def test_a_row_whose_interval_leaves_0_out_without_a_verdict_is_marked():
     assert "arm-0" in marked
     assert "‡: the interval leaves 0 out" in table.caption
     assert "‡" not in arms_table(analyse(views(benchmark())[0])).caption
-
-
-def test_every_row_of_the_arms_table_can_be_traced_to_its_records():
-    records = {record.run_id: record for record in benchmark()}
-    analysis = analyse(views(records.values())[0])
-    for arm, _, run_ids in sources_table(analysis).rows:
-        losses = [records[run_id].metrics["eval_loss"] for run_id in run_ids.split()]
-        assert len(losses) == 3
-        assert float(np.mean(losses)) == pytest.approx(analysis.best[arm].mean)
-
-
-def test_the_cost_table_charges_the_start():
-    table = cost_table(analyse(views(benchmark())[0]))
-    assert column(table, "charged steps") == {"oracle-b": "0", "hrp-ab": "30", "lora": "0"}
-    assert column(table, "fine-tuning steps")["hrp-ab"] == "420"
-    assert column(table, "tokens")["hrp-ab"] == column(table, "tokens")["lora"] == "1.84 M"
-    assert column(table, "peak memory")["lora"] == "3.00 GiB"
-
-
-def by_another_engine(records, arm, **fields):
-    return [dataclasses.replace(one, **fields) if one.arm == arm else one for one in records]
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [{"device": "NVIDIA H100"}, {"command": "hrp-lab bench run a.yaml --cuda_graphs --workers 4"}],
-)
-def test_times_and_memory_of_another_engine_than_the_control_s_are_marked(fields):
-    records = by_another_engine(benchmark(), "hrp-ab", **fields)
-    table = cost_table(analyse(views(records)[0]))
-    for name in ("wall time", "throughput", "peak memory"):
-        cells = column(table, name)
-        assert cells["hrp-ab"].endswith(" †")
-        assert not cells["lora"].endswith("†")
-        assert not cells["oracle-b"].endswith("†")
-    assert "not comparable" in table.caption
-    assert "†" not in cost_table(analyse(views(benchmark())[0])).caption
-
-
-def test_where_the_control_mixes_engines_nothing_compares_with_it():
-    records = [
-        dataclasses.replace(one, device="NVIDIA H100") if one.run.seed == 0 else one
-        for one in benchmark()
-    ]
-    cells = column(cost_table(analyse(views(records)[0])), "peak memory")
-    assert all(cell.endswith(" †") for cell in cells.values())
-
-
-def test_the_origins_of_a_view_s_records_are_counted():
-    graphs = "hrp-lab bench run a.yaml --padding_free --cuda_graphs --workers 4"
-    records = by_another_engine(benchmark(), "hrp-ab", command=graphs, git_dirty=None)
-    table = origins_table(views(records)[0].records)
-    commit, device = "0123456789abcdef0123456789abcdef01234567", "NVIDIA H200"
-    assert set(table.rows) == {
-        ("18", commit, device, "none"),
-        ("9", f"{commit} (dirtiness unknown)", device, "--padding_free --cuda_graphs"),
-    }
-    assert "Losses of different engines agree up to rounding" in table.caption
-    assert "All were run by one engine" in origins_table(benchmark()).caption
-
-
-def test_failures_are_listed_with_reasons_and_alike_ones_counted():
-    failed = [
-        dataclasses.replace(full_record(seed=seed), status="failed", reason="out of memory")
-        for seed in range(3)
-    ]
-    table = failures_table([*failed, full_record()])
-    assert table.rows == (("standin-a", "gsm8k", "hrp-ab", "failed", "3", "out of memory"),)
-    assert failures_table([full_record()]) is None
-
-
-def test_provenance_names_a_dirty_tree():
-    dirty = dataclasses.replace(full_record(), git_dirty=True)
-    facts = dict(provenance_table([dirty]).rows)
-    assert facts["commit"].endswith("(with changes)")
-    unknown = dataclasses.replace(full_record(), git_dirty=None)
-    assert dict(provenance_table([unknown]).rows)["commit"].endswith("(dirtiness unknown)")
-    assert facts["device"] == "NVIDIA H200"
-    assert facts["model"] == "base-lm-30m"
-
-
-def test_no_name_breaks_a_markdown_table():
-    table = Table("caption", ("a|b", "c"), (("x\ny", "<script>*`"), ("[l](u)", "\\|")))
-    lines = table.markdown().splitlines()
-    assert lines[0] == r"| a\|b | c |"
-    assert lines[2] == r"| x y | \<script\>\*\` |"
-    assert lines[3] == r"| \[l\](u) | \\\| |"
-    assert len(lines) == 6
