@@ -47,14 +47,14 @@ _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 @contextmanager
 def drawn(height: float = 3.4) -> Iterator[Figure]:
     """Yield an empty figure to draw on, in the project's style."""
-    with matplotlib.rc_context(_STYLE), _without_glyph_warnings():
+    with _styled():
         yield Figure(figsize=(WIDTH, height), layout="constrained")
 
 
 @contextmanager
-def _without_glyph_warnings() -> Iterator[None]:
+def _styled() -> Iterator[None]:
     # Names may hold any script; a box in a label is no reason to fail.
-    with warnings.catch_warnings():
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         yield
 
@@ -130,15 +130,8 @@ def _write_cells(axes: Any, mesh: Any, values: np.ndarray, texts: np.ndarray) ->
     for row, column in np.argwhere(np.isfinite(values)):
         shade = mesh.cmap(mesh.norm(values[row, column]))[:3]
         bright = float(np.dot(shade, (0.299, 0.587, 0.114))) > 0.55
-        axes.text(
-            column + 0.5,
-            row + 0.5,
-            texts[row, column],
-            ha="center",
-            va="center",
-            fontsize=7,
-            color="#000000" if bright else "#ffffff",
-        )
+        centred = {"ha": "center", "va": "center", "color": "#000000" if bright else "#ffffff"}
+        axes.text(column + 0.5, row + 0.5, texts[row, column], fontsize=7, **centred)
 
 
 def to_svg(figure: Figure, name: str, description: str) -> str:
@@ -147,7 +140,7 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     ``name`` (letters, digits, dashes) keeps the ids of several figures in one page apart.
     """
     buffer = io.StringIO()
-    with matplotlib.rc_context(_STYLE), _without_glyph_warnings():
+    with _styled():
         figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -160,5 +153,5 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write ``figure`` to ``path`` as its suffix says (.png, .svg, .pdf), on white."""
-    with matplotlib.rc_context(_STYLE), _without_glyph_warnings():
+    with _styled():
         return write_file(path, lambda staging: figure.savefig(staging, dpi=160, facecolor="white"))

@@ -14,7 +14,6 @@ from hrp.report.blocks import Block, FigureBlock, Heading, Section, Sentences, T
 from hrp.report.figures import to_svg
 from hrp.report.table import Table
 
-_VOID = frozenset({"meta"})
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _STYLE = """
 :root { color-scheme: light dark; --page: #ffffff; --ink: #101418; --soft: #57606a;
@@ -75,7 +74,7 @@ def tag(name: str, *children: str, **attributes: str) -> Html:
         f' {key.rstrip("_").replace("_", "-")}="{html.escape(value)}"'
         for key, value in attributes.items()
     )
-    if name in _VOID:
+    if name == "meta":  # has no end
         return Html(f"<{name}{given}>")
     inner = "".join(child if isinstance(child, Html) else html.escape(child) for child in children)
     return Html(f"<{name}{given}>{inner}</{name}>")

@@ -120,10 +120,11 @@ def _grid(values: Mapping[str, float]) -> tuple[np.ndarray, list[str], list[str]
     return grid, layers, [short[kind] for kind in kinds]
 
 
-def _map(values: Mapping[str, float], label: str) -> Figure:
+def _map(values: Mapping[str, float], label: str, title: str = "") -> Figure:
     grid, layers, kinds = _grid(values)
     with drawn(height=1.5 + 0.22 * min(max(len(layers), 3), 40)) as figure:
         axes = heat_map(figure, grid, layers, kinds, label)
+        axes.set_title(title)
         axes.set_ylabel("layer")
         return figure
 
@@ -145,10 +146,7 @@ def energy_curves(spectrum: Spectrum) -> Figure:
         for index, kind in enumerate(sorted(by_kind)):
             least = min(map(len, by_kind[kind]))
             curves = np.array([curve[:least] for curve in by_kind[kind]])
-            ranks, look = np.arange(1, least + 1), colour(index)
-            axes.plot(ranks, np.median(curves, 0), label=plain(short[kind], 24), **look)
-            low, high = curves.min(0), curves.max(0)
-            axes.fill_between(ranks, low, high, color=look["color"], alpha=0.12, linewidth=0)
+            _draw_range(axes, curves, index, label=plain(short[kind], 24))
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         axes.set_ylim(0, 1.02)
@@ -156,6 +154,14 @@ def energy_curves(spectrum: Spectrum) -> Figure:
         axes.set_ylabel("share of the energy")
         figure.legend(loc="outside lower center", ncols=3)
         return figure
+
+
+def _draw_range(axes: Any, curves: np.ndarray, index: int, **line: Any) -> None:
+    """Draw the median of the curves (curve, point) as a line, and their range as a band."""
+    points, look = np.arange(1, curves.shape[1] + 1), colour(index)
+    axes.plot(points, np.median(curves, 0), **line, **look)
+    low, high = curves.min(0), curves.max(0)
+    axes.fill_between(points, low, high, color=look["color"], alpha=0.15, linewidth=0)
 
 
 def common_rank(spectrum: Spectrum, other: Spectrum, rank: int) -> int:
@@ -174,8 +180,8 @@ def alignment(spectrum: Spectrum, other: Spectrum, rank: int, side: Side) -> dic
 
 def alignment_map(spectrum: Spectrum, other: Spectrum, rank: int, side: Side) -> Figure:
     """Draw a heat map of `alignment`, layer by module kind."""
-    label = f"alignment at rank {rank} ({_SIDE_NAMES[side]}, {side})"
-    return _map(alignment(spectrum, other, rank, side), label)
+    title = f"{_SIDE_NAMES[side]} ({side}), rank {rank}"
+    return _map(alignment(spectrum, other, rank, side), "alignment", title)
 
 
 def alignment_curves(spectrum: Spectrum, other: Spectrum, rank: int) -> Figure:
@@ -185,11 +191,8 @@ def alignment_curves(spectrum: Spectrum, other: Spectrum, rank: int) -> Figure:
         for index, side in enumerate(SIDES):
             cosines = spectrum.subspace_alignment(other, rank, side).values()
             curves = np.array([values.double().numpy() for values in cosines])
-            angles, look = np.arange(1, rank + 1), colour(index)
             label = f"{_SIDE_NAMES[side]} ({side})"
-            axes.plot(angles, np.median(curves, 0), marker="o", markersize=3, label=label, **look)
-            low, high = curves.min(0), curves.max(0)
-            axes.fill_between(angles, low, high, color=look["color"], alpha=0.15, linewidth=0)
+            _draw_range(axes, curves, index, label=label, marker="o", markersize=3)
         axes.axhline(1, color=INK, linewidth=0.6)
         axes.set_ylim(0, 1.05)
         axes.set_xlabel("principal angle, smallest first")

@@ -35,9 +35,14 @@ def test_the_table_s_verdicts_and_p_values_are_the_comparisons():
     assert verdicts["hrp-ab"] == "better"
     assert verdicts["pissa"] == "worse"
     assert set(column(table, "arm")) == set(ARMS)
-    for one in analysis.comparisons:
-        assert column(table, "minus lora")[one.arm].startswith(f"{one.difference:+.4f} [")
-        assert float(column(table, "Holm p")[one.arm].lstrip("< ")) >= round(one.holm_p, 3) - 1e-9
+    for comparison in analysis.comparisons:
+        assert column(table, "minus lora")[comparison.arm].startswith(
+            f"{comparison.difference:+.4f} ["
+        )
+        assert (
+            float(column(table, "Holm p")[comparison.arm].lstrip("< "))
+            >= round(comparison.holm_p, 3) - 1e-9
+        )
 
 
 def test_a_best_rate_on_the_edge_and_an_unswept_arm_are_marked():
@@ -72,11 +77,12 @@ def test_compute_is_the_control_s_flops_over_all_seeds():
     assert column(table, "compute") == {"lora": "1.00", "hrp-ab": "1.00", "oracle-b": "1.00"}
     dearer = [
         dataclasses.replace(
-            one, costs=dataclasses.replace(one.costs, flops=(1.0 + 0.1 * one.run.seed) * 2e14)
+            record,
+            costs=dataclasses.replace(record.costs, flops=(1.0 + 0.1 * record.run.seed) * 2e14),
         )
-        if one.arm == "hrp-ab"
-        else dataclasses.replace(one, costs=dataclasses.replace(one.costs, flops=1e14))
-        for one in benchmark()
+        if record.arm == "hrp-ab"
+        else dataclasses.replace(record, costs=dataclasses.replace(record.costs, flops=1e14))
+        for record in benchmark()
     ]
     table = arms_table(analyse(views(dearer)[0]))
     assert column(table, "compute") == {"lora": "1.00", "hrp-ab": "2.20", "oracle-b": "1.00"}
@@ -85,15 +91,16 @@ def test_compute_is_the_control_s_flops_over_all_seeds():
 
 def test_a_share_of_the_gap_has_its_interval_and_is_blank_where_it_says_nothing():
     far = [
-        full_record(arm, seed, 2e-3, 450, 0, loss + 0.001 * ((seed + place) % 3))
-        for place, (arm, loss) in enumerate({"pissa": 1.6, "full": 1.2, "eva": 1.46}.items())
+        full_record(arm, seed, 2e-3, 450, 0, loss + 0.001 * ((seed + index) % 3))
+        for index, (arm, loss) in enumerate({"pissa": 1.6, "full": 1.2, "eva": 1.46}.items())
         for seed in range(3)
     ]
     noisy = [
         dataclasses.replace(
-            one, metrics={"eval_loss": one.metrics["eval_loss"] + 0.001 * (hash_of(one) % 3)}
+            record,
+            metrics={"eval_loss": record.metrics["eval_loss"] + 0.001 * (hash_of(record) % 3)},
         )
-        for one in [*benchmark(), *far]
+        for record in [*benchmark(), *far]
     ]
     analysis = analyse(views(noisy)[0])
     table = arms_table(analysis)
@@ -119,7 +126,7 @@ def test_the_caption_says_what_the_interval_and_the_correction_are():
 
 
 def test_a_row_whose_interval_leaves_0_out_without_a_verdict_is_marked():
-    names = ("lora", *(f"arm-{place}" for place in range(9)))
+    names = ("lora", *(f"arm-{index}" for index in range(9)))
     generator = np.random.default_rng(4)
     values = planted_scores(generator, names, effects={"arm-0": -2.3}, curvature=9.0)
     view = View("synthetic", "gsm8k", "equal total steps", 100, tuple(records_of(values, names)))
@@ -127,10 +134,10 @@ def test_a_row_whose_interval_leaves_0_out_without_a_verdict_is_marked():
     table = arms_table(analysis)
     marked = {arm for arm, cell in column(table, "minus lora").items() if "‡" in cell}
     assert marked == {
-        one.arm
-        for one in analysis.comparisons
-        if one.verdict == "no significant difference"
-        and not one.interval[0] <= 0 <= one.interval[1]
+        comparison.arm
+        for comparison in analysis.comparisons
+        if comparison.verdict == "no significant difference"
+        and not comparison.interval[0] <= 0 <= comparison.interval[1]
     }
     assert "arm-0" in marked
     assert "‡: the interval leaves 0 out" in table.caption

@@ -17,7 +17,9 @@ def test_the_cost_table_charges_the_start():
 
 
 def by_another_engine(records, arm, **fields):
-    return [dataclasses.replace(one, **fields) if one.arm == arm else one for one in records]
+    return [
+        dataclasses.replace(record, **fields) if record.arm == arm else record for record in records
+    ]
 
 
 @pytest.mark.parametrize(
@@ -38,8 +40,8 @@ def test_times_and_memory_of_another_engine_than_the_control_s_are_marked(fields
 
 def test_where_the_control_mixes_engines_nothing_compares_with_it():
     records = [
-        dataclasses.replace(one, device="NVIDIA H100") if one.run.seed == 0 else one
-        for one in benchmark()
+        dataclasses.replace(record, device="NVIDIA H100") if record.run.seed == 0 else record
+        for record in benchmark()
     ]
     cells = column(cost_table(analyse(views(records)[0])), "peak memory")
     assert all(cell.endswith(" †") for cell in cells.values())

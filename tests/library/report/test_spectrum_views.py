@@ -139,3 +139,12 @@ def test_the_alignment_with_a_reference_is_drawn_at_the_rank_that_both_have():
     assert [block.name for block in figures] == names
     assert "Alignment with other" in figures[3].caption
     assert all("at rank 3" in block.caption for block in figures[3:5])
+
+
+@pytest.mark.parametrize("side", ["U", "Vh"])
+def test_the_label_of_an_alignment_lies_within_the_figure_of_few_layers(side):
+    figure = alignment_map(made_spectrum(), made_spectrum(1), 8, side)
+    figure.draw_without_rendering()
+    label = figure.axes[1].yaxis.label.get_window_extent()
+    assert label.y0 >= 0
+    assert label.y1 <= figure.bbox.y1

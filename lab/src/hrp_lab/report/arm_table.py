@@ -51,7 +51,8 @@ def si(value: float, unit: str = "") -> str:
 def arms_table(analysis: Analysis) -> Table:
     """Return each arm at its best learning rate: mean, difference to the control, verdict."""
     compared = {comparison.arm: comparison for comparison in analysis.comparisons}
-    others = _other_metrics(analysis)
+    metrics = {name for record in analysis.view.records for name in record.metrics}
+    others = sorted(metrics - {analysis.metric})
     header = ["arm", f"{analysis.metric}, mean ± sd", f"minus {analysis.control} [95 % CI]"]
     gap = f"gap to {analysis.oracle} closed [95 % CI]"
     header += ["Holm p", "verdict", *[gap] * bool(analysis.gaps), "compute / control"]
@@ -63,16 +64,11 @@ def arms_table(analysis: Analysis) -> Table:
             row[-1] = "control"
         if analysis.gaps:
             row.append(_gap_cell(analysis.gaps.get(arm)))
-        row += [number(relative_compute(analysis, arm), 2), _rate_cell(best, analysis.minimise)]
+        row += [number(_relative_compute(analysis, arm), 2), _rate_cell(best, analysis.minimise)]
         row += [str(len(best.values)), _bootstrap_cell(compared.get(arm))]
         rows.append((*row, *(_metric_cell(analysis, arm, name) for name in others)))
     header += [f"{name}, mean ± sd" for name in others]
     return Table(_arms_caption(analysis), tuple(header), tuple(rows))
-
-
-def _other_metrics(analysis: Analysis) -> list[str]:
-    names = {name for record in analysis.view.records for name in record.metrics}
-    return sorted(names - {analysis.metric})
 
 
 def _metric_cell(analysis: Analysis, arm: str, metric: str) -> str:
@@ -83,7 +79,7 @@ def _metric_cell(analysis: Analysis, arm: str, metric: str) -> str:
     return spread(float(np.mean(values)), deviation)
 
 
-def relative_compute(analysis: Analysis, arm: str) -> float:
+def _relative_compute(analysis: Analysis, arm: str) -> float:
     """Return FLOPs of a run of ``arm`` over the control's, means over seeds; NaN if unknown."""
     if analysis.control not in analysis.best:
         return math.nan

@@ -31,7 +31,7 @@ POINTS = (
 )
 
 
-def shown_arms(analysis: Analysis) -> list[str]:
+def _shown_arms(analysis: Analysis) -> list[str]:
     """Return the best arms, as many as colours tell apart, and the control."""
     arms = [arm for arm in analysis.best if arm != analysis.control]
     return arms[:_MOST_LINES] + [analysis.control] * (analysis.control in analysis.best)
@@ -40,7 +40,7 @@ def shown_arms(analysis: Analysis) -> list[str]:
 def _looks(analysis: Analysis) -> dict[str, dict[str, Any]]:
     return {
         arm: {"color": INK, "linestyle": "--"} if arm == analysis.control else colour(index)
-        for index, arm in enumerate(shown_arms(analysis))
+        for index, arm in enumerate(_shown_arms(analysis))
     }
 
 
@@ -123,8 +123,10 @@ def _sweep(axes: Any, best: Best, frame: tuple[float, float], look: Mapping[str,
     low, high = ([end(scores) for scores in values] for end in (min, max))
     axes.fill_between(rates, low, high, where=whole, color=shade, alpha=0.15, lw=0)
     marks = np.select([means < frame[0], means > frame[1]], ["v", "^"], "o")
-    for rate, mean, full, mark in zip(rates, means, whole, marks, strict=True):
-        height = float(np.clip(mean, *_inside(frame)))
+    margin = 0.025 * (frame[1] - frame[0])
+    heights = np.clip(means, frame[0] + margin, frame[1] - margin)
+    points = zip(rates, means, heights, whole, marks, strict=True)
+    for rate, mean, height, full, mark in points:
         face = shade if full else "white"
         axes.scatter(rate, height, s=18, c=face, marker=mark, edgecolors=shade, lw=1, zorder=3)
         if mark != "o" and rate == best.learning_rate:
@@ -132,14 +134,9 @@ def _sweep(axes: Any, best: Best, frame: tuple[float, float], look: Mapping[str,
                           va="center", fontsize=8, color=shade)  # fmt: skip
 
 
-def _inside(frame: tuple[float, float]) -> tuple[float, float]:
-    margin = 0.025 * (frame[1] - frame[0])
-    return frame[0] + margin, frame[1] - margin
-
-
 def _sweep_frame(analysis: Analysis) -> tuple[float, float]:
     """Return the range of scores at and about the best rates; far-off arms are left out."""
-    shown = [analysis.best[arm] for arm in shown_arms(analysis)]
+    shown = [analysis.best[arm] for arm in _shown_arms(analysis)]
     away = np.abs([best.mean - np.median([other.mean for other in shown]) for best in shown])
     limit = max(8 * float(np.median(away)), 1e-12)
     near = [best for best, distance in zip(shown, away, strict=True)
@@ -178,7 +175,7 @@ def loss_curves(analysis: Analysis) -> Figure | None:
     at the same step. Long curves are averaged to about a hundred points. Returns None without any
     losses.
     """
-    curves = {arm: _curve(analysis.records_of(arm)) for arm in shown_arms(analysis)}
+    curves = {arm: _curve(analysis.records_of(arm)) for arm in _shown_arms(analysis)}
     if not any(len(steps) for steps, _ in curves.values()):
         return None
     charged = analysis.view.basis == "equal total steps"
