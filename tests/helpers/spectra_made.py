@@ -16,7 +16,7 @@ KINDS = {
 
 
 def made_spectrum(seed=0, layers=3, rank=8, prefix="model.layers", **provenance) -> Spectrum:
-    """A spectrum whose singular values decay faster in the lower layers."""
+    """Make a spectrum whose singular values decay faster in the lower layers."""
     generator = torch.Generator().manual_seed(seed)
     modules = {}
     for layer in range(layers):

@@ -1,4 +1,4 @@
-"""``hrp inspect``: what a spectrum holds, as a table, as JSON, as figures."""
+"""``hrp inspect`` shows what a spectrum holds, as a table, as JSON, as figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ EPILOG = """examples:
   hrp inspect runs/spectrum --compare runs/other --rank 8 --out runs/figures
   hrp inspect runs/spectrum --json | jq '.modules[].effective_rank.entropy'
 """
-_SIDES = ("U", "Vh")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -33,10 +32,7 @@ def _parser() -> argparse.ArgumentParser:
         "--compare", type=Path, metavar="DIR", help="another spectrum: how far both agree"
     )
     parser.add_argument(
-        "--rank",
-        type=int,
-        default=8,
-        help="with --compare: how many directions (default: 8)",
+        "--rank", type=int, default=8, help="with --compare: how many directions (default: 8)"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write figures (PNG) to")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -44,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Run ``hrp inspect``; returns the exit status."""
+    """Run ``hrp inspect`` and return the exit status."""
     options = _parser().parse_args(argv)
     try:
         if options.rank < 1:
@@ -57,7 +53,10 @@ def main(argv: list[str]) -> int:
         other = Spectrum.load(options.compare) if options.compare else None
         facts = _facts(spectrum, other, options.rank)
         text = json.dumps(facts, indent=2) if options.json else "\n".join(_lines(spectrum, facts))
-        written = list(_write_figures(spectrum, other, options.rank, options.out))
+        written = []
+        if options.out:
+            reference = (str(options.compare), other) if other is not None else None
+            written = _write_figures(spectrum, reference, options.rank, options.out)
     except (OSError, SpectrumFormatError, ValueError) as error:
         print(f"hrp inspect: {error}", file=sys.stderr)
         return 2
@@ -68,18 +67,18 @@ def main(argv: list[str]) -> int:
 
 
 def _facts(spectrum: Spectrum, other: Spectrum | None, rank: int) -> dict[str, Any]:
-    from hrp.report.spectrum_views import alignment, common_rank, module_facts
+    from hrp.report.spectrum_views import SIDES, alignment, common_rank, module_facts
 
-    facts = {"provenance": spectrum.provenance, "modules": module_facts(spectrum)}
+    facts: dict[str, Any] = {"provenance": spectrum.provenance, "modules": module_facts(spectrum)}
     if other is not None:
         rank = common_rank(spectrum, other, rank)
-        sides = {side: alignment(spectrum, other, rank, side) for side in ("U", "Vh")}
-        facts["alignment"] = {"rank": rank, **sides}
+        facts["alignment"] = {"rank": rank}
+        facts["alignment"] |= {side: alignment(spectrum, other, rank, side) for side in SIDES}
     return facts
 
 
 def _lines(spectrum: Spectrum, facts: dict[str, Any]) -> Iterator[str]:
-    from hrp.report.spectrum_views import spectrum_table
+    from hrp.report.spectrum_views import SIDES, spectrum_table
 
     table = spectrum_table(spectrum)
     yield from _columns([table.header, *table.rows])
@@ -96,8 +95,8 @@ def _lines(spectrum: Spectrum, facts: dict[str, Any]) -> Iterator[str]:
         aligned = facts["alignment"]
         rank = aligned["rank"]
         yield f"\nalignment at rank {rank} (mean squared cosine of the principal angles):"
-        rows = [(n, *(f"{aligned[side][n]:.3f}" for side in _SIDES)) for n in aligned["U"]]
-        yield from _columns([("module", *_SIDES), *rows])
+        rows = [(n, *(f"{aligned[side][n]:.3f}" for side in SIDES)) for n in aligned["U"]]
+        yield from _columns([("module", *SIDES), *rows])
 
 
 def _columns(rows: list[tuple[str, ...]]) -> Iterator[str]:
@@ -108,21 +107,10 @@ def _columns(rows: list[tuple[str, ...]]) -> Iterator[str]:
 
 
 def _write_figures(
-    spectrum: Spectrum, other: Spectrum | None, rank: int, folder: Path | None
-) -> Iterator[Path]:
-    if folder is None:
-        return
-    from hrp.report import spectrum_views as views
-    from hrp.report.figures import save
+    spectrum: Spectrum, reference: tuple[str, Spectrum] | None, rank: int, folder: Path
+) -> list[Path]:
+    from hrp.report.figures import save  # draws, which is slow to import
+    from hrp.report.spectrum_views import spectrum_figures
 
-    yield save(views.effective_rank_map(spectrum), folder / "effective_rank.png")
-    yield save(views.energy_curves(spectrum), folder / "energy.png")
-    if losses := spectrum.provenance.get("losses"):
-        yield save(views.preheating_curves({"preheating": losses}), folder / "preheating.png")
-    if other is not None:
-        rank = views.common_rank(spectrum, other, rank)
-        outputs = views.alignment_map(spectrum, other, rank, "U")
-        inputs = views.alignment_map(spectrum, other, rank, "Vh")
-        yield save(outputs, folder / "alignment_outputs.png")
-        yield save(inputs, folder / "alignment_inputs.png")
-        yield save(views.alignment_curves(spectrum, other, rank), folder / "alignment.png")
+    figures = spectrum_figures(spectrum, reference, rank)
+    return [save(block.figure, folder / f"{block.name}.png") for block in figures]

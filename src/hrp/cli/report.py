@@ -1,4 +1,4 @@
-"""``hrp report``: one self-contained HTML page from spectra."""
+"""``hrp report`` writes a self-contained HTML page from spectra."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Run ``hrp report``; returns the exit status."""
+    """Run ``hrp report`` and return the exit status."""
     options = _parser().parse_args(argv)
     from hrp.report.spectrum_page import spectrum_page  # draws, which is slow to import
 

@@ -1,1 +1,1 @@
-"""Tables, figures and pages from records and spectra; nothing here trains."""
+"""Makes tables, figures and pages from spectra; nothing here trains."""

@@ -1,4 +1,4 @@
-"""The look of all figures, and their way into files and pages."""
+"""Gives all figures their look, and puts them into files and pages."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 
 from hrp.files import write_file
 
-# Text, axes and the control's lines; in a page it becomes the text's colour, light or dark.
+# The colour of text, axes and the control's lines; in a page it becomes that of the page's text.
 INK = "#101418"
-# Told apart by colour-blind readers, and visible on white and on near-black.
+# Colour-blind readers can tell these apart, and they are visible on white and on near-black.
 PALETTE = ("#2b7bba", "#d55e00", "#009e73", "#b8860b", "#c2609a", "#7a68c9", "#8b6f47")
 WIDTH = 5.2  # inches: the width of a phone at 72 dots an inch
 _STYLE = {
@@ -47,20 +47,20 @@ _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 @contextmanager
 def drawn(height: float = 3.4) -> Iterator[Figure]:
     """Yield an empty figure to draw on, in the project's style."""
-    with matplotlib.rc_context(_STYLE), _without_glyph_warnings():
+    with _styled():
         yield Figure(figsize=(WIDTH, height), layout="constrained")
 
 
 @contextmanager
-def _without_glyph_warnings() -> Iterator[None]:
+def _styled() -> Iterator[None]:
     # Names may hold any script; a box in a label is no reason to fail.
-    with warnings.catch_warnings():
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         yield
 
 
 def judged_by(metric: str, sense: str, longest: int) -> str:
-    """Label of a metric and which way it is better, in two lines where it is longer than that.
+    """Return a metric and which way it is better, in two lines if over ``longest`` letters.
 
     >>> judged_by("eval_loss", "less is better", 30)
     'eval_loss (less is better)'
@@ -70,7 +70,7 @@ def judged_by(metric: str, sense: str, longest: int) -> str:
 
 
 def plain(text: str, longest: int = 40) -> str:
-    """Text that matplotlib shows as it is: no mathematics, one line, shortened in the middle.
+    """Return text that matplotlib shows as it is: no mathematics, a single line, shortened.
 
     >>> plain("cost $x$ of `a`"), plain("abcdefghij", longest=7)
     ('cost \\\\$x\\\\$ of `a`', 'abc…hij')
@@ -83,7 +83,7 @@ def plain(text: str, longest: int = 40) -> str:
 
 
 def colour(index: int) -> dict[str, Any]:
-    """Line colour and dashes of the ``index``-th series; dashes change when colours run out."""
+    """Return the ``index``-th series' colour and dashes, which change when colours run out."""
     style = ("-", "--", ":", "-.")[index // len(PALETTE) % 4]
     return {"color": PALETTE[index % len(PALETTE)], "linestyle": style}
 
@@ -97,7 +97,7 @@ def heat_map(
     texts: np.ndarray | None = None,
     **shades: Any,
 ) -> Any:
-    """Draw ``values`` (rows, columns), NaN as empty cells; returns the axes.
+    """Draw ``values`` (rows, columns), with NaN as empty cells, and return the axes.
 
     ``texts`` are written into the cells where there is room, by default the numbers; ``shades`` are
     matplotlib's ``cmap`` and ``norm``.
@@ -126,19 +126,12 @@ def _numbers(values: np.ndarray) -> np.ndarray:
 
 
 def _write_cells(axes: Any, mesh: Any, values: np.ndarray, texts: np.ndarray) -> None:
-    """Black on bright cells, white on dark ones, by their luminance."""
+    """Write black on bright cells and white on dark ones, by their luminance."""
     for row, column in np.argwhere(np.isfinite(values)):
         shade = mesh.cmap(mesh.norm(values[row, column]))[:3]
         bright = float(np.dot(shade, (0.299, 0.587, 0.114))) > 0.55
-        axes.text(
-            column + 0.5,
-            row + 0.5,
-            texts[row, column],
-            ha="center",
-            va="center",
-            fontsize=7,
-            color="#000000" if bright else "#ffffff",
-        )
+        centred = {"ha": "center", "va": "center", "color": "#000000" if bright else "#ffffff"}
+        axes.text(column + 0.5, row + 0.5, texts[row, column], fontsize=7, **centred)
 
 
 def to_svg(figure: Figure, name: str, description: str) -> str:
@@ -147,7 +140,7 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     ``name`` (letters, digits, dashes) keeps the ids of several figures in one page apart.
     """
     buffer = io.StringIO()
-    with matplotlib.rc_context(_STYLE), _without_glyph_warnings():
+    with _styled():
         figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -160,5 +153,5 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write ``figure`` to ``path`` as its suffix says (.png, .svg, .pdf), on white."""
-    with matplotlib.rc_context(_STYLE), _without_glyph_warnings():
+    with _styled():
         return write_file(path, lambda staging: figure.savefig(staging, dpi=160, facecolor="white"))

@@ -1,4 +1,4 @@
-"""Safe pieces of HTML and the page around them: no script, no network, light and dark.
+"""Renders sections as a safe HTML page: no script, no network, light and dark.
 
 Text becomes HTML only through `tag`, which escapes whatever is not `Html` already; the page's
 content security policy forbids scripts and all loading besides.
@@ -7,14 +7,13 @@ content security policy forbids scripts and all loading besides.
 from __future__ import annotations
 
 import html
+import itertools
 from collections.abc import Iterable
 
-from matplotlib.figure import Figure
-
+from hrp.report.blocks import Block, FigureBlock, Heading, Section, Sentences, TableBlock
 from hrp.report.figures import to_svg
 from hrp.report.table import Table
 
-_VOID = frozenset({"meta"})
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _STYLE = """
 :root { color-scheme: light dark; --page: #ffffff; --ink: #101418; --soft: #57606a;
@@ -58,13 +57,13 @@ summary { cursor: pointer; color: var(--soft); }
 
 
 class Html(str):
-    """A string that is HTML already: built by `tag`, or a figure's own SVG."""
+    """A string that is HTML already: built by `tag`, or the SVG of a figure."""
 
     __slots__ = ()
 
 
 def tag(name: str, *children: str, **attributes: str) -> Html:
-    """One element; text children and attribute values are escaped, `Html` is taken as it is.
+    """Return an element; text children and attribute values are escaped, `Html` is kept as it is.
 
     A trailing underscore lets Python's words be attributes (``class_``).
 
@@ -75,62 +74,15 @@ def tag(name: str, *children: str, **attributes: str) -> Html:
         f' {key.rstrip("_").replace("_", "-")}="{html.escape(value)}"'
         for key, value in attributes.items()
     )
-    if name in _VOID:
+    if name == "meta":  # has no end
         return Html(f"<{name}{given}>")
-    return Html(f"<{name}{given}>{joined(children)}</{name}>")
+    inner = "".join(child if isinstance(child, Html) else html.escape(child) for child in children)
+    return Html(f"<{name}{given}>{inner}</{name}>")
 
 
-def joined(parts: Iterable[str]) -> Html:
-    """Concatenate parts, escaping those that are not `Html`."""
-    return Html("".join(one if isinstance(one, Html) else html.escape(one) for one in parts))
-
-
-def table(content: Table) -> Html:
-    """A table that scrolls sideways in itself, its caption below."""
-    head = tag("tr", *(tag("th", name, scope="col") for name in content.header))
-    rows = [tag("tr", *map(_cell, row)) for row in content.rows]
-    whole = tag("table", tag("thead", head), tag("tbody", *rows))
-    return joined(
-        [
-            tag("div", whole, class_="scroll", tabindex="0"),
-            tag("p", content.caption, class_="caption"),
-        ]
-    )
-
-
-def _cell(text: str) -> Html:
-    if text in ("better", "worse"):
-        return tag("td", text, class_=text)
-    return tag("td", text, class_="long") if len(text) > 40 else tag("td", text)
-
-
-def folded(summary: str, content: Table) -> Html:
-    """A table that opens on a click."""
-    return tag("details", tag("summary", summary), table(content))
-
-
-def figures(prefix: str, drawings: Iterable[tuple[Figure | None, str]]) -> Html:
-    """Drawings with their captions, side by side; ``prefix`` keeps their ids apart from others."""
-    made = [
-        figure(to_svg(drawing, f"{prefix}-{place}", caption), caption)
-        for place, (drawing, caption) in enumerate(drawings)
-        if drawing is not None
-    ]
-    return tag("div", *made, class_="figures")
-
-
-def figure(svg: str, caption: str) -> Html:
-    """A figure from `hrp.report.figures.to_svg`, with its caption."""
-    return tag("figure", Html(svg), tag("figcaption", caption))
-
-
-def section(identifier: str, title: str, *children: str) -> Html:
-    """A part of the page that `page` can link to."""
-    return tag("section", tag("h2", title), *children, id=identifier)
-
-
-def page(title: str, lead: str, links: Iterable[tuple[str, str]], *children: str) -> str:
-    """The whole document; ``links`` are (section identifier, text)."""
+def page(title: str, lead: str, sections: Iterable[Section]) -> str:
+    """Return the whole document, with a menu that links to each section."""
+    numbered = [(f"part-{number}", section) for number, section in enumerate(sections)]
     head = [
         tag("meta", charset="utf-8"),
         tag("meta", name_="viewport", content="width=device-width, initial-scale=1"),
@@ -138,18 +90,52 @@ def page(title: str, lead: str, links: Iterable[tuple[str, str]], *children: str
         tag("title", title),
         tag("style", Html(_STYLE)),
     ]
-    menu = [tag("li", tag("a", text, href=f"#{identifier}")) for identifier, text in links]
-    body = [tag("h1", title), tag("p", lead), tag("nav", tag("ul", *menu)), *children]
+    menu = [tag("li", tag("a", part.title, href=f"#{name}")) for name, part in numbered]
+    body = [tag("h1", title), tag("p", lead), tag("nav", tag("ul", *menu))]
+    body += [_section(name, section) for name, section in numbered]
     document = tag("html", tag("head", *head), tag("body", tag("main", *body)), lang="en")
     return f"<!DOCTYPE html>\n{document}\n"
 
 
-Part = tuple[str, Html]
-"""Heading and content of a section."""
+def _section(identifier: str, section: Section) -> Html:
+    """Return the section, with figures that follow each other side by side."""
+    rendered = [
+        (isinstance(block, FigureBlock), _rendered(block, f"{identifier}-{number}"))
+        for number, block in enumerate(section.blocks)
+    ]
+    content: list[Html] = []
+    for figures, group in itertools.groupby(rendered, key=lambda pair: pair[0]):
+        parts = [part for _, part in group]
+        content += [tag("div", *parts, class_="figures")] if figures else parts
+    return tag("section", tag("h2", section.title), *content, id=identifier)
 
 
-def parts_page(title: str, lead: str, parts: Iterable[Part]) -> str:
-    """The whole document of sections, each linked to from the top; see `page`."""
-    numbered = [(f"part-{place}", heading, part) for place, (heading, part) in enumerate(parts)]
-    links = [(identifier, heading) for identifier, heading, _ in numbered]
-    return page(title, lead, links, *(section(*one) for one in numbered))
+def _rendered(block: Block, identifier: str) -> Html:
+    match block:
+        case Sentences(lines):
+            return tag("ul", *(tag("li", line) for line in lines))
+        case Heading(text):
+            return tag("h3", text)
+        case FigureBlock(figure, _, text):
+            caption = f"{text}."
+            drawing = Html(to_svg(figure, identifier, caption))
+            return tag("figure", drawing, tag("figcaption", caption))
+        case TableBlock(content, ""):
+            return _table(content)
+        case TableBlock(content, summary):
+            return tag("details", tag("summary", summary), _table(content))
+
+
+def _table(content: Table) -> Html:
+    """Return a table that scrolls sideways in itself, its caption below."""
+    head = tag("tr", *(tag("th", name, scope="col") for name in content.header))
+    rows = [tag("tr", *map(_cell, row)) for row in content.rows]
+    table = tag("table", tag("thead", head), tag("tbody", *rows))
+    caption = tag("p", content.caption, class_="caption")
+    return Html(tag("div", table, class_="scroll", tabindex="0") + caption)
+
+
+def _cell(text: str) -> Html:
+    if text in ("better", "worse"):
+        return tag("td", text, class_=text)
+    return tag("td", text, class_="long") if len(text) > 40 else tag("td", text)

@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from hrp.report.blocks import FigureBlock
 from hrp.report.figures import INK, colour, drawn, heat_map, plain
-from hrp.report.table import Table, number
+from hrp.report.table import DASH, Table, number
 from hrp.spectra.module_spectrum import ModuleSpectrum, Side
 from hrp.spectra.spectrum import Spectrum
 
 ENERGY_RANKS = (4, 8, 16, 32)
+SIDES: tuple[Side, ...] = ("U", "Vh")
+_SIDE_NAMES = {"U": "outputs", "Vh": "inputs"}
 _KINDS = ("entropy", "stable", "energy")
-_NO_LAYER = "—"
 
 
 def energy(module: ModuleSpectrum) -> np.ndarray:
-    """Share of ``sum(S^2)`` in the leading 1, 2, ... directions, (rank,); NaN for a zero update."""
+    """Return the share of ``sum(S^2)`` in the 1, 2, ... leading directions; NaN without update."""
     held = np.cumsum(module.S.double().numpy() ** 2)
     return held / held[-1] if held[-1] > 0 else np.full(len(held), np.nan)
 
 
 def energy_at(module: ModuleSpectrum, rank: int) -> float:
-    """Share of the energy in the ``rank`` leading directions, all there are if fewer."""
+    """Return the share of the energy in the ``rank`` leading directions, or in all if fewer."""
     return float(energy(module)[min(rank, module.rank) - 1])
 
 
 def _effective_rank(module: ModuleSpectrum, kind: Any) -> float:
-    # A module whose update stayed zero has no effective rank; the others have.
+    # A module whose update stayed zero has no effective rank.
     return module.effective_rank(kind) if module.S.max() > 0 else float("nan")
 
 
 def module_facts(spectrum: Spectrum) -> dict[str, dict[str, Any]]:
-    """Shape, rank, effective ranks and energy by module, as JSON types (NaN as None)."""
+    """Return shape, rank, effective ranks and energy by module, as JSON types (NaN as None)."""
     return {
         name: {
             "shape": list(module.shape),
@@ -54,7 +56,7 @@ def _or_none(value: float) -> float | None:
 
 
 def spectrum_table(spectrum: Spectrum) -> Table:
-    """One row a module: shape, rank, effective ranks, energy in the leading directions."""
+    """Return a row for each module: shape, rank, effective ranks, energy in few directions."""
     rows = []
     for name, module in spectrum.items():
         shape = f"{module.shape[0]} x {module.shape[1]}"
@@ -70,19 +72,31 @@ def spectrum_table(spectrum: Spectrum) -> Table:
     return Table(caption, header, tuple(rows))
 
 
-def place(name: str) -> tuple[str, str]:
-    """Layer and kind of a module: the first number in its name, and the rest without numbers.
+def spectrum_facts(spectrum: Spectrum) -> Table:
+    """Return the provenance of a spectrum as a table; settings that are objects are spelt out."""
+    facts: dict[str, str] = {"modules": str(len(spectrum))}
+    for key, value in spectrum.provenance.items():
+        if key == "losses":
+            continue
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{name} {setting}" for name, setting in value.items())
+        facts[key.replace("_", " ")] = DASH if value is None else str(value)
+    return Table("Provenance of the spectrum.", ("fact", "value"), tuple(facts.items()))
 
-    >>> place("model.layers.11.self_attn.q_proj"), place("lm_head")
+
+def layer_and_kind(name: str) -> tuple[str, str]:
+    """Split a module's name into its layer, the first number, and its kind, the rest.
+
+    >>> layer_and_kind("model.layers.11.self_attn.q_proj"), layer_and_kind("lm_head")
     (('11', 'model.layers.self_attn.q_proj'), ('—', 'lm_head'))
     """
     parts = name.split(".")
-    layer = next((part for part in parts if part.isdecimal()), _NO_LAYER)
+    layer = next((part for part in parts if part.isdecimal()), DASH)
     return layer, ".".join(part for part in parts if not part.isdecimal())
 
 
 def _short_kinds(kinds: list[str]) -> dict[str, str]:
-    """Kinds without the leading parts that all share."""
+    """Leave out the leading parts that all kinds share."""
     if len(kinds) < 2:
         return {kind: kind.rpartition(".")[2] for kind in kinds}
     heads = [kind.split(".")[:-1] for kind in kinds]
@@ -93,48 +107,46 @@ def _short_kinds(kinds: list[str]) -> dict[str, str]:
 
 
 def _grid(values: Mapping[str, float]) -> tuple[np.ndarray, list[str], list[str]]:
-    """Mean value over layer and kind: (layers, kinds), and their names."""
+    """Arrange the mean values as (layers, kinds), and return the names of both."""
     cells: dict[tuple[str, str], list[float]] = {}
     for name, value in values.items():
-        cells.setdefault(place(name), []).append(value)
-    layers = sorted({layer for layer, _ in cells}, key=lambda x: (x == _NO_LAYER, x.zfill(9)))
+        cells.setdefault(layer_and_kind(name), []).append(value)
+    layers = sorted({layer for layer, _ in cells}, key=lambda x: (x == DASH, x.zfill(9)))
     kinds = sorted({kind for _, kind in cells})
     grid = np.full((len(layers), len(kinds)), np.nan)
-    for (layer, kind), found in cells.items():
-        grid[layers.index(layer), kinds.index(kind)] = np.mean(found)
+    for (layer, kind), numbers in cells.items():
+        grid[layers.index(layer), kinds.index(kind)] = np.mean(numbers)
     short = _short_kinds(kinds)
     return grid, layers, [short[kind] for kind in kinds]
 
 
-def _map(values: Mapping[str, float], label: str) -> Figure:
+def _map(values: Mapping[str, float], label: str, title: str = "") -> Figure:
     grid, layers, kinds = _grid(values)
     with drawn(height=1.5 + 0.22 * min(max(len(layers), 3), 40)) as figure:
         axes = heat_map(figure, grid, layers, kinds, label)
+        axes.set_title(title)
         axes.set_ylabel("layer")
         return figure
 
 
 def effective_rank_map(spectrum: Spectrum) -> Figure:
-    """Heat map of the effective rank (entropy), layer by module kind."""
+    """Draw a heat map of the effective rank (entropy), layer by module kind."""
     values = {name: _effective_rank(module, "entropy") for name, module in spectrum.items()}
     return _map(values, "effective rank")
 
 
 def energy_curves(spectrum: Spectrum) -> Figure:
-    """Share of the energy in the leading directions: median and range over layers, by kind."""
+    """Draw the share of the energy in the leading directions, median and range over layers."""
     by_kind: dict[str, list[np.ndarray]] = {}
     for name, module in spectrum.items():
-        by_kind.setdefault(place(name)[1], []).append(energy(module))
+        by_kind.setdefault(layer_and_kind(name)[1], []).append(energy(module))
     short = _short_kinds(sorted(by_kind))
     with drawn() as figure:
         axes = figure.add_subplot()
         for index, kind in enumerate(sorted(by_kind)):
             least = min(map(len, by_kind[kind]))
             curves = np.array([curve[:least] for curve in by_kind[kind]])
-            ranks, look = np.arange(1, least + 1), colour(index)
-            axes.plot(ranks, np.median(curves, 0), label=plain(short[kind], 24), **look)
-            low, high = curves.min(0), curves.max(0)
-            axes.fill_between(ranks, low, high, color=look["color"], alpha=0.12, linewidth=0)
+            _draw_range(axes, curves, index, label=plain(short[kind], 24))
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         axes.set_ylim(0, 1.02)
@@ -144,38 +156,43 @@ def energy_curves(spectrum: Spectrum) -> Figure:
         return figure
 
 
+def _draw_range(axes: Any, curves: np.ndarray, index: int, **line: Any) -> None:
+    """Draw the median of the curves (curve, point) as a line, and their range as a band."""
+    points, look = np.arange(1, curves.shape[1] + 1), colour(index)
+    axes.plot(points, np.median(curves, 0), **line, **look)
+    low, high = curves.min(0), curves.max(0)
+    axes.fill_between(points, low, high, color=look["color"], alpha=0.15, linewidth=0)
+
+
 def common_rank(spectrum: Spectrum, other: Spectrum, rank: int) -> int:
-    """The largest rank up to ``rank`` that every module of both spectra has."""
-    return min(rank, *(module.rank for one in (spectrum, other) for module in one.values()))
+    """Return the largest rank up to ``rank`` that every module of both spectra has."""
+    return min(rank, *(module.rank for module in (*spectrum.values(), *other.values())))
 
 
 def alignment(spectrum: Spectrum, other: Spectrum, rank: int, side: Side) -> dict[str, float]:
-    """Mean squared cosine between the leading ``rank``-dimensional subspaces, by module.
+    """Return the mean squared cosine between the leading subspaces of ``rank``, by module.
 
-    1 where they coincide; ``rank / dimension`` is expected of a random subspace.
+    It is 1 where they coincide; ``rank / dimension`` is expected of a random subspace.
     """
     cosines = spectrum.subspace_alignment(other, rank, side)
-    return {name: float(one.square().mean()) for name, one in cosines.items()}
+    return {name: float(values.square().mean()) for name, values in cosines.items()}
 
 
 def alignment_map(spectrum: Spectrum, other: Spectrum, rank: int, side: Side) -> Figure:
-    """Heat map of `alignment`, layer by module kind."""
-    what = {"U": "outputs, U", "Vh": "inputs, Vh"}[side]
-    return _map(alignment(spectrum, other, rank, side), f"alignment at rank {rank} ({what})")
+    """Draw a heat map of `alignment`, layer by module kind."""
+    title = f"{_SIDE_NAMES[side]} ({side}), rank {rank}"
+    return _map(alignment(spectrum, other, rank, side), "alignment", title)
 
 
 def alignment_curves(spectrum: Spectrum, other: Spectrum, rank: int) -> Figure:
-    """Cosines of the principal angles at ``rank``: median and range over modules, both sides."""
+    """Draw the cosines of the principal angles at ``rank``, median and range over modules."""
     with drawn(height=2.9) as figure:
         axes = figure.add_subplot()
-        sides: tuple[tuple[Side, str], ...] = (("U", "outputs (U)"), ("Vh", "inputs (Vh)"))
-        for index, (side, name) in enumerate(sides):
+        for index, side in enumerate(SIDES):
             cosines = spectrum.subspace_alignment(other, rank, side).values()
-            curves = np.array([one.double().numpy() for one in cosines])
-            angles, look = np.arange(1, rank + 1), colour(index)
-            axes.plot(angles, np.median(curves, 0), marker="o", markersize=3, label=name, **look)
-            low, high = curves.min(0), curves.max(0)
-            axes.fill_between(angles, low, high, color=look["color"], alpha=0.15, linewidth=0)
+            curves = np.array([values.double().numpy() for values in cosines])
+            label = f"{_SIDE_NAMES[side]} ({side})"
+            _draw_range(axes, curves, index, label=label, marker="o", markersize=3)
         axes.axhline(1, color=INK, linewidth=0.6)
         axes.set_ylim(0, 1.05)
         axes.set_xlabel("principal angle, smallest first")
@@ -184,16 +201,37 @@ def alignment_curves(spectrum: Spectrum, other: Spectrum, rank: int) -> Figure:
         return figure
 
 
-def preheating_curves(losses: Mapping[str, Sequence[float]]) -> Figure:
-    """Loss per preheating step, one line a name."""
+def preheating_curve(losses: Sequence[float]) -> Figure:
+    """Draw the loss per preheating step."""
     with drawn(height=2.8) as figure:
         axes = figure.add_subplot()
-        for index, (name, values) in enumerate(losses.items()):
-            steps = range(1, len(values) + 1)
-            axes.plot(steps, values, label=plain(name), **colour(index))
+        axes.plot(range(1, len(losses) + 1), losses, **colour(0))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("preheating step")
         axes.set_ylabel("training loss")
-        if len(losses) > 1:
-            figure.legend(loc="outside lower center", ncols=2)
         return figure
+
+
+def spectrum_figures(
+    spectrum: Spectrum, reference: tuple[str, Spectrum] | None, rank: int
+) -> Iterator[FigureBlock]:
+    """Yield all figures of a spectrum, and how far it agrees with a named ``reference``.
+
+    Alignments are drawn at ``rank``, or at the largest rank that both have. Raises ``ValueError``
+    where the two differ in their modules.
+    """
+    ranks = "Effective rank (entropy) of each update"
+    yield FigureBlock(effective_rank_map(spectrum), "effective_rank", ranks)
+    yield FigureBlock(energy_curves(spectrum), "energy", "Energy: median, and range over layers")
+    if losses := spectrum.provenance.get("losses"):
+        yield FigureBlock(preheating_curve(losses), "preheating", "Loss while preheating")
+    if reference is None:
+        return
+    name, first = reference
+    rank = common_rank(first, spectrum, rank)
+    words = f"Alignment with {name}: mean squared cosine of the principal angles at rank {rank}"
+    outputs, inputs = (alignment_map(first, spectrum, rank, side) for side in SIDES)
+    yield FigureBlock(outputs, "alignment_outputs", f"{words}, outputs (direction B)")
+    yield FigureBlock(inputs, "alignment_inputs", f"{words}, inputs (direction A)")
+    curves = alignment_curves(first, spectrum, rank)
+    yield FigureBlock(curves, "alignment", f"Principal angles to {name}")

@@ -1,17 +1,16 @@
-"""Plain rows of text under a header: what all tables are made of, and their Markdown."""
+"""Tables as plain rows of text under a header, and their Markdown."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-DASH = "—"
-"""Stands where there is no value."""
+DASH = "—"  # stands where there is no value
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a header, with a caption that says how to read them."""
+    """A table of text, with a caption that says how to read it."""
 
     caption: str
     header: tuple[str, ...]
@@ -32,7 +31,7 @@ def _markdown_cell(text: str) -> str:
 
 
 def number(value: float, digits: int = 4) -> str:
-    """A value as text: ``digits`` decimals below 100, as many digits above; a dash for NaN.
+    """Return a value with ``digits`` decimals below 100, as many digits above; NaN as a dash.
 
     >>> number(1.38671), number(12345.678), number(float("nan"))
     ('1.3867', '1.235e+04', '—')

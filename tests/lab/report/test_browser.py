@@ -79,8 +79,8 @@ def measured(page, tmp_path, width, *arguments):
     frame = tmp_path / "frame.html"
     frame.write_text(FRAME.replace("WIDTH", str(width)))
     dom, _ = chromium(tmp_path, "--window-size=1400,2100", *arguments, "--dump-dom", frame.as_uri())
-    found = re.search(r'data-measured="([^"]*)"', dom)
-    return json.loads(found[1].replace("&quot;", '"'))
+    measures = re.search(r'data-measured="([^"]*)"', dom)
+    return json.loads(measures[1].replace("&quot;", '"'))
 
 
 @pytest.mark.parametrize("width", WIDTHS)

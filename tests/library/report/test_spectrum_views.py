@@ -1,4 +1,5 @@
 import doctest
+from xml.parsers import expat
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 
 import hrp.report.spectrum_views
 from helpers.spectra_made import KINDS, made_spectrum
+from hrp.report.figures import to_svg
 from hrp.report.spectrum_views import (
     alignment,
     alignment_curves,
@@ -15,8 +17,10 @@ from hrp.report.spectrum_views import (
     energy,
     energy_at,
     energy_curves,
+    layer_and_kind,
     module_facts,
-    place,
+    preheating_curve,
+    spectrum_figures,
     spectrum_table,
 )
 from hrp.spectra.module_spectrum import ModuleSpectrum
@@ -59,8 +63,8 @@ def test_a_module_whose_update_is_zero_has_no_effective_rank_and_breaks_nothing(
         ("classifier", "—", "classifier"),
     ],
 )
-def test_a_module_s_place_is_its_layer_and_kind(name, layer, kind):
-    assert place(name) == (layer, kind)
+def test_a_module_s_name_tells_its_layer_and_kind(name, layer, kind):
+    assert layer_and_kind(name) == (layer, kind)
 
 
 def test_the_heat_map_has_a_row_a_layer_and_a_column_a_kind_with_the_spectrum_s_values():
@@ -110,3 +114,37 @@ def test_the_table_has_a_row_a_module_as_the_spectrum_says():
     assert row[1:3] == ("24 x 16", "8")
     assert row[3] == f"{module.effective_rank():.1f}"
     assert row[6] == f"{energy_at(module, 4):.3f}"
+
+
+@pytest.mark.parametrize("draw", [effective_rank_map, energy_curves])
+def test_figures_can_be_drawn_for_many_layers(draw):
+    expat.ParserCreate().Parse(to_svg(draw(made_spectrum(layers=40)), "x", ""), True)
+
+
+def test_preheating_steps_are_whole_numbers():
+    ticks = preheating_curve([3.5, 2.7, 3.0]).axes[0].get_xticks()
+    assert len(ticks) >= 2
+    assert all(float(tick).is_integer() for tick in ticks)
+
+
+def test_a_spectrum_without_losses_or_reference_has_two_figures():
+    figures = list(spectrum_figures(made_spectrum(losses=None), None, 8))
+    assert [block.name for block in figures] == ["effective_rank", "energy"]
+
+
+def test_the_alignment_with_a_reference_is_drawn_at_the_rank_that_both_have():
+    figures = list(spectrum_figures(made_spectrum(rank=5), ("other", made_spectrum(rank=3)), 4))
+    names = ["effective_rank", "energy", "preheating"]
+    names += ["alignment_outputs", "alignment_inputs", "alignment"]
+    assert [block.name for block in figures] == names
+    assert "Alignment with other" in figures[3].caption
+    assert all("at rank 3" in block.caption for block in figures[3:5])
+
+
+@pytest.mark.parametrize("side", ["U", "Vh"])
+def test_the_label_of_an_alignment_lies_within_the_figure_of_few_layers(side):
+    figure = alignment_map(made_spectrum(), made_spectrum(1), 8, side)
+    figure.draw_without_rendering()
+    label = figure.axes[1].yaxis.label.get_window_extent()
+    assert label.y0 >= 0
+    assert label.y1 <= figure.bbox.y1

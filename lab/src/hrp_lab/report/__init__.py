@@ -1,1 +1,1 @@
-"""Tables, figures and pages made from a benchmark's records."""
+"""Makes tables, figures and pages from a benchmark's records."""

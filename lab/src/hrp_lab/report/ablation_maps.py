@@ -1,4 +1,4 @@
-"""Ablations over preheating's rank and steps: heat maps on one scale, and a row a level."""
+"""Shows ablations over preheating's rank and steps: heat maps, and a row for each level."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hrp_lab.bench.comparisons import Analysis
 
 
 def caption(analysis: Analysis, arm: str) -> str:
-    """What a heat map of `heat_maps` shows."""
+    """Return the caption of the heat map of ``arm``."""
     return (
         f"{analysis.view.title}, {arm}: {analysis.metric} over preheating rank and steps, each "
         "cell at its best learning rate, mean ± sd over seeds (?: rate not settled). One scale "
@@ -22,16 +22,17 @@ def caption(analysis: Analysis, arm: str) -> str:
 
 
 def heat_maps(analysis: Analysis) -> dict[str, Figure]:
-    """A heat map by arm, all on one diverging scale with the control at its centre."""
-    found = grids(analysis)
-    if not found:
+    """Draw a heat map for each arm, all on one diverging scale with the control at its centre."""
+    arm_grids = grids(analysis)
+    if not arm_grids:
         return {}
-    means = [analysis.best[label].mean for grid in found for label in grid.labels.values()]
+    means = [analysis.best[label].mean for grid in arm_grids for label in grid.labels.values()]
     control = analysis.best.get(analysis.control)
     centre = control.mean if control else float(np.median(means))
     reach = max(abs(mean - centre) for mean in means)
     named = f"{analysis.control} {number(centre)}" if control else f"median {number(centre)}"
-    return {grid.arm: _heat_map(analysis, grid, (centre, reach or 1.0), named) for grid in found}
+    scale = centre, reach or 1.0
+    return {grid.arm: _heat_map(analysis, grid, scale, named) for grid in arm_grids}
 
 
 def _heat_map(analysis: Analysis, grid: Grid, scale: tuple[float, float], centre: str) -> Figure:
@@ -39,8 +40,8 @@ def _heat_map(analysis: Analysis, grid: Grid, scale: tuple[float, float], centre
     values = np.full((len(rows), len(columns)), np.nan)
     texts = np.full(values.shape, "", dtype=object)
     for (row, column), label in grid.labels.items():
-        place = rows.index(row), columns.index(column)
-        values[place], texts[place] = analysis.best[label].mean, _cell(analysis, label)
+        cell = rows.index(row), columns.index(column)
+        values[cell], texts[cell] = analysis.best[label].mean, _cell(analysis, label)
     with drawn(height=1.5 + 0.44 * len(rows)) as figure:
         label = judged_by(plain(analysis.metric), analysis.sense, 30)
         axes = heat_map(
@@ -61,14 +62,14 @@ def _cell(analysis: Analysis, label: str) -> str:
 
 
 def levels_table(analysis: Analysis) -> Table | None:
-    """A row for each level of each factor, its cells together against the control; None without."""
+    """Compare each level of each factor, all its cells, with the control; None without a grid."""
     rows = [
         (
-            one.arm, one.factor, one.level, str(one.cells),
-            f"{one.difference:+.4f} [{one.interval[0]:+.4f}, {one.interval[1]:+.4f}]",
+            level.arm, level.factor, level.level, str(level.cells),
+            f"{level.difference:+.4f} [{level.interval[0]:+.4f}, {level.interval[1]:+.4f}]",
         )
         for grid in grids(analysis)
-        for one in contrasts(analysis, grid)
+        for level in contrasts(analysis, grid)
     ]  # fmt: skip
     header = ("arm", "factor", "level", "cells", f"minus {analysis.control} [95 % CI]")
     words = (

@@ -16,7 +16,7 @@ _SHARES = (-1.0, 2.0)  # of a gap; beyond them a percentage says no more than th
 
 
 def p_value(value: float) -> str:
-    """A p value as text.
+    """Return a p value as text.
 
     >>> p_value(0.0300001), p_value(1e-9)
     ('0.030', '< 0.001')
@@ -27,7 +27,7 @@ def p_value(value: float) -> str:
 
 
 def spread(mean: float, deviation: float) -> str:
-    """Mean and standard deviation over seeds as text.
+    """Return mean and standard deviation over seeds as text.
 
     >>> spread(1.38671, 0.0021), spread(1.38671, float("nan"))
     ('1.3867 ± 0.0021', '1.3867')
@@ -36,29 +36,23 @@ def spread(mean: float, deviation: float) -> str:
 
 
 def si(value: float, unit: str = "") -> str:
-    """A quantity with a decimal prefix.
+    """Return a quantity with a decimal prefix.
 
     >>> si(2.5e15, "FLOP"), si(30720, "tok/s"), si(12)
     ('2.50 PFLOP', '30.72 ktok/s', '12')
     """
-    for factor, prefix in (
-        (1e18, "E"),
-        (1e15, "P"),
-        (1e12, "T"),
-        (1e9, "G"),
-        (1e6, "M"),
-        (1e3, "k"),
-    ):
-        if abs(value) >= factor:
-            return f"{value / factor:.2f} {prefix}{unit}"
+    for power, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if abs(value) >= 10.0**power:
+            return f"{value / 10.0**power:.2f} {prefix}{unit}"
     text = f"{value:.0f}" if float(value).is_integer() else f"{value:.2f}"
     return f"{text} {unit}".strip()
 
 
 def arms_table(analysis: Analysis) -> Table:
-    """Every arm at its best learning rate: mean, spread, difference to the control, verdict."""
-    compared = {one.arm: one for one in analysis.comparisons}
-    others = _other_metrics(analysis)
+    """Return each arm at its best learning rate: mean, difference to the control, verdict."""
+    compared = {comparison.arm: comparison for comparison in analysis.comparisons}
+    metrics = {name for record in analysis.view.records for name in record.metrics}
+    others = sorted(metrics - {analysis.metric})
     header = ["arm", f"{analysis.metric}, mean ± sd", f"minus {analysis.control} [95 % CI]"]
     gap = f"gap to {analysis.oracle} closed [95 % CI]"
     header += ["Holm p", "verdict", *[gap] * bool(analysis.gaps), "compute / control"]
@@ -70,35 +64,30 @@ def arms_table(analysis: Analysis) -> Table:
             row[-1] = "control"
         if analysis.gaps:
             row.append(_gap_cell(analysis.gaps.get(arm)))
-        row += [number(relative_compute(analysis, arm), 2), _rate_cell(best, analysis.minimise)]
+        row += [number(_relative_compute(analysis, arm), 2), _rate_cell(best, analysis.minimise)]
         row += [str(len(best.values)), _bootstrap_cell(compared.get(arm))]
         rows.append((*row, *(_metric_cell(analysis, arm, name) for name in others)))
     header += [f"{name}, mean ± sd" for name in others]
     return Table(_arms_caption(analysis), tuple(header), tuple(rows))
 
 
-def _other_metrics(analysis: Analysis) -> list[str]:
-    names = {name for record in analysis.view.records for name in record.metrics}
-    return sorted(names - {analysis.metric})
-
-
 def _metric_cell(analysis: Analysis, arm: str, metric: str) -> str:
-    values = [one.metrics[metric] for one in analysis.records_of(arm) if metric in one.metrics]
+    values = [run.metrics[metric] for run in analysis.records_of(arm) if metric in run.metrics]
     if not values:
         return DASH
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
     return spread(float(np.mean(values)), deviation)
 
 
-def relative_compute(analysis: Analysis, arm: str) -> float:
-    """FLOPs of a run of ``arm`` over those of the control's, means over seeds; NaN if unknown."""
+def _relative_compute(analysis: Analysis, arm: str) -> float:
+    """Return FLOPs of a run of ``arm`` over the control's, means over seeds; NaN if unknown."""
     if analysis.control not in analysis.best:
         return math.nan
-    own, control = (
+    flops, control = (
         float(np.mean([record.costs.flops for record in analysis.records_of(name)]))
         for name in (arm, analysis.control)
     )
-    return own / control if own and control else math.nan
+    return flops / control if flops and control else math.nan
 
 
 def _gap_cell(share: Share | None) -> str:
@@ -117,26 +106,26 @@ def _rate_cell(best: Best, minimise: bool) -> str:
     return f"{rate} (edge)" if best.on_edge else rate
 
 
-def _verdict_cells(one: Comparison | None) -> list[str]:
-    if one is None or not one.judged:
-        return [DASH, DASH, DASH if one is None else one.verdict]
-    low, high = one.interval
-    marks = "" if one.pooled else " *"
-    marks += " ‡" if _lost_to_correction(one) else ""
-    difference = f"{one.difference:+.4f} [{low:+.4f}, {high:+.4f}]{marks}"
-    return [difference, p_value(one.holm_p), one.verdict]
+def _verdict_cells(comparison: Comparison | None) -> list[str]:
+    if comparison is None or not comparison.judged:
+        return [DASH, DASH, comparison.verdict if comparison else DASH]
+    low, high = comparison.interval
+    marks = "" if comparison.pooled else " *"
+    marks += " ‡" if _lost_to_correction(comparison) else ""
+    difference = f"{comparison.difference:+.4f} [{low:+.4f}, {high:+.4f}]{marks}"
+    return [difference, p_value(comparison.holm_p), comparison.verdict]
 
 
-def _lost_to_correction(one: Comparison) -> bool:
-    """Whether the interval, for this comparison alone, leaves 0 out, but there is no verdict."""
-    low, high = one.interval
-    return one.verdict == "no significant difference" and not low <= 0 <= high
+def _lost_to_correction(comparison: Comparison) -> bool:
+    """Return whether the interval leaves 0 out, for this comparison alone, without a verdict."""
+    low, high = comparison.interval
+    return comparison.verdict == "no significant difference" and not low <= 0 <= high
 
 
-def _bootstrap_cell(one: Comparison | None) -> str:
-    if one is None or not one.judged:
+def _bootstrap_cell(comparison: Comparison | None) -> str:
+    if comparison is None or not comparison.judged:
         return DASH
-    return f"[{one.bootstrap[0]:+.4f}, {one.bootstrap[1]:+.4f}]"
+    return f"[{comparison.bootstrap[0]:+.4f}, {comparison.bootstrap[1]:+.4f}]"
 
 
 def _arms_caption(analysis: Analysis) -> str:
@@ -146,8 +135,7 @@ def _arms_caption(analysis: Analysis) -> str:
         "should be wider; 'not settled': another rate is better on the seeds that it has, so that "
         "the arm has no verdict and no part in the others'). "
     )
-    if analysis.pool:
-        text += _test_caption(analysis)
+    text += _test_caption(analysis)
     text += (
         "Compute / control: FLOPs of a run, its start included, over the control's, means over "
         "seeds; an equal number of steps is not equal compute."
@@ -156,14 +144,15 @@ def _arms_caption(analysis: Analysis) -> str:
 
 
 def _test_caption(analysis: Analysis) -> str:
-    judged, pool = [one for one in analysis.comparisons if one.judged], analysis.pool
+    pool = analysis.pool
     if pool is None:
         return ""
+    judged = sum(comparison.judged for comparison in analysis.comparisons)
     return (
         f"Differences are paired by seed; intervals and p values use a variance pooled over "
         f"{len(pool.arms)} arms (sd of a run {number(math.sqrt(pool.variance))}, {pool.degrees} "
         "degrees of freedom), never less than the pair's own. Each interval is for its comparison "
-        f"alone; p is corrected by Holm over all {len(judged)}, and a verdict needs p ≤ {LEVEL:g}. "
+        f"alone; p is corrected by Holm over all {judged}, and a verdict needs p ≤ {LEVEL:g}. "
         "The bootstrap over seeds is too narrow for few seeds and decides nothing. "
     )
 
@@ -179,9 +168,9 @@ def _gap_caption(analysis: Analysis) -> str:
 
 
 def _marks_caption(analysis: Analysis) -> str:
-    judged = [one for one in analysis.comparisons if one.judged]
+    judged = [comparison for comparison in analysis.comparisons if comparison.judged]
     text = ""
-    if any(not one.pooled for one in judged):
+    if not all(comparison.pooled for comparison in judged):
         text += " *: an arm with an outlying spread, tested by its own."
     if any(map(_lost_to_correction, judged)):
         text += (

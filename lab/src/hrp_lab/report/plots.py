@@ -31,8 +31,8 @@ POINTS = (
 )
 
 
-def shown_arms(analysis: Analysis) -> list[str]:
-    """The best arms, as many as colours tell apart, and the control."""
+def _shown_arms(analysis: Analysis) -> list[str]:
+    """Return the best arms, as many as colours tell apart, and the control."""
     arms = [arm for arm in analysis.best if arm != analysis.control]
     return arms[:_MOST_LINES] + [analysis.control] * (analysis.control in analysis.best)
 
@@ -40,25 +40,26 @@ def shown_arms(analysis: Analysis) -> list[str]:
 def _looks(analysis: Analysis) -> dict[str, dict[str, Any]]:
     return {
         arm: {"color": INK, "linestyle": "--"} if arm == analysis.control else colour(index)
-        for index, arm in enumerate(shown_arms(analysis))
+        for index, arm in enumerate(_shown_arms(analysis))
     }
 
 
 def differences(analysis: Analysis) -> Figure:
-    """Difference of every arm to the control with its 95 % t interval, by verdict.
+    """Draw the difference of every arm to the control with its 95 % t interval, by verdict.
 
     Arms far from all others, full fine-tuning say, are set at the edge with their number.
     """
-    compared = [one for one in analysis.comparisons if one.judged]
-    reach = _reach(np.array([end for one in compared for end in one.interval]))
+    compared = [comparison for comparison in analysis.comparisons if comparison.judged]
+    reach = _reach(np.array([comparison.interval for comparison in compared]))
     with drawn(height=1.1 + 0.24 * max(len(compared), 2)) as figure:
         axes = figure.add_subplot()
-        for place, one in enumerate(compared):
-            _difference(axes, place, one, reach)
+        for row, comparison in enumerate(compared):
+            _difference(axes, row, comparison, reach)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_xlim(-reach, reach)
         axes.xaxis.set_major_locator(MaxNLocator(6, symmetric=True))
-        axes.set_yticks(range(len(compared)), [plain(one.arm, 28) for one in compared])
+        names = [plain(comparison.arm, 28) for comparison in compared]
+        axes.set_yticks(range(len(compared)), names)
         axes.set_ylim(max(len(compared), 1) - 0.4, -0.6)  # first row on top, none on the frame
         difference = f"{plain(analysis.metric)}, minus {plain(analysis.control)}"
         axes.set_xlabel(judged_by(difference, analysis.sense, 45))
@@ -69,31 +70,31 @@ def differences(analysis: Analysis) -> Figure:
 
 
 def _reach(ends: np.ndarray) -> float:
-    """Half the range to show: all of it, but at most six times what half the ends lie within."""
+    """Return half the range to show: all, but at most six times what half the ends lie within."""
     sizes = np.abs(ends)
     return 1.08 * float(min(sizes.max(initial=0), 6 * np.median(sizes)) if sizes.any() else 1.0)
 
 
-def _difference(axes: Any, place: int, one: Comparison, reach: float) -> None:
-    shade = _VERDICT_COLOURS.get(one.verdict, _GREY)
-    if abs(one.difference) < reach:
-        errors = np.abs(np.array(one.interval)[:, None] - one.difference)
-        axes.errorbar(one.difference, place, xerr=errors, fmt="o", color=shade, capsize=2.5)
+def _difference(axes: Any, row: int, comparison: Comparison, reach: float) -> None:
+    difference = comparison.difference
+    shade = _VERDICT_COLOURS.get(comparison.verdict, _GREY)
+    if abs(difference) < reach:
+        errors = np.abs(np.array(comparison.interval)[:, None] - difference)
+        axes.errorbar(difference, row, xerr=errors, fmt="o", color=shade, capsize=2.5)
         return
-    side = -1 if one.difference < 0 else 1
-    axes.plot(0.97 * side * reach, place, "<" if side < 0 else ">", color=shade)
+    side = -1 if difference < 0 else 1
+    axes.plot(0.97 * side * reach, row, "<" if side < 0 else ">", color=shade)
     align = "left" if side < 0 else "right"
-    axes.text(
-        0.92 * side * reach, place, f"{one.difference:+.4f}", ha=align, va="center", fontsize=8
-    )
+    text = f"{difference:+.4f}"
+    axes.text(0.92 * side * reach, row, text, ha=align, va="center", fontsize=8)
 
 
 def sweep_curves(analysis: Analysis) -> Figure | None:
-    """Mean metric over learning rates; hollow points have fewer seeds than the arm has elsewhere.
+    """Draw the mean metric over learning rates; hollow points have fewer seeds than other rates.
 
     The band, from the worst seed to the best, is there only between filled points. The frame is
     that in which the best rates lie; triangles on its edge point to what is beyond, with the mean
-    where it is an arm's best. None where no arm was swept.
+    where it is an arm's best. Returns None where no arm was swept.
     """
     if all(len(by_rate) < 2 for by_rate in analysis.table.values()):
         return None
@@ -116,35 +117,32 @@ def sweep_curves(analysis: Analysis) -> Figure | None:
 def _sweep(axes: Any, best: Best, frame: tuple[float, float], look: Mapping[str, Any]) -> None:
     rates, shade = sorted(best.by_rate), look["color"]
     values = [list(best.by_rate[rate].values()) for rate in rates]
-    means = np.array([np.mean(one) for one in values])
+    means = np.array([np.mean(scores) for scores in values])
     whole = np.isin(rates, best.complete)
     axes.plot(rates, means, linewidth=1.2, label=plain(best.arm, 24), **look)
-    low, high = ([end(one) for one in values] for end in (min, max))
+    low, high = ([end(scores) for scores in values] for end in (min, max))
     axes.fill_between(rates, low, high, where=whole, color=shade, alpha=0.15, lw=0)
     marks = np.select([means < frame[0], means > frame[1]], ["v", "^"], "o")
-    for rate, mean, full, mark in zip(rates, means, whole, marks, strict=True):
-        place = float(np.clip(mean, *_inside(frame)))
+    margin = 0.025 * (frame[1] - frame[0])
+    heights = np.clip(means, frame[0] + margin, frame[1] - margin)
+    points = zip(rates, means, heights, whole, marks, strict=True)
+    for rate, mean, height, full, mark in points:
         face = shade if full else "white"
-        axes.scatter(rate, place, s=18, c=face, marker=mark, edgecolors=shade, lw=1, zorder=3)
+        axes.scatter(rate, height, s=18, c=face, marker=mark, edgecolors=shade, lw=1, zorder=3)
         if mark != "o" and rate == best.learning_rate:
-            axes.annotate(f"{mean:.4f}", (rate, place), (5, 0), textcoords="offset points",
+            axes.annotate(f"{mean:.4f}", (rate, height), (5, 0), textcoords="offset points",
                           va="center", fontsize=8, color=shade)  # fmt: skip
 
 
-def _inside(frame: tuple[float, float]) -> tuple[float, float]:
-    margin = 0.025 * (frame[1] - frame[0])
-    return frame[0] + margin, frame[1] - margin
-
-
 def _sweep_frame(analysis: Analysis) -> tuple[float, float]:
-    """Range of the scores at best rates and of what lies about them; far-off arms are left out."""
-    shown = [analysis.best[arm] for arm in shown_arms(analysis)]
-    away = np.abs([one.mean - np.median([other.mean for other in shown]) for one in shown])
+    """Return the range of scores at and about the best rates; far-off arms are left out."""
+    shown = [analysis.best[arm] for arm in _shown_arms(analysis)]
+    away = np.abs([best.mean - np.median([other.mean for other in shown]) for best in shown])
     limit = max(8 * float(np.median(away)), 1e-12)
-    near = [one for one, distance in zip(shown, away, strict=True)
-            if distance <= limit or one.arm == analysis.control]  # fmt: skip
-    held = [value for one in near for value in one.values.values()]
-    tried = [value for one in shown for by in one.by_rate.values() for value in by.values()]
+    near = [best for best, distance in zip(shown, away, strict=True)
+            if distance <= limit or best.arm == analysis.control]  # fmt: skip
+    held = [score for best in near for score in best.values.values()]
+    tried = [score for best in shown for by in best.by_rate.values() for score in by.values()]
     centre = float(np.median(held))
     reach = 5 * float(np.median(np.abs(np.array(tried) - centre)))
     low = min(*held, max(min(tried), centre - reach))
@@ -154,7 +152,7 @@ def _sweep_frame(analysis: Analysis) -> tuple[float, float]:
 
 
 def _apart(rates: Sequence[float]) -> list[float]:
-    """Those of ascending rates whose names do not touch on a logarithmic axis."""
+    """Return those of ascending rates whose names do not touch on a logarithmic axis."""
     least = np.log(rates[-1] / rates[0]) / 8
     kept = list(rates[:1])
     for rate in rates[1:]:
@@ -164,19 +162,20 @@ def _apart(rates: Sequence[float]) -> list[float]:
 
 
 def _legend(figure: Figure) -> None:
-    """Below the axes, in as many columns as the figure is wide enough for."""
+    """Put the legend below the axes, in as many columns as the figure is wide enough for."""
     names = [name for axes in figure.axes for name in axes.get_legend_handles_labels()[1]]
     ncols = 3 if max(map(len, names), default=0) <= _SHORT_NAME else 2
     figure.legend(loc="outside lower center", ncols=ncols)
 
 
 def loss_curves(analysis: Analysis) -> Figure | None:
-    """Training loss at the best rate: mean over seeds, the band from lowest to highest.
+    """Draw the training loss at the best rate, mean over seeds, with a band from lowest to highest.
 
     A curve starts after the steps that its start was charged, so that at equal total cost all end
-    at one place. Long curves are averaged to about a hundred points. None without any losses.
+    at the same step. Long curves are averaged to about a hundred points. Returns None without any
+    losses.
     """
-    curves = {arm: _curve(analysis.records_of(arm)) for arm in shown_arms(analysis)}
+    curves = {arm: _curve(analysis.records_of(arm)) for arm in _shown_arms(analysis)}
     if not any(len(steps) for steps, _ in curves.values()):
         return None
     charged = analysis.view.basis == "equal total steps"
@@ -199,19 +198,19 @@ def loss_curves(analysis: Analysis) -> Figure | None:
 
 
 def _curve(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps common to all seeds (points,) and losses (seeds, points), averaged over bins."""
+    """Return steps common to all seeds (points,) and losses (seeds, points), averaged over bins."""
     curves = [dict(record.losses) for record in records if record.losses]
     if not curves:
         return np.zeros(0), np.zeros((0, 0))
     steps = np.array(sorted(set.intersection(*map(set, curves))), dtype=float)
     losses = np.array([[curve[step] for step in steps] for curve in curves])
     bins = np.array_split(np.arange(len(steps)), min(len(steps), _MOST_POINTS))
-    centres = np.array([steps[one].mean() for one in bins])
-    return centres, np.stack([losses[:, one].mean(1) for one in bins], axis=1)
+    centres = np.array([steps[indices].mean() for indices in bins])
+    return centres, np.stack([losses[:, indices].mean(1) for indices in bins], axis=1)
 
 
 def _crop_start(axes: Any, curves: Sequence[np.ndarray]) -> None:
-    """Leave the steep first steps out of the range; the end is what arms differ by."""
+    """Leave the steep first steps out of the range; arms differ at the end."""
     settled = np.concatenate([losses[:, losses.shape[1] // 20 :].ravel() for losses in curves])
     settled = settled[np.isfinite(settled)]
     if settled.size:

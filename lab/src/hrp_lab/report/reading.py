@@ -1,4 +1,4 @@
-"""What a comparison's table says, in sentences, and no more."""
+"""Says in sentences what a comparison's table says, and no more."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _VERDICTS = {
 
 
 def sentences(analysis: Analysis) -> Iterator[str]:
-    """Arms by verdict, and what is missing before a verdict means much."""
+    """Yield the arms by verdict, and what is missing before a verdict means much."""
     ahead = {
         arm: rate
-        for arm, one in analysis.best.items()
-        if (rate := one.overtaken_by(analysis.minimise)) is not None
+        for arm, best in analysis.best.items()
+        if (rate := best.overtaken_by(analysis.minimise)) is not None
     }
     if (rate := ahead.pop(analysis.control, None)) is not None:
         yield (
@@ -30,7 +30,7 @@ def sentences(analysis: Analysis) -> Iterator[str]:
             f"settled: {rate:g} does better on the seeds that it has; run it on all."
         )
     for verdict, words in _VERDICTS.items():
-        if arms := [one.arm for one in analysis.comparisons if one.verdict == verdict]:
+        if arms := [other.arm for other in analysis.comparisons if other.verdict == verdict]:
             yield f"{_some(analysis, arms)}: {words.format(analysis.control)}."
     if not analysis.comparisons:
         yield f"No comparison: {analysis.control} or all others have no results here."
@@ -43,24 +43,24 @@ def sentences(analysis: Analysis) -> Iterator[str]:
 
 
 def _sweeps(analysis: Analysis) -> Iterator[str]:
-    best = analysis.best.values()
-    if edges := [one.arm for one in best if one.on_edge and len(one.grid) > 1]:
+    bests = analysis.best
+    if edges := [arm for arm, best in bests.items() if best.on_edge and len(best.grid) > 1]:
         yield f"{_some(analysis, edges)}: best at an end of the sweep; it should be widened."
-    if unswept := [one.arm for one in best if len(one.grid) == 1]:
-        named = "all arms" if len(unswept) == len(best) else _some(analysis, unswept)
+    if unswept := [arm for arm, best in bests.items() if len(best.grid) == 1]:
+        named = "all arms" if len(unswept) == len(bests) else _some(analysis, unswept)
         yield f"{named}: one learning rate only, not swept; nothing is said of their best."
 
 
 def _some(analysis: Analysis, labels: Sequence[str]) -> str:
-    """Names, where an arm of many variants is one name and their number."""
+    """Join the names; an arm of many variants is named once, with their number."""
     arms = {label: analysis.records_of(label)[0].arm for label in analysis.best}
-    variants, found = Counter(arms.values()), Counter(arms[label] for label in labels)
+    variants, named = Counter(arms.values()), Counter(arms[label] for label in labels)
     names = [
         label
         if variants[arms[label]] <= _FEW
-        else f"{arms[label]} ({found[arms[label]]} of {variants[arms[label]]} variants)"
+        else f"{arms[label]} ({named[arms[label]]} of {variants[arms[label]]} variants)"
         for label in labels
     ]
-    named = list(dict.fromkeys(names))
-    more = len(named) - _NAMED
-    return ", ".join(named[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    names = list(dict.fromkeys(names))
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -27,7 +27,7 @@ def controls(loss=1.6):
 
 
 def judged(*records):
-    return analyse(views([one for group in records for one in group])[0])
+    return analyse(views([record for group in records for record in group])[0])
 
 
 def test_a_map_s_cells_are_means_at_the_best_rate_in_numeric_order_with_their_spread():
@@ -76,7 +76,7 @@ def test_there_is_no_grid_where_only_one_setting_varies_or_a_third_one_does():
 def test_a_level_is_the_mean_over_the_other_factor_minus_the_control_paired_by_seed():
     analysis = judged(ablated((4, 16), (5, 25, 100), noise=0.02), controls())
     (grid,) = grids(analysis)
-    one = next(
+    contrast = next(
         c for c in contrasts(analysis, grid) if (c.factor, c.level) == ("preheat_rank", "16")
     )
     values = {arm: np.array([b.values[s] for s in range(3)]) for arm, b in analysis.best.items()}
@@ -85,16 +85,16 @@ def test_a_level_is_the_mean_over_the_other_factor_minus_the_control_paired_by_s
     pool = analysis.pool
     variance = max((1 + 1 / 3) * pool.variance, by_seed.var(ddof=1))
     half = stats.t.isf(0.025, pool.degrees) * (variance / 3) ** 0.5
-    assert one.cells == 3
-    assert one.difference == pytest.approx(by_seed.mean())
-    assert one.interval == pytest.approx((by_seed.mean() - half, by_seed.mean() + half))
+    assert contrast.cells == 3
+    assert contrast.difference == pytest.approx(by_seed.mean())
+    assert contrast.interval == pytest.approx((by_seed.mean() - half, by_seed.mean() + half))
 
 
 def test_a_level_that_lacks_a_cell_has_no_row():
     whole = ablated((4, 16), (5, 25), noise=0.02)
     lacking = [
-        one for one in whole
-        if (one.run.config["preheat_rank"], one.run.config["preheat_steps"]) != (16, 25)
+        record for record in whole
+        if (record.run.config["preheat_rank"], record.run.config["preheat_steps"]) != (16, 25)
     ]  # fmt: skip
     table = levels_table(judged(lacking, controls()))
     assert [row[1:3] for row in table.rows] == [("preheat_rank", "4"), ("preheat_steps", "5")]

@@ -1,6 +1,4 @@
 import dataclasses
-import doctest
-import re
 from xml.parsers import expat
 
 import numpy as np
@@ -8,12 +6,10 @@ import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 
-import hrp.report.figures
-from helpers.spectra_made import made_spectrum
 from helpers.synthetic import benchmark, full_record
-from hrp.report import plots, spectra
-from hrp.report.figures import INK, drawn, plain, save, to_svg
+from hrp.report.figures import INK, plain, to_svg
 from hrp_lab.bench.comparisons import analyse, views
+from hrp_lab.report import plots
 
 
 @pytest.fixture(scope="module")
@@ -21,60 +17,24 @@ def analysis():
     return analyse(views(benchmark())[0])
 
 
-def assert_well_formed(svg):
-    expat.ParserCreate().Parse(svg, True)
-
-
 def lines_of(figure):
     return {line.get_label(): line for line in figure.axes[0].lines}
-
-
-def test_the_doctests_hold():
-    assert doctest.testmod(hrp.report.figures).failed == 0
-
-
-def test_an_inline_svg_takes_the_page_s_colour_and_loads_nothing(analysis):
-    svg = to_svg(plots.sweep_curves(analysis), "one", 'a "sweep" <b>')
-    assert_well_formed(svg)
-    assert "currentColor" in svg
-    assert INK not in svg
-    assert 'aria-label="a &quot;sweep&quot; &lt;b&gt;"' in svg
-    assert not re.search(r"http|<!--|<script|<metadata|<image", svg)
-
-
-def test_ids_of_two_figures_never_meet(analysis):
-    one, two = (to_svg(plots.sweep_curves(analysis), name, "") for name in ("one", "two"))
-    ids = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in (one, two)]
-    assert ids[0]
-    assert not ids[0] & ids[1]
-    for svg, own in zip((one, two), ids, strict=True):
-        assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg)) <= own
-
-
-def test_the_same_figure_is_the_same_text(analysis):
-    assert to_svg(plots.differences(analysis), "x", "") == to_svg(
-        plots.differences(analysis), "x", ""
-    )
 
 
 @pytest.mark.parametrize(
     "name", ["$x", "$\\frac$ $", "a\nb", "名前 🙂", "_" * 300, "<script>&amp;"]
 )
 def test_any_name_can_be_drawn_as_it_is(name):
-    records = [full_record(arm, 0, rate, 450, 0) for arm in ("lora", name) for rate in (1e-3, 2e-3)]
-    records += [
-        full_record(arm, 1, rate, 450, 0) for arm in ("lora", name) for rate in (1e-3, 2e-3)
+    records = [
+        full_record(arm, seed, rate, 450, 0)
+        for arm in ("lora", name)
+        for seed in (0, 1)
+        for rate in (1e-3, 2e-3)
     ]
     analysis = analyse(views(records)[0])
     for draw in (plots.differences, plots.sweep_curves, plots.loss_curves):
-        assert_well_formed(to_svg(draw(analysis), "x", name))
+        expat.ParserCreate().Parse(to_svg(draw(analysis), "x", name), True)
     assert len(plain(name)) <= 80
-
-
-def test_a_saved_figure_is_whole_and_nothing_else_is_left(tmp_path, analysis):
-    path = save(plots.differences(analysis), tmp_path / "new" / "figure.png")
-    assert path.read_bytes().startswith(b"\x89PNG")
-    assert list(path.parent.iterdir()) == [path]
 
 
 def test_sweeps_show_the_means_over_seeds(analysis):
@@ -114,8 +74,8 @@ def test_long_curves_are_averaged_not_dropped():
 
 def test_an_arm_far_from_all_others_does_not_flatten_them():
     records = [
-        full_record(arm, seed, 1e-3, 450, 0, loss + 0.001 * ((seed * place) % 3))
-        for place, (arm, loss) in enumerate(
+        full_record(arm, seed, 1e-3, 450, 0, loss + 0.001 * ((seed * index) % 3))
+        for index, (arm, loss) in enumerate(
             {"lora": 1.45, "a": 1.44, "b": 1.452, "c": 1.455, "full": -9.0}.items()
         )
         for seed in range(3)
@@ -131,7 +91,7 @@ def test_a_rate_with_fewer_seeds_is_hollow_and_has_no_band():
     records.append(full_record("lora", 0, 4e-3, 450, 0, 1.41))
     axes = plots.sweep_curves(analyse(views(records)[0])).axes[0]
     band, *points = axes.collections
-    faces = {float(one.get_offsets()[0, 0]): to_hex(one.get_facecolor()[0]) for one in points}
+    faces = {float(p.get_offsets()[0, 0]): to_hex(p.get_facecolor()[0]) for p in points}
     assert faces == {1e-3: INK, 2e-3: INK, 4e-3: "#ffffff"}
     assert band.get_paths()[0].vertices[:, 0].max() == pytest.approx(2e-3)
 
@@ -148,36 +108,12 @@ def test_an_arm_that_diverged_is_clipped_and_marked_and_leaves_the_rest_readable
     low, high = axes.get_ylim()
     assert low < 1.44
     assert high < 2
-    points = [one for one in axes.collections if isinstance(one, PathCollection)]
-    assert len(points) == 15
-    assert all(low < float(one.get_offsets()[0, 1]) < high for one in points)
-    edge = [one for one in points if float(one.get_offsets()[0, 1]) > high - 0.05 * (high - low)]
-    assert len(edge) >= 3
+    points = [mark for mark in axes.collections if isinstance(mark, PathCollection)]
+    heights = [float(point.get_offsets()[0, 1]) for point in points]
+    assert len(heights) == 15
+    assert all(low < height < high for height in heights)
+    assert sum(height > high - 0.05 * (high - low) for height in heights) >= 3
     assert [text.get_text() for text in axes.texts] == ["4.3710"]
-
-
-def test_more_series_than_colours_stay_apart():
-    losses = {f"run {place}": [1.0, 0.5] for place in range(14)}
-    looks = [
-        (line.get_color(), line.get_linestyle())
-        for line in lines_of(plots.preheating_curves(losses)).values()
-    ]
-    assert len(set(looks)) == 14
-
-
-def test_drawing_leaves_matplotlib_s_settings_alone():
-    import matplotlib
-
-    before = dict(matplotlib.rcParams)
-    with drawn() as figure:
-        figure.add_subplot()
-    to_svg(figure, "x", "")
-    assert dict(matplotlib.rcParams) == before
-
-
-@pytest.mark.parametrize("draw", [spectra.effective_rank_map, spectra.energy_curves])
-def test_spectrum_figures_can_be_drawn_for_many_layers(draw):
-    assert_well_formed(to_svg(draw(made_spectrum(layers=40)), "x", ""))
 
 
 def test_no_arm_of_the_differences_lies_on_the_frame(analysis):
@@ -187,16 +123,9 @@ def test_no_arm_of_the_differences_lies_on_the_frame(analysis):
     assert bottom > max(axes.get_yticks())
 
 
-def test_preheating_steps_are_whole_numbers():
-    axes = plots.preheating_curves({"three steps": [3.5, 2.7, 3.0]}).axes[0]
-    ticks = axes.get_xticks()
-    assert len(ticks) >= 2
-    assert all(float(tick).is_integer() for tick in ticks)
-
-
 @pytest.mark.parametrize("name", ["hrp-ab", "hrp-ab R=128 K=100", "hrp-ab learning_rate=0.000125"])
 def test_the_legend_of_many_arms_lies_within_the_figure(name):
-    arms = ["lora", *(f"{name} {one}"[-max(len(name), 8) :] for one in range(7))]
+    arms = ["lora", *(f"{name} {number}"[-max(len(name), 8) :] for number in range(7))]
     records = [
         full_record(arm, seed, rate, 450, 0)
         for arm in arms

@@ -1,5 +1,4 @@
 import dataclasses
-import doctest
 import re
 import subprocess
 import sys
@@ -7,11 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-import hrp.report.html
 from helpers.spectra_made import made_spectrum
 from helpers.synthetic import benchmark, full_record
-from hrp.report.html import Html, table, tag
-from hrp.report.table import Table
 from hrp_lab.report.html_page import report_page
 
 SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'`${x}"
@@ -83,10 +79,6 @@ def hostile_page():
     return report_page(records, spectra, title=SCRIPT)
 
 
-def test_the_doctests_hold():
-    assert doctest.testmod(hrp.report.html).failed == 0
-
-
 def test_a_script_in_any_name_stays_text(hostile_page):
     page = Reader(hostile_page)
     assert set(page.tags) <= ALLOWED
@@ -99,8 +91,11 @@ def test_a_script_in_any_name_stays_text(hostile_page):
 
 def test_every_kind_of_part_was_there_to_be_attacked(hostile_page):
     assert hostile_page.count("<svg") >= 12
-    for heading in ("ablation", "Runs without a result", "Spectrum", "Provenance", "Costs"):
-        assert heading in hostile_page
+    parts = ("over preheating rank and steps", "Costs", "Runs without a result", "Provenance",
+             "Spectrum", "Alignment with")  # fmt: skip
+    content = hostile_page.partition("</nav>")[2]
+    starts = [content.index(part) for part in parts]
+    assert starts == sorted(starts)
 
 
 def test_nothing_is_loaded_from_elsewhere_and_scripts_are_forbidden(hostile_page):
@@ -129,56 +124,6 @@ def test_the_page_is_the_same_each_time():
     assert report_page(benchmark()) == report_page(benchmark()[::-1])
 
 
-def test_text_becomes_html_only_escaped():
-    assert tag("p", "<b>", Html("<i>")) == "<p>&lt;b&gt;<i></p>"
-    assert tag("p", title='">') == '<p title="&quot;&gt;"></p>'
-    cells = table(Table("<c>", ("<h>",), (("<r>",), ("better",))))
-    assert "<c>" not in cells
-    assert "<h>" not in cells
-    assert "<r>" not in cells
-    assert '<td class="better">better</td>' in cells
-
-
-def test_the_reading_names_the_arms_by_verdict():
-    records = benchmark()
-    text = report_page(records)
-    assert "oracle-b, hrp-ab: significantly better than lora." in text
-    single = report_page([full_record("hrp-ab", seed, 1e-3) for seed in range(2)])
-    assert "No comparison: lora or all others have no results here." in single
-    assert "all arms: one learning rate only, not swept; nothing is said of their best." in single
-
-
-def test_the_reading_names_arms_whose_rate_is_not_settled_instead_of_judging_them():
-    wrong = [full_record("pissa", seed, 4e-3, 450, 0, 4.4 + 0.1 * seed) for seed in range(3)]
-    text = report_page([*benchmark(), *wrong, full_record("pissa", 0, 1e-3, 450, 0, 1.43)])
-    assert "pissa: learning rate not settled, no verdict" in text
-    assert "significantly worse" not in text
-    assert "learning rate not settled" not in report_page([*benchmark(), *wrong])
-
-
-def test_a_control_whose_rate_is_not_settled_is_said_first_and_nothing_is_judged():
-    better = full_record("lora", 0, 5e-4, 450, 0, loss=1.2)
-    text = report_page([*benchmark(), better])
-    reading = text.partition("<ul><li>NO VERDICTS: the best learning rate of lora")[2]
-    assert reading.startswith(", the control, is not settled: 0.0005 does better")
-    assert "significantly" not in text.replace("not significant", "")
-    assert "Difference to lora" not in text
-
-
-def test_many_variants_of_an_arm_are_counted_and_their_factors_shown():
-    grid = [
-        full_record(
-            "hrp-b", seed, 1e-3, 450 - K, K, 1.40 + 0.001 * R + 0.0001 * (seed * K % 7),
-            preheat_rank=R, preheat_steps=K,
-        )
-        for R in (4, 8, 16) for K in (10, 20) for seed in range(3)
-    ]  # fmt: skip
-    text = report_page([*benchmark(), *grid])
-    assert "hrp-b (6 of 6 variants)" in text
-    assert "hrp-b R=4 K=10," not in text
-    assert "Each level of a factor" in text
-
-
 def test_records_alone_and_spectra_alone_make_a_page():
     assert "<h2>Spectrum a</h2>" in report_page([], {"a": made_spectrum()})
     assert "Spectrum" not in report_page(benchmark())
@@ -186,17 +131,11 @@ def test_records_alone_and_spectra_alone_make_a_page():
         report_page([])
 
 
-def test_spectra_of_other_models_stand_beside_each_other_without_alignment():
-    text = report_page([], {"a": made_spectrum(), "b": made_spectrum(layers=2)})
-    assert "Alignment with" not in text
-    assert "Alignment with a" in report_page([], {"a": made_spectrum(), "b": made_spectrum(1)})
-
-
 def test_a_report_imports_nothing_that_trains():
     code = (
         "import sys, hrp_lab.report.html_page, hrp.cli.report, hrp.cli.inspect\n"
         "print([m for m in sys.modules if m.split('.')[0] in ('peft', 'transformers', 'trl', "
-        "'accelerate') or m in ('hrp.preheating.pipeline', 'hrp.preheating.training', 'hrp.initialization')])"
+        "'accelerate') or m.startswith(('hrp.preheating', 'hrp.adapters', 'hrp.initialization'))])"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"

@@ -1,0 +1,80 @@
+"""The report of a benchmark: one list of sections, whatever format it is rendered to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from hrp.report.blocks import Block, FigureBlock, Heading, Section, Sentences, TableBlock
+from hrp.report.table import Table
+from hrp_lab.bench.comparisons import Analysis, View, analyse, views
+from hrp_lab.bench.record import Record
+from hrp_lab.bench.stats import CONTROL
+from hrp_lab.report import ablation_maps, plots, provenance
+from hrp_lab.report.arm_table import arms_table
+from hrp_lab.report.cost_tables import cost_table
+from hrp_lab.report.reading import sentences
+
+_LONG = 40  # rows; longer tables are folded
+
+
+def sections(
+    records: Sequence[Record], metric: str | None = None, control: str = CONTROL
+) -> list[Section]:
+    """Return a section for each view of ``records``, for runs without a result, for provenance.
+
+    Args:
+        records: of any number of experiments and tasks.
+        metric: to judge by; by default each view's `hrp_lab.bench.comparisons.main_metric`.
+        control: arm that all others are compared with.
+
+    Raises:
+        RecordError: two records are of the same run.
+    """
+    parts = [
+        Section(view.title, tuple(_comparison(analyse(view, metric, control))))
+        for view in views(records, control)
+    ]
+    if failures := provenance.failures_table(records):
+        parts.append(Section("Runs without a result", (TableBlock(failures),)))
+    if records:
+        parts.append(Section("Provenance", (TableBlock(provenance.provenance_table(records)),)))
+    return parts
+
+
+def _comparison(analysis: Analysis) -> Iterator[Block]:
+    yield Sentences(tuple(sentences(analysis)))
+    yield from _ablation(analysis)
+    yield _folded_if_long(arms_table(analysis), "All arms")
+    yield TableBlock(provenance.origins_table(analysis.view.records))
+    yield from _figures(analysis)
+    yield Heading("Costs")
+    yield _folded_if_long(cost_table(analysis), "Costs of all arms")
+    yield TableBlock(provenance.sources_table(analysis), "Records behind the table")
+
+
+def _ablation(analysis: Analysis) -> Iterator[Block]:
+    for arm, figure in ablation_maps.heat_maps(analysis).items():
+        name = f"{_name(analysis.view)}-{arm}-ablation"
+        yield FigureBlock(figure, name, ablation_maps.caption(analysis, arm))
+    if levels := ablation_maps.levels_table(analysis):
+        yield TableBlock(levels)
+
+
+def _figures(analysis: Analysis) -> Iterator[FigureBlock]:
+    name = _name(analysis.view)
+    if any(comparison.judged for comparison in analysis.comparisons):
+        caption = f"Difference to {analysis.control}, {plots.INTERVALS}"
+        yield FigureBlock(plots.differences(analysis), f"{name}-differences", caption)
+    if sweeps := plots.sweep_curves(analysis):
+        yield FigureBlock(sweeps, f"{name}-sweep", f"Learning-rate sweeps: {plots.POINTS}")
+    if losses := plots.loss_curves(analysis):
+        yield FigureBlock(losses, f"{name}-losses", "Training loss: mean, range over seeds")
+
+
+def _name(view: View) -> str:
+    name = f"{view.experiment}-{view.task}-{view.basis}-{view.steps}"
+    return f"{name}-{view.settings}" if view.settings else name
+
+
+def _folded_if_long(table: Table, summary: str) -> TableBlock:
+    return TableBlock(table, summary if len(table.rows) > _LONG else "")

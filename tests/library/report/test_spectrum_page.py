@@ -1,0 +1,24 @@
+import pytest
+
+from helpers.spectra_made import made_spectrum
+from hrp.report.spectrum_page import spectrum_page
+
+
+def test_spectra_make_a_page_of_sections():
+    text = spectrum_page({"a": made_spectrum(), "b": made_spectrum(1)}, title="Two of them")
+    assert "<h1>Two of them</h1>" in text
+    assert text.index("<h2>Spectrum a</h2>") < text.index("<h2>Spectrum b</h2>")
+    assert text.count("<svg") == 3 + 6
+    assert text.count("<summary>All 9 modules</summary>") == 2
+    assert "preheat_rank 8" in text
+
+
+def test_a_page_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="must have something to show"):
+        spectrum_page({})
+
+
+def test_spectra_of_other_models_stand_beside_each_other_without_alignment():
+    text = spectrum_page({"a": made_spectrum(), "b": made_spectrum(layers=2)})
+    assert "Alignment with" not in text
+    assert "Alignment with a" in spectrum_page({"a": made_spectrum(), "b": made_spectrum(1)})
