@@ -12,7 +12,12 @@ ARM_DEFAULTS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,
         "train_factors": "both",
         "scale": 1.0,
+        "truncation": "loss",
+        "statistics_steps": 8,
+        "warmup_share": 0.0,
+        "keep": True,
     },
+    "squeeze": {"rank": 128, "tail_share": 0.2},
     "auto": {"direction": "AB", "max_share": 0.4, "subspace_tolerance": None,
              "subspace_window": None},
     "gradient": {"batches": 32},
@@ -26,6 +31,7 @@ ARM_DEFAULTS: dict[str, dict[str, Any]] = {
 
 - hrp: see `hrp.HRPConfig`; ``learning_rate`` is preheating's, ``preheat_steps`` a number or a
   share of all steps of the run. Both have fixed defaults here: a record holds what was run.
+- squeeze: rank that is trained before the cut; share of the steps that follow it.
 - auto: for "hrp-auto": direction, the most preheating as a share of all steps, and settings of
   HRPConfig.
 - gradient: batches whose gradients are averaged (gradient-svd, lora_ga).

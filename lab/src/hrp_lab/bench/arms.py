@@ -207,11 +207,12 @@ def _directed(
     direction: Direction,
     scale: float = 1.0,
     freeze: bool = False,
+    how: Mapping[str, Any] | None = None,
     **variant: Any,
 ) -> Start:
     """Start a LoRA from a shared spectrum; with ``freeze``, the direction's factor stays."""
     model = setup.adapter(**variant)
-    initialize_lora_hrp_weights(model, shared.spectrum, direction, scale)
+    initialize_lora_hrp_weights(model, shared.spectrum, direction, scale, **(how or {}))
     if freeze:
         freeze_factor(model, "A" if direction == "A" else "B")
     return Start(model, shared.costs, shared.losses)
@@ -232,21 +233,49 @@ for _direction, _name in _GRADIENTS:
 # --- HRP -----------------------------------------------------------------------------------
 
 
-def _hrp(direction: Direction, freeze: bool = False, **variant: Any) -> Callable[[Setup], Start]:
+def _hrp(
+    direction: Direction, freeze: bool = False, kept: bool = False, **fixed: Any
+) -> Callable[[Setup], Start]:
+    """Start from a preheated spectrum; with ``kept`` DoRA is preheated as DoRA."""
+
     def start(setup: Setup) -> Start:
-        scale = 1.0 if direction == "AB" else setup.section("hrp")["scale"]
-        return _directed(setup, starts.preheated(setup), direction, scale, freeze, **variant)
+        section = setup.section("hrp")
+        scale = 1.0 if direction == "AB" else section["scale"]
+        how = {
+            "truncation": fixed.get("truncation", section["truncation"]),
+            "keep": fixed.get("keep", section["keep"]),
+        }
+        variant = {k: fixed[k] for k in ("use_dora", "use_rslora") if k in fixed}
+        spectrum = starts.preheated_as_dora(setup) if kept else starts.preheated(setup)
+        return _directed(setup, spectrum, direction, scale, freeze, how, **variant)
 
     return start
 
 
 _HRP: Mapping[str, Any] = {"sections": ("hrp",), "charged": True, "shares": starts.preheated}
+_DORA: Mapping[str, Any] = {**_HRP, "shares": starts.preheated_as_dora}
 register("hrp-a", "preheated right singular vectors in lora_A", **_HRP)(_hrp("A"))
 register("hrp-b", "preheated left singular vectors in lora_B", **_HRP)(_hrp("B"))
-register("hrp-ab", "the preheated update, truncated", **_HRP)(_hrp("AB"))
-register("dora-hrp-ab", "DoRA, started as hrp-ab", **_HRP)(_hrp("AB", use_dora=True))
+register("hrp-ab", "the preheated update, cut in the metric of the loss", **_HRP)(_hrp("AB"))
+register("hrp-ab-frobenius", "the preheated update, cut by the plain SVD", **_HRP)(
+    _hrp("AB", truncation="frobenius")
+)
+register("dora-hrp-ab", "DoRA, preheated as DoRA, magnitudes kept", **_DORA)(
+    _hrp("AB", kept=True, use_dora=True)
+)
+register("dora-hrp-ab-reset", "DoRA, preheated as LoRA, magnitudes as they follow", **_HRP)(
+    _hrp("AB", use_dora=True)
+)
+register("rslora-hrp-ab", "rsLoRA, started as hrp-ab", **_HRP)(_hrp("AB", use_rslora=True))
 register("asymmetric-hrp-a", "as hrp-a, lora_A frozen", **_HRP)(_hrp("A", freeze=True))
 register("asymmetric-hrp-b", "as hrp-b, lora_B frozen", **_HRP)(_hrp("B", freeze=True))
+
+_SQUEEZE: Mapping[str, Any] = {"sections": ("squeeze",)}
+register("squeeze", "LoRA-Squeeze: a high rank for all steps, then the cut", **_SQUEEZE)(
+    starts.squeezed_after
+)
+register("squeeze-tail", "LoRA-Squeeze with its last steps at the low rank", charged=True,
+         **_SQUEEZE)(starts.squeezed_with_tail)  # fmt: skip
 
 
 @register(

@@ -67,6 +67,7 @@ class Start:
         optimizer: the one that the arm needs, if any.
         callbacks: for the trainer.
         full: whether the base itself is trained.
+        finish: makes the model to be judged of the trained one; None: it is the trained one.
     """
 
     model: nn.Module
@@ -75,6 +76,7 @@ class Start:
     optimizer: torch.optim.Optimizer | None = None
     callbacks: tuple[Any, ...] = ()
     full: bool = False
+    finish: Callable[[nn.Module], nn.Module] | None = None
 
 
 class Bench:
@@ -222,7 +224,7 @@ class Setup:
     def steps_after(self, charged: float) -> int:
         """Return the fine-tuning steps that are left; raise `NotApplicable` where none is."""
         config = self.spec.config
-        left = int(config["steps"] - (0 if config["budget"] == "equal_finetuning" else charged))
+        left = round(config["steps"] - (0 if config["budget"] == "equal_finetuning" else charged))
         if left < 1:
             raise NotApplicable(
                 f"its start is charged {charged:g} steps of {config['steps']} in all; none is left"

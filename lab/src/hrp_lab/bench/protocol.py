@@ -24,7 +24,7 @@ from hrp_lab.bench.record import Record, RunSpec
 from hrp_lab.bench.sweeps import minimised, select, widened
 from hrp_lab.bench.tasks import TASKS, check_task
 
-Budget = Literal["equal_total", "equal_compute", "equal_finetuning"]
+Budget = Literal["equal_total", "equal_compute", "amortised", "equal_finetuning"]
 _ARM_KEYS = ("name", "learning_rates", "lora", *ARM_DEFAULTS)
 _TASK_KEYS = ("name", "options", "steps", "batch_size")
 
@@ -50,7 +50,8 @@ class Experiment:
         training: settings of HF's ``TrainingArguments``, for preheating and fine-tuning alike.
         budgets: "equal_total" takes what an arm's start is charged out of its fine-tuning, step for
             step where it takes steps; "equal_compute" charges every start by its FLOPs;
-            "equal_finetuning" takes nothing out; several may be asked for.
+            "amortised" does so with a fifth of it, as where five fine-tunings share one start;
+            "equal_finetuning" takes nothing out. Several may be asked for.
         widen: how often an arm's grid is widened when its best rate sits on the edge.
         screening_seeds: how many of ``seeds``, from the first, sweep the whole grid; None: all. The
             others run its first rate, then the best one and those beside it.

@@ -21,6 +21,9 @@ from hrp_lab.bench.record import Record, RunSpec
 from hrp_lab.bench.starts import peak_memory
 from hrp_lab.bench.training import Trained
 
+AMORTISED_OVER = 5
+"""Fine-tunings that share one start in the budget "amortised": a usual sweep of learning rates."""
+
 
 class PoisonedDeviceError(RuntimeError):
     """The GPU context of this process is unusable; only a new process helps."""
@@ -110,7 +113,8 @@ def _done(bench: Bench, spec: RunSpec, started: str) -> Record:
     steps = setup.steps_after(start.costs.charged_steps)
     trained = setup.train(start, steps, spec.learning_rate)
     used = _costs(setup, start, trained, start_s)
-    metrics = bench.task(spec).evaluate(start.model)
+    judged = start.model if start.finish is None else start.finish(start.model)
+    metrics = bench.task(spec).evaluate(judged)
     if spec.config["metric"] not in metrics:
         raise ValueError(
             f"`metric` must be one of the task's {sorted(metrics)}, got {spec.config['metric']!r}"
@@ -134,12 +138,21 @@ def charged(setup: Setup, start: Start) -> Start:
 
     "equal_compute" charges every start the fine-tuning steps that cost as many FLOPs; the other
     budgets charge preheating its own steps, though one at a high rank costs more than one of
-    fine-tuning.
+    fine-tuning. "amortised" shares the start among `AMORTISED_OVER` fine-tunings.
     """
-    if setup.spec.config["budget"] != "equal_compute":
-        return start
-    steps = equivalent_steps(start.costs.flops, setup.step_flops)
-    return dataclasses.replace(start, costs=dataclasses.replace(start.costs, charged_steps=steps))
+    used, budget = start.costs, setup.spec.config["budget"]
+    if budget == "equal_compute":
+        steps = equivalent_steps(used.flops, setup.step_flops)
+        used = dataclasses.replace(used, charged_steps=steps)
+    if budget == "amortised":
+        used = dataclasses.replace(
+            used,
+            charged_steps=used.charged_steps / AMORTISED_OVER,
+            tokens=round(used.tokens / AMORTISED_OVER),
+            flops=used.flops / AMORTISED_OVER,
+            wall_s=used.wall_s / AMORTISED_OVER,
+        )
+    return dataclasses.replace(start, costs=used)
 
 
 def _check_precision(arm: str, model: nn.Module) -> None:

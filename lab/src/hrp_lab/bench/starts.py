@@ -13,14 +13,17 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from peft import EvaConfig, LoraGAConfig, initialize_lora_eva_weights
+from peft import EvaConfig, LoraGAConfig, PeftModel, initialize_lora_eva_weights
 from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.eva import prepare_layer_inputs_fn_language_modeling
 from peft.tuners.lora.loraga import preprocess_loraga
 from peft.tuners.tuners_utils import cast_adapter_dtype
 from torch import Tensor, nn
 
+from hrp.adapters.layers import lora_modules
+from hrp.adapters.reading import read_spectrum
 from hrp.config import HRPConfig
+from hrp.initialization import initialize_lora_hrp_weights
 from hrp.preheating.pipeline import preheat
 from hrp.preheating.rates import rates_of
 from hrp.spectra.module_spectrum import ModuleSpectrum
@@ -33,13 +36,21 @@ from hrp_lab.bench.tasks.answers import IGNORED, half_precision
 from hrp_lab.bench.training import trainer_arguments
 
 PREHEAT_SEED = 1000  # added to a run's seed: other batches than fine-tuning's first ones
+_OF_THE_START = ("scale", "truncation", "keep")  # settings that preheating does not depend on
 _KEPT_RANKS = 4  # times the adapter's rank, of each spectrum that is kept
 
 
-def preheated(setup: Setup) -> Shared:
+def preheated(setup: Setup, use_dora: bool = False) -> Shared:
     """Return the spectrum of HRP's preheating by the experiment's section ``hrp``."""
     settings = _preheating(setup)
+    if use_dora:
+        settings["use_dora"] = True
     return setup.shared("preheat", settings, lambda: _preheat(setup, settings))
+
+
+def preheated_as_dora(setup: Setup) -> Shared:
+    """Return the spectrum of preheating an adapter with DoRA, its magnitudes kept."""
+    return preheated(setup, use_dora=True)
 
 
 def preheated_until_settled(setup: Setup) -> Shared:
@@ -58,18 +69,31 @@ def preheated_until_settled(setup: Setup) -> Shared:
 
 
 def _preheating(setup: Setup) -> dict[str, Any]:
-    """Return section ``hrp`` without ``scale``, with preheating's steps and rate as numbers."""
+    """Return section ``hrp`` without what concerns the start, steps and rates as numbers.
+
+    ``own_learning_rate`` is that of all that is trained beside the factors.
+    """
     settings = setup.section("hrp")
-    settings.pop("scale")
+    for name in _OF_THE_START:
+        settings.pop(name, None)
     config = HRPConfig(**settings).of_run(setup.spec.config["steps"])
-    rate = rates_of(setup.spec.learning_rate, config, setup.rank).factors
-    return settings | {"preheat_steps": config.preheat_steps, "learning_rate": rate}
+    own = setup.spec.learning_rate
+    return settings | {
+        "preheat_steps": config.preheat_steps,
+        "learning_rate": rates_of(own, config, setup.rank).factors,
+        "own_learning_rate": own if setup.lora_config().modules_to_save else None,
+    }
 
 
 def _preheat(setup: Setup, settings: dict[str, Any]) -> Shared:
+    settings = dict(settings)
+    variant = {"use_dora": True} if settings.pop("use_dora", False) else {}
+    settings.pop("own_learning_rate")
     config = HRPConfig(seed=PREHEAT_SEED + setup.spec.seed, **settings)
-    model = setup.adapter()
-    plan = setup.plan(config.step_limit, settings["learning_rate"])
+    model = setup.adapter(**variant)
+    plan = setup.plan(config.step_limit, setup.spec.learning_rate)
+    # A compiled block would not see the hooks that observe moments.
+    plan = dataclasses.replace(plan, speed=dataclasses.replace(plan.speed, torch_compile=False))
     began = time.perf_counter()
     with trainer_arguments(plan) as (kwargs, collator):
         with plan.speed.applied(model, plan.task):
@@ -92,9 +116,47 @@ def _preheat(setup: Setup, settings: dict[str, Any]) -> Shared:
         peak_memory_bytes=peak_memory(),
         extra_parameters=held,
     )
-    largest = max(module.rank for module in spectrum.values())
-    kept = spectrum.crop(min(_KEPT_RANKS * setup.rank, largest))  # enough for any start
-    return Shared(kept, used, tuple(spectrum.provenance["losses"]))
+    return Shared(spectrum, used, tuple(spectrum.provenance["losses"]))
+
+
+def squeezed_after(setup: Setup) -> Start:
+    """Train a LoRA of a high rank for all steps and cut it afterwards (LoRA-Squeeze, post hoc)."""
+    rank = setup.section("squeeze")["rank"]
+    return Start(_high_rank(setup, rank), finish=lambda model: _cut(setup, model))
+
+
+def squeezed_with_tail(setup: Setup) -> Start:
+    """Train a LoRA of a high rank, cut it, and go on at the adapter's rank (LoRA-Squeeze)."""
+    section = setup.section("squeeze")
+    steps = round((1 - section["tail_share"]) * setup.spec.config["steps"])
+    model = _high_rank(setup, section["rank"])
+    rate = setup.spec.learning_rate * (setup.rank / section["rank"]) ** 0.5
+    trained = setup.train(Start(model), steps, rate)
+    held = setup.adapter_parameters(section["rank"])
+    used = Costs(
+        preheat_steps=steps,
+        charged_steps=steps,
+        tokens=trained.tokens,
+        flops=costs.lora_flops(setup.size, trained.tokens, held),
+        wall_s=trained.wall_s,
+        peak_memory_bytes=peak_memory(),
+        extra_parameters=held,
+    )
+    return Start(_cut(setup, model), used)
+
+
+def _high_rank(setup: Setup, rank: int) -> PeftModel:
+    """Put a LoRA of another rank, with the experiment's scaling, on a fresh base."""
+    plain = setup.lora_config()
+    return setup.adapter(r=rank, lora_alpha=plain.lora_alpha * rank / plain.r)
+
+
+def _cut(setup: Setup, model: nn.Module) -> PeftModel:
+    """Return an adapter of the experiment's rank that holds the plain SVD of the trained one."""
+    spectrum = read_spectrum(lora_modules(model, "default"))
+    adapter = setup.adapter()
+    initialize_lora_hrp_weights(adapter, spectrum, "AB", truncation="frobenius")
+    return adapter
 
 
 def peak_memory() -> int:

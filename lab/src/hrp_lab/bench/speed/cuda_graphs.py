@@ -51,6 +51,9 @@ class GraphedTrainer(Trainer):
         def step(batch: dict[str, Any], items: Any) -> Tensor:
             return super(GraphedTrainer, self).training_step(model, batch, items)
 
+        # What hooks look at must run, and not be replayed.
+        if any(getattr(c, "observing", False) for c in self.callback_handler.callbacks):
+            return step(dict(self._prepare_inputs(inputs)), num_items_in_batch)
         if self._graphs is None:
             self._graphs = _Graphs([p for p in model.parameters() if p.requires_grad])
         items = num_items_in_batch
