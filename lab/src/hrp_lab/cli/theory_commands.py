@@ -26,7 +26,7 @@ examples:
 def main(argv: list[str]) -> int:
     """Run one subcommand: 0, 1 where a checked statement is broken, 2 for unusable arguments."""
     options = _parser().parse_args(argv)
-    command = shlex.join(["hrp", "theory", *argv])
+    command = shlex.join(["hrp-lab", "theory", *argv])
     try:
         if getattr(options, "out", None):
             from hrp.cli.outputs import check_place
