@@ -13,6 +13,7 @@ from itertools import chain, pairwise, product
 import numpy as np
 
 from hrp_lab.theory import predict, predict_preheated
+from hrp_lab.theory.check_truncation import truncation
 from hrp_lab.theory.flow import TrainFactors, Trajectory, gradient_flow
 from hrp_lab.theory.flow_preheating import preheat_again, preheat_flow, preheat_to_limit
 from hrp_lab.theory.flow_starts import RandomKind, random_start, start_at, wise_start
@@ -25,9 +26,7 @@ from hrp_lab.theory.problem import (
     orthonormal_columns,
     power_law_target,
 )
-from hrp_lab.theory.rows import Row, exact, sampled
-
-_Pairs = list[tuple[np.ndarray, np.ndarray]]
+from hrp_lab.theory.rows import Pairs, Row, exact, sampled
 
 _TIGHT = 1e-12
 _TIMES = np.linspace(0.0, 4.0, 41)
@@ -175,7 +174,7 @@ def preheated(draws: int, rng: np.random.Generator) -> Iterator[Row]:
 
 def _preheated_case(
     problem: MatrixFactorization, frozen: Direction, draws: int, rng: np.random.Generator
-) -> tuple[_Pairs, _Pairs, _Pairs, _Pairs, _Pairs]:
+) -> tuple[Pairs, Pairs, Pairs, Pairs, Pairs]:
     """(predicted, measured) pairs at every R: P4, P5, P5 against P4, R against R + 1, P10."""
     rank, dimension = 3, problem.seen_from(frozen).n
     nested = orthonormal_columns(rng, dimension, dimension, (draws,))
@@ -281,4 +280,5 @@ STATEMENTS: tuple[Callable[[int, np.random.Generator], Iterator[Row]], ...] = (
     flat_mean,
     any_time,
     effective_rank_bounds,
+    truncation,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +10,8 @@ import numpy as np
 from hrp_lab.theory.sampling import Estimate, estimate
 
 Relation = Literal["=", "<=", ">="]
+Pairs = list[tuple[np.ndarray, np.ndarray]]
+"""(predicted, measured), an array each."""
 
 EXACT = 1e-8
 STANDARD_ERRORS = 3.0
@@ -56,7 +57,7 @@ class Row:
 def exact(
     statement: str,
     claim: str,
-    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+    pairs: Pairs,
     relation: Relation = "=",
 ) -> Row:
     """Compare (predicted, measured) arrays element by element, to 1e-8; the row shows the worst."""

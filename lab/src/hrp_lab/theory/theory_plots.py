@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from hrp.files import write_file
 from hrp_lab.theory.figure1 import ARMS, EXCESS, PANELS, Figure1
 from hrp_lab.theory.sweep import SIDES, Sweep
+from hrp_lab.theory.truncation_sweep import WEIGHTS, TruncationSweep
 
 # Okabe and Ito's colours, told apart by colour-blind readers; dashes tell the lines apart in grey.
 _LOOKS: dict[str, dict[str, Any]] = {
@@ -31,6 +32,12 @@ _NAMES = {
     "target": "target's own directions",
 }
 _TITLES = {"classic": "classic LoRA", "asymmetric": "asymmetric LoRA"}
+_CUTS: dict[str, dict[str, Any]] = {
+    "plain": {"color": "#999999", "label": "cut by the plain SVD"},
+    "metric": {"color": "#d55e00", "label": "cut in the metric of the loss"},
+    "optimum": {"color": "#000000", "label": "best of rank $r$", "linestyle": ":"},
+    "preheated": {"color": "#0072b2", "label": "before the cut, rank $R$", "linestyle": "--"},
+}
 _LOWEST = 1e-4
 _DASHES = ("-", "--", ":", "-.")
 _STYLE = {
@@ -156,6 +163,53 @@ def _against_steps(axes: Any, result: Sweep) -> None:
             )
     axes.set_xscale("log")
     axes.set_xlabel("preheating steps $K$")
+
+
+def draw_truncation(result: TruncationSweep) -> Figure:
+    """Draw the losses around the cut (left) and the share of its damage avoided (right)."""
+    with _drawn(height=3.7) as figure:
+        left, right = figure.subplots(1, 2)
+        _around_the_cut(left, result)
+        _avoided_damage(right, result)
+        for axes in (left, right):
+            axes.set_xscale("log")
+            axes.set_xlabel("condition number of the weights")
+            axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+        return figure
+
+
+def _around_the_cut(axes: Any, result: TruncationSweep) -> None:
+    conditions, time = result.config.conditions, result.config.preheat_times[-1]
+    for name, look in _CUTS.items():
+        shares = np.array([result.losses[WEIGHTS[-1], c, time, name] for c in conditions])
+        axes.plot(conditions, shares.mean(1), **look)
+        if name in ("plain", "metric"):
+            low, high = np.percentile(shares, [10, 90], axis=1)
+            axes.fill_between(conditions, low, high, color=look["color"], alpha=0.18, linewidth=0)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("loss, as a share of that at step 0")
+    axes.set_title(f"{WEIGHTS[-1]} weighted, preheated for $t = {time:g}$", fontsize=9)
+
+
+def _avoided_damage(axes: Any, result: TruncationSweep) -> None:
+    for color, weights in zip(("#0072b2", "#d55e00"), WEIGHTS, strict=True):
+        for dashes, time in zip(_DASHES, reversed(result.config.preheat_times[-4:]), strict=False):
+            rows = [
+                row
+                for row in result.avoided()
+                if row["weights"] == weights and row["preheat_time"] == time
+            ]
+            axes.errorbar(
+                result.config.conditions,
+                [100 * row["mean"] for row in rows],
+                [100 * row["standard_error"] for row in rows],
+                color=color,
+                linestyle=dashes,
+                label=f"{weights}, $t = {time:g}$",
+            )
+    axes.axhline(0, color="#000000", linewidth=0.7)
+    axes.set_ylabel("damage of the plain cut avoided (%)")
+    axes.set_title("metric of the loss against plain SVD", fontsize=9)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
