@@ -1,4 +1,4 @@
-"""The checks of docs/theory.md P11: the R x R cut against the optimum of the full space.
+"""Checks docs/theory.md P11: the R x R cut against the optimum of the full space.
 
 Measurements come from the library's `factored_svd` and `loss_truncation`, fed with the moments
 that hooks would see; predictions from `predict_truncation` alone.
@@ -38,10 +38,12 @@ class _Case:
 
     @property
     def update(self) -> Preheated:
+        """Its SVD."""
         return spectrum_of(self.A, _SCALING * self.B)
 
     @property
     def delta_weight(self) -> Float[np.ndarray, "m n"]:
+        """The matrix itself, scaling * B A^T."""
         return _SCALING * self.B @ self.A.T
 
     def damped(self, damping: float) -> WeightedFactorization:
@@ -88,7 +90,7 @@ def _cases(rng: np.random.Generator) -> Iterator[_Case]:
 
 
 def truncation(_draws: int, rng: np.random.Generator) -> Iterator[Row]:
-    """P11: the R x R cut is the optimum of the full space, whatever the basis and the units."""
+    """Check P11: the R x R cut is the full-space optimum, whatever the basis and the units."""
     cases = list(_cases(rng))
     best, least, costs, nested, units, bases, infinite = [Pairs() for _ in range(7)]
     for case in cases:
@@ -145,5 +147,5 @@ def _added(cases: list[_Case]) -> Pairs:
         left, right = update.U.T @ problem.Y @ update.U, update.Vh @ problem.X @ update.Vh.T
         P, Q = metric_cut(update, left, right, case.rank, _NO_DAMPING)
         cost = predict_truncation.least_cost(B @ case.A.T, problem.X, problem.Y, case.rank)
-        pairs.append((problem.loss(case.A, B) + cost, problem.distance(P @ Q, problem.M)))
+        pairs.append((np.array(problem.loss(case.A, B) + cost), problem.distance(P @ Q, problem.M)))
     return pairs

@@ -1,4 +1,4 @@
-"""The best cut of an update in the metric of the loss, found in the full space: docs/theory.md P11.
+"""Finds the best cut of an update in the metric of the loss in full space: docs/theory.md P11.
 
 ``delta_weight`` D is (m, n), X (n, n) the second moment of the inputs, Y (m, m) that of the output
 gradients, both positive definite. Nothing here knows of factors, of R x R moments or of the

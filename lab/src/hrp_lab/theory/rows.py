@@ -1,4 +1,4 @@
-"""One row of ``hrp-lab theory check``: a prediction, what was measured, and the verdict."""
+"""Defines the rows of ``hrp-lab theory check``: prediction, measurement and verdict."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Row:
     """A statement put to the test.
 
     Args:
-        statement: its name in HRP.md or docs/theory.md.
+        statement: its name in docs/theory.md.
         claim: what is compared, in words.
         predicted: the right-hand side of ``measured relation predicted``.
         measured: the left-hand side.
@@ -39,18 +39,18 @@ class Row:
 
     @property
     def error(self) -> float:
-        """How far the measurement is on the wrong side of the prediction; 0 where it is not."""
+        """Distance of the measurement on the wrong side of the prediction; 0 on the right one."""
         difference = self.measured - self.predicted
         wrong = {"=": abs(difference), "<=": max(0.0, difference), ">=": max(0.0, -difference)}
         return wrong[self.relation]
 
     @property
     def holds(self) -> bool:
-        """Whether the error is within the tolerance; NaN never is."""
+        """True if the error is within the tolerance; NaN never is."""
         return bool(self.error <= self.tolerance)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields and the verdict, as JSON types."""
+        """Return all fields and the verdict, as JSON types."""
         return vars(self) | {"error": self.error, "holds": self.holds}
 
 
@@ -78,7 +78,7 @@ def sampled(
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as aligned text, one line each."""
+    """Return the rows as aligned text, a line each."""
     width = max(len(row.claim) for row in rows)
     head = (
         f"{'':4} {'claim':<{width}}  {'measured':>12}    {'predicted':>12}  {'error':>8}"

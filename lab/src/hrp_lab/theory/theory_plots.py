@@ -1,4 +1,4 @@
-"""Figures of the lab. The only file of `hrp_lab.theory` that imports matplotlib."""
+"""Draws the figures of the lab; the only file of `hrp_lab.theory` that imports matplotlib."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ _STYLE = {
 
 @contextmanager
 def _drawn(height: float) -> Iterator[Figure]:
-    """A figure of text width in our style, without touching the caller's."""
+    """Make a figure of text width in our style, without touching the caller's."""
     with mpl.rc_context(_STYLE):
         yield Figure(figsize=(6.6, height), layout="constrained")
 
 
 def draw_figure1(result: Figure1) -> Figure:
-    """Excess loss L(t) - L* of both panels: mean, and 10th to 90th percentile of the draws."""
+    """Draw the excess loss L(t) - L*: its mean, and the 10th to 90th percentile of the draws."""
     with _drawn(height=3.3) as figure:
         left, right = figure.subplots(1, 2, sharey=True)
         for axes, panel in zip((left, right), PANELS, strict=True):
@@ -85,7 +85,7 @@ def draw_figure1(result: Figure1) -> Figure:
 
 
 def _curve(axes: Any, result: Figure1, panel: Any, arm: str) -> None:
-    """One arm; the last recorded time is far to the right of the figure."""
+    """Draw an arm without its last recorded time, which is far to the right of the figure."""
     times = result.times[:-1]
     excess = np.maximum(result.losses[panel, arm][:, :-1] - result.optimum, 1e-16)
     low, high = np.percentile(excess, [10, 90], axis=0)
@@ -94,7 +94,7 @@ def _curve(axes: Any, result: Figure1, panel: Any, arm: str) -> None:
 
 
 def draw_sweep(result: Sweep) -> Figure:
-    """Final loss against preheat rank R at a few K (left), and against K at a few R (right)."""
+    """Draw the final loss against preheat rank R at a few K (left), and the other way (right)."""
     with _drawn(height=3.9) as figure:
         left, right = figure.subplots(1, 2, sharey=True)
         _against_rank(left, result)
@@ -125,22 +125,22 @@ def draw_sweep(result: Sweep) -> Figure:
 
 
 def _spread(values: tuple[int, ...], most: int) -> list[int]:
-    """At most ``most`` of the values, first and last among them: more lines run together."""
-    places = np.linspace(0, len(values) - 1, most).round().astype(int)
-    return [values[place] for place in np.unique(places)]
+    """Return at most ``most`` of the values, first and last among them: more lines run together."""
+    indices = np.linspace(0, len(values) - 1, most).round().astype(int)
+    return [values[index] for index in np.unique(indices)]
 
 
 def _against_rank(axes: Any, result: Sweep) -> None:
     ranks = result.config.preheat_ranks
     for direction in SIDES:
-        for place, steps in enumerate(_spread(result.config.preheat_steps, 3)):
+        for line, steps in enumerate(_spread(result.config.preheat_steps, 3)):
             rows = result.losses(direction, preheat_steps=steps)
             axes.errorbar(
                 ranks,
                 [row["mean"] for row in rows],
                 [row["standard_error"] for row in rows],
                 color=_LOOKS[f"HRP {direction}"]["color"],
-                linestyle=_DASHES[place],
+                linestyle=_DASHES[line],
                 marker="o",
                 markersize=2.2,
                 label=f"direction {direction}, $K = {steps}$",
@@ -152,13 +152,13 @@ def _against_rank(axes: Any, result: Sweep) -> None:
 
 def _against_steps(axes: Any, result: Sweep) -> None:
     for direction in SIDES:
-        for place, rank in enumerate(_spread(result.config.preheat_ranks, 4)):
+        for line, rank in enumerate(_spread(result.config.preheat_ranks, 4)):
             rows = result.losses(direction, preheat_rank=rank)
             axes.plot(
                 result.config.preheat_steps,
                 [row["mean"] for row in rows],
                 color=_LOOKS[f"HRP {direction}"]["color"],
-                linestyle=_DASHES[place],
+                linestyle=_DASHES[line],
                 label=f"direction {direction}, $R = {rank}$",
             )
     axes.set_xscale("log")

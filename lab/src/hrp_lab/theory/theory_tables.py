@@ -1,4 +1,4 @@
-"""Tables of the figures' numbers as aligned text, as the commands print them."""
+"""Puts the figures' numbers into aligned text, as the commands print it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loss right after the cut, plain SVD against the metric of the loss, over condition numbers.
+"""Sweeps the loss right after the cut, plain SVD against the metric, over condition numbers.
 
 Inputs of second moment X make the loss 1/2 ||Y^(1/2) (B A^T - M) X^(1/2)||_F^2. Classic preheating
 by gradient flow at rank R is cut to rank r in both ways; nothing is trained after the cut.
@@ -7,7 +7,7 @@ by gradient flow at rank R is cut to rank r in both ways; nothing is trained aft
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +27,7 @@ from hrp_lab.theory.weighted_problem import WeightedFactorization, weight_of_con
 Weights = Literal["inputs", "inputs and outputs"]
 WEIGHTS: tuple[Weights, ...] = ("inputs", "inputs and outputs")
 LOSSES = ("preheated", "plain", "metric", "optimum")
-"""Before the cut, after each of both cuts, and the least loss that any matrix of rank r has."""
+"""Losses before the cut, after either cut, and the least that any matrix of rank r has."""
 
 _ROUNDING = 1e-9
 """A win by less than this share of the loss is none: at condition 1 both cuts are the same."""
@@ -46,9 +46,9 @@ class TruncationConfig:
         rank: r, that of the cut.
         conditions: condition numbers of X, and of Y where outputs are weighted too; ascending.
         preheat_times: flow times of preheating, ascending, from a random orthonormal A.
-        damping: of the cut in the metric, as `hrp.spectra.truncation` takes it.
+        damping: damping of the cut in the metric, as `hrp.spectra.truncation` takes it.
         draws: number of targets, each with weights and a start of its own.
-        seed: of all draws.
+        seed: seed of all draws.
     """
 
     m: int = 24
@@ -69,11 +69,16 @@ class TruncationConfig:
         target.check_preheat_rank(self.preheat_rank, self.rank, min(self.m, self.n))
         check_integer("draws", self.draws, minimum=2)
         check_integer("seed", self.seed, minimum=0)
-        for time in self.preheat_times:
-            check_positive("preheat_times", time)
         check_positive("damping", self.damping)
-        if not self.conditions or min(self.conditions) < 1:
-            raise ValueError(f"`conditions` must be numbers of at least 1, got {self.conditions}")
+        _check_ascending("conditions", "finite numbers from 1", self.conditions, 1 - _ROUNDING)
+        _check_ascending("preheat_times", "finite numbers above 0", self.preheat_times, 0.0)
+
+
+def _check_ascending(name: str, kind: str, values: tuple[float, ...], above: float) -> None:
+    """Raise ``ValueError`` unless there are values, above ``above``, finite and ascending."""
+    rising = all(low < high for low, high in pairwise((above, *values, np.inf)))
+    if not (values and rising):
+        raise ValueError(f"`{name}` must be {kind}, ascending, got {values}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,8 +141,8 @@ def _cut_losses(
     start = random_start(problem, config.preheat_rank, rng, draws=1)
     run = gradient_flow(problem, start, np.array(config.preheat_times), keep_factors=True)
     losses = []
-    for place in range(len(config.preheat_times)):
-        A, B = run.factors_at(place)
+    for index in range(len(config.preheat_times)):
+        A, B = run.factors_at(index)
         update = spectrum_of(A[0], B[0])
         metrics = update.U.T @ Y @ update.U, update.Vh @ X @ update.Vh.T
         left, right = metric_cut(update, *metrics, config.rank, config.damping)

@@ -1,4 +1,4 @@
-"""Matrix factorisation with correlated inputs and weighted outputs, for the cut in their metric.
+"""Defines matrix factorisation with correlated inputs and weighted outputs.
 
 L(A, B) = 1/2 ||Y^(1/2) (B A^T - M) X^(1/2)||_F^2 is half the mean squared error of ``B A^T x``
 against ``M x`` over inputs of second moment X, the outputs' errors weighted by Y. Its Hessian in
@@ -29,7 +29,10 @@ class WeightedFactorization(MatrixFactorization):
     """
 
     def __init__(
-        self, M: Float[np.ndarray, "m n"], X: Float[np.ndarray, "n n"], Y: Float[np.ndarray, "m m"]
+        self,
+        M: Float[np.ndarray, "m n"],
+        X: Float[np.ndarray, "inputs inputs"],
+        Y: Float[np.ndarray, "outputs outputs"],
     ) -> None:
         super().__init__(M)
         for name, weight, size in (("X", X, self.n), ("Y", Y, self.m)):
