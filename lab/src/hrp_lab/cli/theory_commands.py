@@ -1,4 +1,4 @@
-"""``hrp-lab theory``: check the theorems, redraw Figure 1, sweep preheat rank and steps."""
+"""Runs ``hrp-lab theory``: checks the theorems, redraws Figure 1, sweeps ranks, steps and cuts."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(commands: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:
-    """Add a subcommand with what all three share."""
+    """Add a subcommand with what all of them share."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=text, description=text, epilog=f"example: hrp-lab theory {example}"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all draws (default: 0)")
     parser.add_argument("--record", type=Path, help="JSON file for the table and the settings")
     return parser
 
