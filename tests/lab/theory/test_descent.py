@@ -100,8 +100,8 @@ def test_a_step_size_that_diverges_is_an_error(problem):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"step_size": 0.0}, "`step_size` must be a finite number above 0"),
-        ({"steps": 0}, "`steps` must be at least 1, got 0"),
+        ({"step_size": 0.0}, "`step_size` must be finite and > 0, got "),
+        ({"steps": 0}, "`steps` must be an integer >= 1, got 0"),
         ({"noise": -1.0}, "`noise` must be a finite number of at least 0"),
         ({"noise": 0.1}, "`noise` must be 0 for 'gd'"),
         ({"method": "sgd"}, "`noise` must be above 0 for 'sgd'"),

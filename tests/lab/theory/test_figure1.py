@@ -84,9 +84,9 @@ def test_the_right_panel_does_not_depend_on_the_preheating_time():
     [
         ({"preheat_rank": 1}, "`preheat_rank` must be at least `rank` = 2, got 1"),
         ({"preheat_rank": 33}, "`preheat_rank` must be between 1 and .* = 32, got 33"),
-        ({"draws": 1}, "`draws` must be at least 2"),
-        ({"seed": -1}, "`seed` must be at least 0"),
-        ({"preheat_time": 0.0}, "`preheat_time` must be a finite number above 0"),
+        ({"draws": 1}, "`draws` must be an integer >= 2, got 1"),
+        ({"seed": -1}, "`seed` must be an integer >= 0, got -1"),
+        ({"preheat_time": 0.0}, "`preheat_time` must be finite and > 0, got 0.0"),
         ({"end_time": 1000.0}, r"`end_time` must be in \(0, 80\)"),
         ({"k": 40}, "`k` must be between 1"),
     ],

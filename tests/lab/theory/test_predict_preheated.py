@@ -48,7 +48,7 @@ def preheatings(draw):
 @settings(max_examples=300, deadline=None)
 @given(preheatings())
 def test_the_other_direction_never_loses_to_the_frozen_one(case):
-    """HRP.md P5: direction "B" against "A" with A frozen, and the mirror image."""
+    """P5: direction "B" against "A" with A frozen, and the mirror image."""
     problem, columns, rank, frozen = case
     found = preheat_to_limit(problem, columns, frozen)
     same = found.limit_loss(problem, rank, frozen)
@@ -77,7 +77,7 @@ def test_the_librarys_directions_have_the_predicted_losses(case):
 @pytest.mark.parametrize("frozen", SIDES)
 @pytest.mark.parametrize("seed", range(4))
 def test_more_preheat_rank_never_hurts_over_coupled_draws(seed, frozen):
-    """HRP.md P4, for every draw: nested columns, one more at a time."""
+    """P4, for every draw: nested columns, one more at a time."""
     rng = np.random.default_rng(seed)
     problem = MatrixFactorization(rng.standard_normal((7, 9)) * 0.7 ** np.arange(9))
     dimension = problem.seen_from(frozen).n
@@ -101,7 +101,7 @@ def mean_losses(problem, preheat_rank, rank, draws=3000, seed=0):
     )
 
 
-# The means of 30 draws that HRP.md gives, so only to its digits and to their spread.
+# Means of 30 draws that were noted before P4 and P6 were derived, so only to their digits.
 @pytest.mark.parametrize(
     ("preheat_rank", "loss_A", "loss_B"),
     [(6, 10.4, 5.05), (12, 8.7, 4.17), (24, 5.4, 3.47), (32, 3.28, 3.28)],
@@ -295,7 +295,7 @@ def test_the_lab_reads_directions_as_the_library_does():
         (lambda p, Q: preheated.range_finder_bound(p, 1), "`preheat_rank` must be at least 2"),
         (
             lambda p, Q: preheat_flow(p, random_start(p, 2, np.random.default_rng(0), 2), 0.0),
-            "`time` must be a finite number above 0, got 0.0",
+            "`time` must be finite and > 0, got 0.0",
         ),
     ],
 )

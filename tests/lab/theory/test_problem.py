@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from hrp.validation import check_choice
 from hrp_lab.theory import (
     MatrixFactorization,
     flat_target,
@@ -15,7 +16,7 @@ from hrp_lab.theory import (
     target_of_spectrum,
     wise_start,
 )
-from hrp_lab.theory.matrix_arguments import checked_choice, checked_rank
+from hrp_lab.theory.matrix_arguments import checked_rank
 from hrp_lab.theory.problem import orthonormal_columns
 
 
@@ -131,7 +132,7 @@ def test_the_wise_start_holds_the_leading_singular_vectors():
         (lambda: MatrixFactorization(np.zeros((0, 3))), "m, n >= 1"),
         (lambda: flat_target(5, 4, 6), r"`k` must be between 1 and min\(m, n\) = 4, got 5"),
         (lambda: geometric_target(3, 3, ratio=1.5), r"`ratio` must be in \(0, 1\], got 1.5"),
-        (lambda: power_law_target(3, 3, exponent=0.0), "`exponent` must be a finite number above"),
+        (lambda: power_law_target(3, 3, exponent=0.0), "`exponent` must be finite and > 0, got 0"),
         (lambda: target_of_spectrum([-1.0], 3, 3), "`singular_values` must be at least 0, got -1"),
         (lambda: flat_target(2, 4, 6).optimum(5), r"`rank` must be between 1 and min\(m, n\) = 4"),
         (lambda: flat_target(2, 4, 6).optimum(0), "`rank` must be between 1"),
@@ -156,4 +157,4 @@ def test_a_rank_that_is_no_integer_is_a_type_error():
 
 def test_an_unknown_choice_is_told_the_known_ones():
     with pytest.raises(ValueError, match="`method` must be one of 'gd', 'adam', got 'lion'"):
-        checked_choice("method", "lion", ("gd", "adam"))
+        check_choice("method", "lion", ("gd", "adam"))

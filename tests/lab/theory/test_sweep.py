@@ -73,10 +73,10 @@ def test_targets_are_chosen_by_their_spectrum(kind, decay, values):
         ({"preheat_steps": ()}, "`preheat_steps` must ascend strictly"),
         ({"preheat_steps": (0, 3)}, "`preheat_steps` must ascend strictly from at least 1"),
         ({"train_factors": "A"}, "`train_factors` must be 'both' or 'B', got 'A'"),
-        ({"draws": 1}, "`draws` must be at least 2"),
-        ({"seed": -1}, "`seed` must be at least 0"),
+        ({"draws": 1}, "`draws` must be an integer >= 2, got 1"),
+        ({"seed": -1}, "`seed` must be an integer >= 0, got -1"),
         ({"target": TargetConfig("flat", 8, 10, 2.5)}, "`decay` must be the whole number k"),
-        ({"target": TargetConfig("flat", 8, 0, 2.0)}, "`n` must be at least 1"),
+        ({"target": TargetConfig("flat", 8, 0, 2.0)}, "`n` must be an integer >= 1, got 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(fields, message):

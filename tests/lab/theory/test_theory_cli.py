@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 import hrp_lab.theory as theory
-from hrp.cli import main as hrp_main
+from hrp_lab.cli import main as lab_main
 from hrp_lab.cli.theory_commands import main
-from hrp_lab.theory import Preheated, check, predict
+from hrp_lab.theory import Preheated, check, metric_cut, predict
 from hrp_lab.theory import predict_preheated as preheated
+from hrp_lab.theory import predict_truncation as truncated
 from hrp_lab.theory.check import CheckConfig, check_all
 from hrp_lab.theory.rows import exact, sampled
 from hrp_lab.theory.theory_record import write_record
@@ -27,10 +28,10 @@ from hrp_lab.theory.theory_record import write_record
 
 def test_check_holds_exits_with_0_and_records_its_table(tmp_path, capsys):
     path = tmp_path / "new" / "check.json"
-    assert hrp_main(["theory", "check", "--record", str(path)]) == 0
+    assert lab_main(["theory", "check", "--record", str(path)]) == 0
     printed = capsys.readouterr().out
     assert "BROKEN" not in printed
-    for statement in ("T1", "P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P9", "P10"):
+    for statement in ("T1", "P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P9", "P10", "P11"):
         assert f"\n{statement} " in printed
     record = json.loads(path.read_text())
     assert record["command"] == f"hrp-lab theory check --record {path}"
@@ -47,6 +48,26 @@ def test_a_broken_prediction_exits_with_1_and_says_which(monkeypatch, capsys):
     broken = [line for line in capsys.readouterr().out.splitlines() if line.endswith("BROKEN")]
     assert len(broken) == 2
     assert all(line.startswith("P2 ") for line in broken)
+
+
+@pytest.mark.parametrize(("stand_in", "rows"), [("plain SVD", 5), ("other side", 6)])
+def test_a_cut_that_is_not_the_best_exits_with_1_and_breaks_p11_only(
+    monkeypatch, capsys, stand_in, rows
+):
+    right = metric_cut.loss_truncation
+
+    def wrong(S, left_metric, right_metric, rank, damping):
+        if stand_in == "plain SVD":
+            damping = 1e13
+        else:
+            left_metric, right_metric = right_metric, left_metric
+        return right(S, left_metric, right_metric, rank, damping)
+
+    monkeypatch.setattr(metric_cut, "loss_truncation", wrong)
+    assert main(["check", "--draws", "50"]) == 1
+    broken = [line for line in capsys.readouterr().out.splitlines() if line.endswith("BROKEN")]
+    assert len(broken) >= rows
+    assert all(line.startswith("P11 ") for line in broken)
 
 
 def broken_statements(statement, draws=400) -> set[str]:
@@ -73,6 +94,8 @@ unharmed = functools.cache(broken_statements)
         (preheated, "same_direction_ceiling", 0.9, check.effective_rank_bounds, "P8"),
         (preheated, "same_direction_floor", 1.2, check.effective_rank_bounds, "P8"),
         (preheated, "range_finder_bound", 0.3, check.range_finder, "P5"),
+        (truncated, "full_space_cut", 1.001, check.truncation, "P11"),
+        (truncated, "least_cost", 1.001, check.truncation, "P11"),
     ],
 )
 def test_a_prediction_that_is_a_little_off_is_broken(
@@ -82,6 +105,19 @@ def test_a_prediction_that_is_a_little_off_is_broken(
     right = getattr(module, name)
     monkeypatch.setattr(module, name, lambda *args, **kwargs: factor * right(*args, **kwargs))
     assert breaks in broken_statements(statement)
+
+
+@pytest.mark.parametrize("fault", ["a little more damping", "a mean without weights"])
+def test_another_damping_breaks_p11(monkeypatch, fault):
+    right = truncated.damped
+
+    def wrong(metric, directions, S, damping):
+        if fault == "a little more damping":
+            return right(metric, directions, S, 1.01 * damping)
+        return right(metric, directions, np.ones_like(S), damping)
+
+    monkeypatch.setattr(truncated, "damped", wrong)
+    assert broken_statements(check.truncation) == {"P11"}
 
 
 def test_a_direction_that_is_lost_breaks_p5_p7_and_p10(monkeypatch):
@@ -143,7 +179,7 @@ def test_sweep_prints_its_table_and_writes_picture_and_record(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["check", "--draws", "1"], "hrp-lab theory check: `draws` must be at least 2"),
+        (["check", "--draws", "1"], "hrp-lab theory check: `draws` must be an integer >= 2"),
         (
             ["figure1", "--preheat-rank", "1"],
             "hrp-lab theory figure1: `preheat_rank` must be at least",
@@ -152,6 +188,7 @@ def test_sweep_prints_its_table_and_writes_picture_and_record(tmp_path, capsys):
             ["sweep", "--rank", "5"],
             "hrp-lab theory sweep: `preheat_rank` must be at least `rank` = 5",
         ),
+        (["truncation", "--rank", "13"], "hrp-lab theory truncation: `preheat_rank` must be at"),
         (["sweep", "--draws", "3", "--step-size", "9"], "lower `step_size`"),
         (["sweep", "--spectrum", "flat", "--decay", "99"], "`k` must be between 1 and"),
     ],
@@ -164,7 +201,7 @@ def test_unusable_arguments_exit_with_2_and_one_line(capsys, arguments, message)
     assert not printed.out
 
 
-@pytest.mark.parametrize("command", [[], ["check"], ["figure1"], ["sweep"]])
+@pytest.mark.parametrize("command", [[], ["check"], ["figure1"], ["sweep"], ["truncation"]])
 def test_help_ends_in_an_example(capsys, command):
     with pytest.raises(SystemExit, match="0"):
         main([*command, "--help"])
@@ -187,24 +224,40 @@ def test_the_examples_in_docstrings_hold(path):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
-ALLOWED = {"numpy", "scipy", "torch", "jaxtyping", "hrp.spectra.spectrum", "hrp_lab.theory"}
+ALLOWED_PACKAGES = {"numpy", "scipy", "torch", "jaxtyping"}
+ALLOWED_MODULES = {
+    "hrp.spectra.factorization",
+    "hrp.spectra.truncation",
+    "hrp.files",
+    "hrp.validation",
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Return the full names of the modules that a file imports, here or in a function."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            names.add(node.module or "")
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_the_lab_imports_numpy_scipy_torch_and_the_spectrum_only(path):
-    allowed = ALLOWED | ({"matplotlib"} if path.stem == "plots" else set())
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = [node.module] if isinstance(node, ast.ImportFrom) else []
-        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        for name in names:
-            top = name.split(".")[0]
-            known = top in sys.stdlib_module_names or top in allowed
-            assert known or ".".join(name.split(".")[:2]) in allowed, name
+def test_the_lab_imports_numerics_and_the_librarys_pure_functions_only(path):
+    packages = ALLOWED_PACKAGES | set(sys.stdlib_module_names)
+    packages |= {"matplotlib"} if path.stem == "theory_plots" else set()
+    for name in imported(path):
+        known = name.split(".")[0] in packages or name in ALLOWED_MODULES
+        assert known or name == "hrp_lab.theory" or name.startswith("hrp_lab.theory."), name
 
 
 def test_the_lab_loads_without_peft_transformers_or_matplotlib():
     code = (
-        "import sys, hrp_lab.theory, hrp_lab.theory.check, hrp_lab.theory.figure1, hrp_lab.theory.sweep;"
+        "import sys, hrp_lab.theory.check, hrp_lab.theory.figure1, hrp_lab.theory.sweep,"
+        "hrp_lab.theory.truncation_sweep;"
         "print(*{'peft', 'transformers', 'matplotlib', 'hrp.adapters.layers'} & set(sys.modules))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

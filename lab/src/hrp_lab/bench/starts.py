@@ -87,10 +87,10 @@ def _preheating(setup: Setup) -> dict[str, Any]:
 
 def _preheat(setup: Setup, settings: dict[str, Any]) -> Shared:
     settings = dict(settings)
-    variant = {"use_dora": True} if settings.pop("use_dora", False) else {}
+    use_dora = settings.pop("use_dora", False)
     settings.pop("own_learning_rate")
     config = HRPConfig(seed=PREHEAT_SEED + setup.spec.seed, **settings)
-    model = setup.adapter(**variant)
+    model = setup.adapter(use_dora=use_dora)
     plan = setup.plan(config.step_limit, setup.spec.learning_rate)
     # A compiled block would not see the hooks that observe moments.
     plan = dataclasses.replace(plan, speed=dataclasses.replace(plan.speed, torch_compile=False))

@@ -1,4 +1,4 @@
-"""``hrp-lab theory`` checks the theorems, redraws Figure 1, sweeps preheat rank and steps."""
+"""Runs ``hrp-lab theory``: checks the theorems, redraws Figure 1, sweeps ranks, steps and cuts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
-    from hrp_lab.theory.figure1 import Figure1
-    from hrp_lab.theory.sweep import Sweep, SweepConfig
+    from hrp_lab.theory.sweep import SweepConfig
 
 EXAMPLES = """\
 examples:
@@ -20,6 +19,7 @@ examples:
   hrp-lab theory figure1 --out figures          the paper's Figure 1, with the numbers beside it
   hrp-lab theory sweep --spectrum flat --decay 12 --first 1 --shape 32 32 --rank 2 \\
       --preheat-ranks 2 6 12 24 32 --out figures
+  hrp-lab theory truncation --out figures       the loss after the cut, plain SVD against the metric
 """
 
 
@@ -49,15 +49,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_figure1(commands)
     _add_sweep(commands)
+    _add_truncation(commands)
     return parser
 
 
 def _command(commands: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:
-    """Add a subcommand with what all three share."""
+    """Add a subcommand with what all of them share."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=text, description=text, epilog=f"example: hrp-lab theory {example}"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all draws (default: 0)")
     parser.add_argument("--record", type=Path, help="JSON file for the table and the settings")
     return parser
 
@@ -142,6 +143,34 @@ def _add_sweep(commands: Any) -> None:
     parser.set_defaults(run=_sweep)
 
 
+def _add_truncation(commands: Any) -> None:
+    from hrp_lab.theory.truncation_sweep import TruncationConfig
+
+    known = TruncationConfig()
+    parser = _command(
+        commands,
+        "truncation",
+        "Cut preheated updates to rank r, by the plain SVD and in the metric of the loss, where "
+        "inputs (and outputs) have second moments of a given condition number.",
+        "truncation --draws 5 --conditions 1 100 --out figures",
+    )
+    for name, metavar, of in (
+        ("conditions", "C", "condition numbers"),
+        ("preheat-times", "T", "flow times of preheating"),
+    ):
+        default = getattr(known, name.replace("-", "_"))
+        text = f"{of}, ascending (default: {' '.join(f'{value:g}' for value in default)})"
+        parser.add_argument(
+            f"--{name}", type=float, nargs="+", default=default, metavar=metavar, help=text
+        )
+    parser.add_argument("--preheat-rank", type=int, default=known.preheat_rank, help="R")
+    parser.add_argument("--rank", type=int, default=known.rank, help="r (default: %(default)s)")
+    parser.add_argument("--damping", type=float, default=known.damping, help="of the metrics")
+    parser.add_argument("--draws", type=int, default=known.draws, help="(default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder for theory-truncation.png")
+    parser.set_defaults(run=_truncation)
+
+
 def _check(options: argparse.Namespace, command: str) -> int:
     from hrp_lab.theory.check import CheckConfig, check_all
     from hrp_lab.theory.rows import table
@@ -159,6 +188,7 @@ def _check(options: argparse.Namespace, command: str) -> int:
 
 def _figure1(options: argparse.Namespace, command: str) -> int:
     from hrp_lab.theory.figure1 import Figure1Config, figure1
+    from hrp_lab.theory.theory_tables import figure1_table
 
     config = Figure1Config(
         draws=options.draws,
@@ -167,7 +197,7 @@ def _figure1(options: argparse.Namespace, command: str) -> int:
         preheat_time=options.preheat_time,
     )
     result = figure1(config)
-    print(_figure1_table(result))
+    print(figure1_table(result))
     _record(options, command, asdict(config), optimum=result.optimum, table=result.rows())
     if options.out:
         from hrp_lab.theory.theory_plots import draw_figure1, save_figure
@@ -177,29 +207,13 @@ def _figure1(options: argparse.Namespace, command: str) -> int:
     return 0
 
 
-def _figure1_table(result: Figure1) -> str:
-    head = (
-        f"{'LoRA':<11} {'start':<11} {'final loss':>10} {'+- SE':>8} {'predicted':>9} "
-        f"{'reached':>8} {'time':>6} {'+- SE':>6} {'+ preheating':>13}"
-    )
-    lines = [f"L* = {result.optimum:g}; time: until L <= 1.01 L*", "", head]
-    for row in result.rows():
-        times = (row["time"], row["time_standard_error"], row["time_with_preheating"])
-        spent, error, charged = ("-" if value is None else f"{value:.3f}" for value in times)
-        lines.append(
-            f"{row['panel']:<11} {row['start']:<11} {row['final_loss']:>10.4f} "
-            f"{row['standard_error']:>8.4f} {row['predicted']:>9.4f} {row['reached']:>8.0%} "
-            f"{spent:>6} {error:>6} {charged:>13}"
-        )
-    return "\n".join(lines)
-
-
 def _sweep(options: argparse.Namespace, command: str) -> int:
     from hrp_lab.theory.sweep import sweep
+    from hrp_lab.theory.theory_tables import sweep_table
 
     config = _sweep_config(options)
     result = sweep(config)
-    print(_sweep_table(result))
+    print(sweep_table(result))
     _record(options, command, asdict(config), limits=result.limits(), table=result.rows)
     if options.out:
         from hrp_lab.theory.theory_plots import draw_sweep, save_figure
@@ -230,22 +244,30 @@ def _sweep_config(options: argparse.Namespace) -> SweepConfig:
     )
 
 
-def _sweep_table(result: Sweep) -> str:
-    limits, steps = result.limits(), result.config.preheat_steps
-    lines = [
-        f"optimum {limits['optimum']:.4f}, random {limits['random']:.4f}, effective rank k_r "
-        f"{limits['effective_rank']:.2f}; mean final loss by R (rows) and K (columns)"
-    ]
-    for direction in ("A", "B"):
-        lines += ["", f"direction {direction}, R \\ K" + _cells(f"{step}" for step in steps)]
-        for rank in result.config.preheat_ranks:
-            rows = result.losses(direction, preheat_rank=rank)
-            lines.append(f"{rank:>18}" + _cells(f"{row['mean']:.4f}" for row in rows))
-    return "\n".join(lines)
+def _truncation(options: argparse.Namespace, command: str) -> int:
+    from hrp_lab.theory.theory_tables import truncation_table
+    from hrp_lab.theory.truncation_sweep import TruncationConfig, truncation_sweep
 
+    config = TruncationConfig(
+        preheat_rank=options.preheat_rank,
+        rank=options.rank,
+        conditions=tuple(options.conditions),
+        preheat_times=tuple(options.preheat_times),
+        damping=options.damping,
+        draws=options.draws,
+        seed=options.seed,
+    )
+    result = truncation_sweep(config)
+    print(truncation_table(result))
+    avoided = result.avoided()
+    _record(options, command, asdict(config), table=result.rows(), avoided=avoided)
+    if options.out:
+        from hrp_lab.theory.theory_plots import draw_truncation, save_figure
 
-def _cells(texts: Any) -> str:
-    return "".join(f" {text:>9}" for text in texts)
+        path = options.out / "theory-truncation.png"
+        save_figure(draw_truncation(result), path)
+        print(f"wrote {path}")
+    return 0
 
 
 def _record(

@@ -1,8 +1,8 @@
-"""Theory lab: matrix factorisation under gradient flow, and every statement of HRP.md checked.
+"""The theory lab checks every statement of docs/theory.md on matrix factorisation.
 
-``hrp-lab theory check`` runs all statements, ``figure1`` redraws the paper's Figure 1 and ``sweep``
-shows the final loss against preheat rank and steps. Derivations and sources
-are in docs/theory.md. Needs numpy, scipy and torch; matplotlib only for the figures.
+``hrp-lab theory check`` runs all statements, ``figure1`` redraws the paper's Figure 1, ``sweep``
+shows the final loss against preheat rank and steps, and ``truncation`` the loss right after the cut
+to the real rank. The lab needs numpy, scipy and torch; matplotlib only for the figures.
 """
 
 from __future__ import annotations

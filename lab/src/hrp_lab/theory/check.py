@@ -1,4 +1,4 @@
-"""Every statement of the theory against a measurement (``hrp-lab theory check``).
+"""Compares every statement of the theory with a measurement (``hrp-lab theory check``).
 
 Measurements come from the flow solver, from the library's `factored_svd`, or from random draws;
 predictions from `predict` and `predict_preheated` alone.
@@ -12,11 +12,12 @@ from itertools import chain, pairwise, product
 
 import numpy as np
 
+from hrp.validation import check_integer
 from hrp_lab.theory import predict, predict_preheated
+from hrp_lab.theory.check_truncation import truncation
 from hrp_lab.theory.flow import TrainFactors, Trajectory, gradient_flow
 from hrp_lab.theory.flow_preheating import preheat_again, preheat_flow, preheat_to_limit
 from hrp_lab.theory.flow_starts import RandomKind, random_start, start_at, wise_start
-from hrp_lab.theory.matrix_arguments import checked_count
 from hrp_lab.theory.problem import (
     Direction,
     MatrixFactorization,
@@ -25,9 +26,7 @@ from hrp_lab.theory.problem import (
     orthonormal_columns,
     power_law_target,
 )
-from hrp_lab.theory.rows import Row, exact, sampled
-
-_Pairs = list[tuple[np.ndarray, np.ndarray]]
+from hrp_lab.theory.rows import Pairs, Row, exact, sampled
 
 _TIGHT = 1e-12
 _TIMES = np.linspace(0.0, 4.0, 41)
@@ -39,11 +38,11 @@ _SIDES: tuple[Direction, ...] = ("A", "B")
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """How thoroughly to check.
+    """Settings that say how thoroughly to check.
 
     Args:
-        draws: of every random start; the tolerance of a mean falls with its square root.
-        seed: of all draws.
+        draws: number of random starts behind a mean, whose tolerance falls with its square root.
+        seed: seed of all draws.
     """
 
     draws: int = 2000
@@ -51,23 +50,21 @@ class CheckConfig:
 
     def __post_init__(self) -> None:
         """Check both fields."""
-        if checked_count("draws", self.draws) < 2:
-            raise ValueError(f"`draws` must be at least 2, for a spread, got {self.draws}")
-        if self.seed < 0:
-            raise ValueError(f"`seed` must be at least 0, got {self.seed}")
+        check_integer("draws", self.draws, minimum=2)
+        check_integer("seed", self.seed, minimum=0)
 
 
 def check_all(config: CheckConfig) -> list[Row]:
     """Run every statement, each with its own generator, so that one does not move another."""
     return [
         row
-        for place, statement in enumerate(STATEMENTS)
-        for row in statement(config.draws, np.random.default_rng([config.seed, place]))
+        for number, statement in enumerate(STATEMENTS)
+        for row in statement(config.draws, np.random.default_rng([config.seed, number]))
     ]
 
 
 def targets(rng: np.random.Generator) -> list[MatrixFactorization]:
-    """Wide, tall and decaying targets without symmetries that could hide a mistake."""
+    """Return wide, tall and decaying targets without symmetries that could hide a mistake."""
     return [
         MatrixFactorization(rng.standard_normal((6, 9)) / 2),
         MatrixFactorization(rng.standard_normal((9, 5)) / 2),
@@ -77,7 +74,7 @@ def targets(rng: np.random.Generator) -> list[MatrixFactorization]:
 
 
 def random_limits(draws: int, rng: np.random.Generator) -> Iterator[Row]:
-    """T1: means of random starts, in the limit and on the way."""
+    """Check T1 and P9: means of random starts, in the limit and on the way."""
     problem, rank = geometric_target(24, 32, ratio=0.8, first=3.0), 3
     for direction in _SIDES:
         for kind in _KINDS:
@@ -96,7 +93,7 @@ def random_limits(draws: int, rng: np.random.Generator) -> Iterator[Row]:
 
 
 def asymmetric_paths(_draws: int, rng: np.random.Generator) -> Iterator[Row]:
-    """P1: the closed path against the solver, for three draws on each target."""
+    """Check P1: the closed path against the solver, for three draws on each target."""
     problems = targets(rng)
     for direction in _SIDES:
         factors, losses = [], []
@@ -115,7 +112,7 @@ def asymmetric_paths(_draws: int, rng: np.random.Generator) -> Iterator[Row]:
 
 
 def wise_asymmetric(_draws: int, rng: np.random.Generator) -> Iterator[Row]:
-    """P2: the wise start's decay, at three scales."""
+    """Check P2: the decay of the wise start, at three scales."""
     problems = targets(rng)
     for direction in _SIDES:
         pairs = []
@@ -127,7 +124,7 @@ def wise_asymmetric(_draws: int, rng: np.random.Generator) -> Iterator[Row]:
 
 
 def wise_classic(_draws: int, rng: np.random.Generator) -> Iterator[Row]:
-    """P3: pairs, conserved quantity, loss and final rate of the wise classic start."""
+    """Check P3: pairs, conserved quantity, loss and final rate of the wise classic start."""
     problems = targets(rng)
     for direction in _SIDES:
         pairs, conserved, losses, rates = [], [], [], []
@@ -150,14 +147,14 @@ def wise_classic(_draws: int, rng: np.random.Generator) -> Iterator[Row]:
 
 
 def _norms(run: Trajectory, direction: Direction) -> tuple[np.ndarray, np.ndarray]:
-    """Column norms of the carrier and of the other factor, (times, rank) each."""
+    """Return the column norms of the carrier and of the other factor, (times, rank) each."""
     A, B = run.factors()
     carrier, other = (A, B) if direction == "A" else (B, A)
     return np.linalg.norm(carrier, axis=-2), np.linalg.norm(other, axis=-2)
 
 
 def preheated(draws: int, rng: np.random.Generator) -> Iterator[Row]:
-    """P4 and P5 per draw: library's directions against the formulas, order and monotonicity."""
+    """Check P4, P5 and P10 per draw: directions, their order, and R against R + 1."""
     problems = targets(rng)
     for frozen in _SIDES:
         cases = [_preheated_case(problem, frozen, min(draws, 50), rng) for problem in problems]
@@ -175,23 +172,23 @@ def preheated(draws: int, rng: np.random.Generator) -> Iterator[Row]:
 
 def _preheated_case(
     problem: MatrixFactorization, frozen: Direction, draws: int, rng: np.random.Generator
-) -> tuple[_Pairs, _Pairs, _Pairs, _Pairs, _Pairs]:
-    """(predicted, measured) pairs at every R: P4, P5, P5 against P4, R against R + 1, P10."""
+) -> tuple[Pairs, Pairs, Pairs, Pairs, Pairs]:
+    """Return the pairs of P4, P5, P5 against P4, R against R + 1, and P10, at every R."""
     rank, dimension = 3, problem.seen_from(frozen).n
     nested = orthonormal_columns(rng, dimension, dimension, (draws,))
     same, other, lost, whole = [], [], [], []
     for preheat_rank in range(rank, dimension + 1):
         columns = nested[..., :preheat_rank]
-        found = preheat_to_limit(problem, columns, frozen)
-        L_same = found.limit_loss(problem, rank, frozen)
-        L_other = found.limit_loss(problem, rank, _OTHER[frozen])
+        update = preheat_to_limit(problem, columns, frozen)
+        L_same = update.limit_loss(problem, rank, frozen)
+        L_other = update.limit_loss(problem, rank, _OTHER[frozen])
         same.append((predict_preheated.same_direction_loss(problem, columns, rank, frozen), L_same))
         other.append(
             (predict_preheated.other_direction_loss(problem, columns, rank, frozen), L_other)
         )
         lost.append((L_same, L_other))
         if preheat_rank >= min(problem.m, problem.n):
-            again = preheat_again(problem, found, frozen)
+            again = preheat_again(problem, update, frozen)
             for side in _SIDES:
                 best = np.full(draws, problem.optimum(rank))
                 whole.append((best, again.limit_loss(problem, rank, side)))
@@ -200,15 +197,15 @@ def _preheated_case(
 
 
 def range_finder(draws: int, rng: np.random.Generator) -> Iterator[Row]:
-    """P5 and P10: Halko, Martinsson and Tropp's bound, and of what the second half-sweep finds."""
+    """Check the bounds of P5 and P10, on the range found and after a second half-sweep."""
     problem, rank = power_law_target(24, 32, exponent=1.0, first=3.0), 3
     for preheat_rank in (4, 8, 16):
         columns = orthonormal_columns(rng, problem.n, preheat_rank, (draws,))
-        found = preheat_to_limit(problem, columns)
+        update = preheat_to_limit(problem, columns)
         bound = predict_preheated.range_finder_bound(problem, preheat_rank)
-        left = predict.limit_loss(problem, found.U, "B")
+        left = predict.limit_loss(problem, update.U, "B")
         yield sampled("P5", f"E of what the range leaves, R = {preheat_rank}", bound, left, "<=")
-        again = preheat_again(problem, found).limit_loss(problem, rank, "B")
+        again = preheat_again(problem, update).limit_loss(problem, rank, "B")
         claim = f"E L_B after a second half-sweep, R = {preheat_rank}"
         yield sampled("P10", claim, problem.optimum(rank) + bound, again, "<=")
     few = orthonormal_columns(rng, problem.n, problem.m, (20,))
@@ -221,7 +218,7 @@ def range_finder(draws: int, rng: np.random.Generator) -> Iterator[Row]:
 
 
 def flat_mean(draws: int, rng: np.random.Generator) -> Iterator[Row]:
-    """P6: the exact mean of P4 for flat targets, Figure 1's among them."""
+    """Check P6: the exact mean of P4 for flat targets, Figure 1's among them."""
     settings = [(12, 32, R, 2) for R in (2, 3, 6, 12, 20)] + [(5, 20, 9, 3), (3, 16, 4, 1)]
     for k, n, preheat_rank, rank in settings:
         columns = orthonormal_columns(rng, n, preheat_rank, (draws,))
@@ -232,7 +229,7 @@ def flat_mean(draws: int, rng: np.random.Generator) -> Iterator[Row]:
 
 
 def any_time(_draws: int, rng: np.random.Generator) -> Iterator[Row]:
-    """P7: orthonormal frozen columns find the same however short; P5 holds for Gaussian ones."""
+    """Check P7 for orthonormal frozen columns, however short, and P5 for Gaussian ones."""
     problems = targets(rng)
     for frozen in _SIDES:
         pairs, lost = [], []
@@ -256,7 +253,7 @@ def any_time(_draws: int, rng: np.random.Generator) -> Iterator[Row]:
 
 
 def effective_rank_bounds(draws: int, rng: np.random.Generator) -> Iterator[Row]:
-    """P8: E L_A lies under the chord from random to optimum, and over the floor."""
+    """Check P8: E L_A lies under the chord from random to optimum, and over the floor."""
     for name, problem in {
         "geometric": geometric_target(24, 32, ratio=0.8, first=3.0),
         "flat": flat_target(12, 32, 32),
@@ -281,4 +278,5 @@ STATEMENTS: tuple[Callable[[int, np.random.Generator], Iterator[Row]], ...] = (
     flat_mean,
     any_time,
     effective_rank_bounds,
+    truncation,
 )

@@ -1,4 +1,4 @@
-"""Discrete optimisers on the same problem, for what gradient flow does not cover."""
+"""Runs discrete optimisers on the same problem, for what gradient flow does not cover."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Float
 
+from hrp.validation import check_choice, check_integer, check_positive
 from hrp_lab.theory.flow import TrainFactors, Trajectory
 from hrp_lab.theory.flow_starts import Start
-from hrp_lab.theory.matrix_arguments import checked_choice, checked_count, checked_positive
 from hrp_lab.theory.problem import MatrixFactorization
 
 Method = Literal["gd", "sgd", "adam"]
@@ -26,7 +26,7 @@ class Descent:
     Args:
         method: "gd", exact gradients; "sgd", exact gradients plus Gaussian noise; "adam", Kingma
             and Ba 2015 with betas (0.9, 0.999), epsilon 1e-8, on exact (or noisy) gradients.
-        step_size: learning rate.
+        step_size: the learning rate.
         steps: number of updates.
         noise: standard deviation of the noise on every entry of the gradient; "gd" takes none.
         record: steps done at which to record, ascending, 0 for the start; empty means every one.
@@ -43,9 +43,9 @@ class Descent:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        checked_choice("method", self.method, get_args(Method))
-        checked_positive("step_size", self.step_size)
-        checked_count("steps", self.steps)
+        check_choice("method", self.method, get_args(Method))
+        check_positive("step_size", self.step_size)
+        check_integer("steps", self.steps, minimum=1)
         if not (np.isfinite(self.noise) and self.noise >= 0):
             raise ValueError(f"`noise` must be a finite number of at least 0, got {self.noise!r}")
         if self.method == "gd" and self.noise:
@@ -64,7 +64,7 @@ class Descent:
 
     @property
     def recorded(self) -> tuple[int, ...]:
-        """Steps done at which the run is recorded."""
+        """Numbers of steps done at which the run is recorded."""
         return self.record or tuple(range(self.steps + 1))
 
 
@@ -85,7 +85,7 @@ def descend(
         ValueError: noise is asked for, and no ``rng`` given.
         FloatingPointError: the loss became infinite or NaN: the step size is too large.
     """
-    checked_choice("train_factors", train_factors, get_args(TrainFactors))
+    check_choice("train_factors", train_factors, get_args(TrainFactors))
     if settings.noise and rng is None:
         raise ValueError("`rng` must be given for noise, got None; pass numpy.random.default_rng()")
     factors = {"A": start.A, "B": start.B}
@@ -105,7 +105,9 @@ def descend(
     times = settings.step_size * np.array(settings.recorded, dtype=np.float64)
     if not keep_factors:
         return Trajectory(times, np.stack(losses, -1))
-    A, B = (np.stack([one[name] for one in kept], -3) for name in ("A", "B"))
+    A, B = (
+        np.stack([recorded_factors[name] for recorded_factors in kept], -3) for name in ("A", "B")
+    )
     return Trajectory(times, np.stack(losses, -1), A, B)
 
 
@@ -115,7 +117,7 @@ def _stepped(
     updates: dict[str, _Update],
     rng: np.random.Generator | None,
 ) -> dict[str, np.ndarray]:
-    """The trained factors after one step."""
+    """Return the trained factors after one step."""
     gradients = dict(zip("AB", problem.gradients(factors["A"], factors["B"]), strict=True))
     return {name: factors[name] - update(gradients[name], rng) for name, update in updates.items()}
 
@@ -133,7 +135,7 @@ def _finite_loss(
 
 
 class _Update:
-    """What one step takes off one factor; holds Adam's moments."""
+    """Computes what a step takes off a factor; holds Adam's moments."""
 
     def __init__(self, settings: Descent, factor: np.ndarray) -> None:
         self.settings = settings

@@ -1,4 +1,4 @@
-"""Exact expectations over random subspaces and Gaussian matrices, by quadrature.
+"""Computes exact expectations over random subspaces and Gaussian matrices, by quadrature.
 
 Squared cosines between a fixed and a random subspace are real Jacobi eigenvalues, those of
 ``A^T A`` for Gaussian A real Laguerre (Wishart) eigenvalues; both have a joint density
@@ -24,7 +24,7 @@ class QuadratureError(ArithmeticError):
 
 
 def pfaffian(X: Complex[np.ndarray, "batch even even"]) -> Complex[np.ndarray, " batch"]:
-    """Pfaffians of skew-symmetric matrices of even size: Pf(X)^2 = det(X).
+    """Return the Pfaffians of skew-symmetric matrices of even size: Pf(X)^2 = det(X).
 
     Elimination with pivoting (Parlett and Reid 1970), O(size^3), for a whole batch at once.
 
@@ -50,7 +50,7 @@ def pfaffian(X: Complex[np.ndarray, "batch even even"]) -> Complex[np.ndarray, "
 
 
 def mean_leading_cosines(dimension: int, fixed: int, drawn: int, leading: int) -> float:
-    """E of the sum of the ``leading`` largest squared cosines between two subspaces.
+    """Return E of the sum of the ``leading`` largest squared cosines between two subspaces.
 
     One subspace of dimension ``fixed``, one Haar-random of dimension ``drawn``, of R^dimension.
     The squared cosines are ``max(0, fixed + drawn - dimension)`` ones, and q = min(fixed, drawn,
@@ -90,7 +90,7 @@ def mean_leading_cosines(dimension: int, fixed: int, drawn: int, leading: int) -
 def _counts_above(
     q: int, exponents: tuple[int, int], angles: Float[np.ndarray, " cuts"], points: int
 ) -> Float[np.ndarray, "cuts counts"]:
-    """P(exactly j of q Jacobi eigenvalues lie above sin^2(angle)), for j = 0..q.
+    """Return P(exactly j of q Jacobi eigenvalues lie above sin^2(angle)), for j = 0..q.
 
     E z^N is a polynomial of degree q in z, and a ratio of Pfaffians: its values at the roots of
     unity give the coefficients.
@@ -108,7 +108,7 @@ def _marked(
     points: int,
     marks: Complex[np.ndarray, " marks"],
 ) -> Complex[np.ndarray, "marks even even"]:
-    """De Bruijn's matrices with the weight multiplied by each mark z above the cut."""
+    """Return de Bruijn's matrices with the weight multiplied by each mark z above the cut."""
     nodes, weights, antiderivative = _integration(points)
     halves = np.array([cut, np.pi / 2 - cut]) / 2
     angles = np.concatenate([halves[0] * (nodes + 1), cut + halves[1] * (nodes + 1)])
@@ -128,7 +128,7 @@ def _marked(
 
 
 def mean_wishart_decay(dimension: int, rank: int, time: float) -> float:
-    """E tr e^(-time G), G = A^T A, A (dimension, rank) with independent entries of variance 1.
+    """Return E tr e^(-time G), G = A^T A, for a Gaussian A (dimension, rank) of variance 1.
 
     d/dh log Pf at h = 0, of the weight times 1 + h e^(-time x), is the mean of that sum. With
     x = y^2 the density's half-integer powers become whole ones.
@@ -170,7 +170,7 @@ def _integration(
 ) -> tuple[
     Float[np.ndarray, " points"], Float[np.ndarray, " points"], Float[np.ndarray, "points points"]
 ]:
-    """Gauss-Legendre nodes and weights on [-1, 1], and values at nodes -> integrals from -1."""
+    """Return Gauss-Legendre nodes and weights on [-1, 1], and the integrals from -1 as a matrix."""
     nodes, weights = legendre.leggauss(points)
     values = legendre.legvander(nodes, points)
     integrals = np.empty((points, points))
@@ -190,7 +190,7 @@ def _basis(
     weights: Float[np.ndarray, " points"],
     count: int,
 ) -> Float[np.ndarray, "points count"]:
-    """Orthonormal basis of density times polynomials in x of degree below ``count`` (Stieltjes)."""
+    """Return orthonormal polynomials below degree ``count``, times the density (Stieltjes)."""
     columns = np.zeros((x.size, count))
     new = density
     for i in range(count):
@@ -206,7 +206,7 @@ def _skew(
     weights: Float[np.ndarray, " points"],
     f: Float[np.ndarray, "points count"],
 ) -> Float[np.ndarray, "count count"]:
-    """int int sgn(y - x) f_i(x) f_j(y) over one panel."""
+    """Return int int sgn(y - x) f_i(x) f_j(y) over one panel."""
     return (2 * antiderivative @ f - weights @ f).T @ (weights[:, None] * f)
 
 
@@ -214,7 +214,7 @@ def _even(
     X: Complex[np.ndarray, "marks count count"],
     border: np.ndarray,
 ) -> Complex[np.ndarray, "marks even even"]:
-    """Skew-symmetric part, bordered by the integrals where the count is odd (de Bruijn 1955)."""
+    """Return the skew-symmetric part, bordered by the integrals where the count is odd."""
     X = (X - X.swapaxes(1, 2)) / 2
     count = X.shape[-1]
     if count % 2 == 0:

@@ -1,4 +1,4 @@
-"""Figure 1 of the paper: loss curves of matrix factorisation from four kinds of start, and one.
+"""Redraws Figure 1 of the paper: loss curves of matrix factorisation from five kinds of start.
 
 Target diag(I_12, O_20), rank 2, preheat rank 6; left classic LoRA, right asymmetric LoRA. To the
 caption's four starts (Gaussian, orthogonal, HRP, target's own directions) comes HRP "B" (P5).
@@ -13,10 +13,10 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from hrp.validation import check_integer, check_positive
 from hrp_lab.theory.flow import TrainFactors, Trajectory, gradient_flow
 from hrp_lab.theory.flow_preheating import preheat_flow
 from hrp_lab.theory.flow_starts import Start, random_start, wise_start
-from hrp_lab.theory.matrix_arguments import checked_count, checked_positive
 from hrp_lab.theory.predict import random_limit
 from hrp_lab.theory.predict_preheated import flat_same_direction_mean
 from hrp_lab.theory.problem import MatrixFactorization, flat_target
@@ -33,16 +33,18 @@ _LIMIT_TIME = 80.0
 
 @dataclass(frozen=True)
 class Figure1Config:
-    """Settings; the defaults are the caption's, where it has them.
+    """Settings of the figure; the defaults are the caption's, where it has them.
 
     Args:
-        draws: of every random start and of every preheating.
-        seed: of all draws.
+        draws: number of random starts, and of preheatings.
+        seed: seed of all draws.
         preheat_rank: R.
         preheat_time: flow time of preheating, from a random orthonormal A. The right panel does
             not depend on it (docs/theory.md, P7).
         end_time: end of the plotted curves; the final losses are taken much later.
-        k, size, rank: of the target diag(I_k, O) of shape (size, size), and r.
+        k: number of ones of the target diag(I_k, O).
+        size: its rows and columns.
+        rank: r, of the adapter.
     """
 
     draws: int = 200
@@ -56,11 +58,9 @@ class Figure1Config:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        if checked_count("draws", self.draws) < 2:
-            raise ValueError(f"`draws` must be at least 2, for a spread, got {self.draws}")
-        if self.seed < 0:
-            raise ValueError(f"`seed` must be at least 0, got {self.seed}")
-        checked_positive("preheat_time", self.preheat_time)
+        check_integer("draws", self.draws, minimum=2)
+        check_integer("seed", self.seed, minimum=0)
+        check_positive("preheat_time", self.preheat_time)
         if not 0 < self.end_time < _LIMIT_TIME:
             raise ValueError(f"`end_time` must be in (0, {_LIMIT_TIME:g}), got {self.end_time!r}")
         self.problem.check_preheat_rank(self.preheat_rank, self.rank, self.size)
@@ -73,7 +73,7 @@ class Figure1Config:
 
 @dataclass(frozen=True, eq=False)
 class Figure1:
-    """What the figure shows: losses (draws, times) by panel and arm, and the settings.
+    """Losses (draws, times) by panel and arm, which the figure shows, and the settings.
 
     The last of ``times`` is far to the right of the figure, for the final losses.
     """
@@ -88,7 +88,7 @@ class Figure1:
         return self.config.problem.optimum(self.config.rank)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The table: per panel and arm the final loss and the time to 1 % excess loss."""
+        """Return the table: per panel and arm the final loss and the time to 1 % excess loss."""
         return [self._row(panel, arm) for panel in PANELS for arm in ARMS]
 
     def _row(self, panel: Panel, arm: str) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class Figure1:
 
 
 def predicted_final(config: Figure1Config, panel: Panel, arm: str) -> float:
-    """Expected final loss: T1, P6 or L* (P2, P5; the classic flow reaches L* from every start)."""
+    """Return the expected final loss: T1, P6 or L* (P2, P5; the classic flow always reaches L*)."""
     problem = config.problem
     if panel == "asymmetric" and arm in ("gaussian", "orthogonal"):
         return random_limit(problem, config.rank)
@@ -134,7 +134,7 @@ def figure1(config: Figure1Config) -> Figure1:
 
 
 def _trained_against(start: Start) -> TrainFactors:
-    """Asymmetric LoRA: the carrier is frozen, the other factor trained."""
+    """Return the factor that asymmetric LoRA trains: not the carrier, which is frozen."""
     return "B" if start.direction == "A" else "A"
 
 
@@ -142,11 +142,11 @@ def _starts(config: Figure1Config, panel: Panel, rng: np.random.Generator) -> di
     problem = config.problem
     first = random_start(problem, config.preheat_rank, rng, config.draws, "orthogonal")
     trained: TrainFactors = "both" if panel == "classic" else "B"
-    found = preheat_flow(problem, first, config.preheat_time, trained)
+    update = preheat_flow(problem, first, config.preheat_time, trained)
     return {
         "gaussian": random_start(problem, config.rank, rng, config.draws, "gaussian"),
         "orthogonal": random_start(problem, config.rank, rng, config.draws, "orthogonal"),
-        "HRP A": found.start(problem, config.rank, "A"),
-        "HRP B": found.start(problem, config.rank, "B"),
+        "HRP A": update.start(problem, config.rank, "A"),
+        "HRP B": update.start(problem, config.rank, "B"),
         "target": wise_start(problem, config.rank),
     }

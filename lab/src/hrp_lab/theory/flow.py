@@ -1,4 +1,4 @@
-"""Gradient flow A' = -dL/dA, B' = -dL/dB by scipy's error-controlled solver."""
+"""Integrates the gradient flow A' = -dL/dA, B' = -dL/dB by scipy's error-controlled solver."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.integrate import solve_ivp
 
+from hrp.validation import check_choice
 from hrp_lab.theory.flow_starts import Start
-from hrp_lab.theory.matrix_arguments import checked_choice, checked_times
+from hrp_lab.theory.matrix_arguments import checked_times
 from hrp_lab.theory.problem import MatrixFactorization
 
 TrainFactors = Literal["both", "A", "B"]
@@ -48,20 +49,20 @@ class Trajectory:
     def factors(
         self,
     ) -> tuple[Float[np.ndarray, "*batch times n rank"], Float[np.ndarray, "*batch times m rank"]]:
-        """A and B at all times; raises ``ValueError`` where they were not kept."""
+        """Return A and B at all times; raises ``ValueError`` where they were not kept."""
         if self.A is None or self.B is None:
             raise ValueError("the factors were not recorded; run with `keep_factors=True`")
         return self.A, self.B
 
     def factors_at(
-        self, place: int
+        self, index: int
     ) -> tuple[Float[np.ndarray, "*batch n rank"], Float[np.ndarray, "*batch m rank"]]:
-        """A and B at ``times[place]``; raises ``ValueError`` where they were not kept."""
+        """Return A and B at ``times[index]``; raises ``ValueError`` where they were not kept."""
         A, B = self.factors()
-        return A[..., place, :, :], B[..., place, :, :]
+        return A[..., index, :, :], B[..., index, :, :]
 
     def time_to(self, loss: float) -> Float[np.ndarray, "*batch"]:
-        """First time at which the loss is at most ``loss``; infinity where it never is.
+        """Return the first time at which the loss is at most ``loss``; infinity where it never is.
 
         Linear interpolation between the recorded times.
         """
@@ -71,14 +72,14 @@ class Trajectory:
         high, low = _pick(self.losses, before), _pick(self.losses, after)
         drop = np.where(high > low, high - low, 1.0)
         share = np.where(after == before, 0.0, (high - loss) / drop)
-        found = self.times[before] + share * (self.times[after] - self.times[before])
-        return np.asarray(np.where(reached.any(-1), found, np.inf))
+        crossing = self.times[before] + share * (self.times[after] - self.times[before])
+        return np.asarray(np.where(reached.any(-1), crossing, np.inf))
 
 
 def _pick(
-    losses: Float[np.ndarray, "*batch times"], place: np.ndarray
+    losses: Float[np.ndarray, "*batch times"], index: np.ndarray
 ) -> Float[np.ndarray, "*batch"]:
-    return np.asarray(np.take_along_axis(losses, place[..., None], -1)[..., 0])
+    return np.asarray(np.take_along_axis(losses, index[..., None], -1)[..., 0])
 
 
 def gradient_flow(
@@ -99,7 +100,7 @@ def gradient_flow(
         start: the factors at time 0; leading axes are draws.
         times: ascending, >= 0.
         train_factors: "both" is classic LoRA; "A" or "B" is asymmetric LoRA with the other frozen.
-        tolerance: of the local error, between 1e-13 and 1e-2.
+        tolerance: bound of the local error, between 1e-13 and 1e-2.
         keep_factors: record A and B too.
 
     Raises:
@@ -107,7 +108,7 @@ def gradient_flow(
         SolverError: the tolerance was not reached.
     """
     when = checked_times(times)
-    checked_choice("train_factors", train_factors, get_args(TrainFactors))
+    check_choice("train_factors", train_factors, get_args(TrainFactors))
     if not _TOLERANCES[0] <= tolerance <= _TOLERANCES[1]:
         low, high = _TOLERANCES
         raise ValueError(f"`tolerance` must be between {low:g} and {high:g}, got {tolerance!r}")
@@ -133,7 +134,7 @@ class _System:
         self.draws = int(np.prod(start.A.shape[:-2]))
 
     def factors(self, state: Float[np.ndarray, "*times size"]) -> tuple[np.ndarray, np.ndarray]:
-        """Factors of one state, or with a leading axis of times of many states."""
+        """Return the factors of a state, or of many states with a leading axis of times."""
         times = state.shape[:-1]
         split = self.start.A.size if self.trains_A else 0
         A = (

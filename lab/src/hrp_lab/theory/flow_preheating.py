@@ -1,4 +1,4 @@
-"""HRP in the lab: preheat at a high rank, take the directions with the library's own spectrum."""
+"""Preheats at a high rank in the lab, and takes the directions with the library's own SVD."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 
 from hrp.spectra.factorization import factored_svd
+from hrp.validation import check_choice, check_positive
 from hrp_lab.theory.flow import TrainFactors, gradient_flow
 from hrp_lab.theory.flow_starts import Start, start_at
-from hrp_lab.theory.matrix_arguments import checked_choice, checked_positive
 from hrp_lab.theory.predict import limit_loss
 from hrp_lab.theory.problem import Direction, MatrixFactorization
 
@@ -32,11 +32,11 @@ class Preheated:
     Vh: Float[np.ndarray, "*draws preheat_rank n"]
 
     def directions(self, rank: int, direction: Direction) -> Float[np.ndarray, "*draws dim rank"]:
-        """Leading right ("A") or left ("B") singular vectors, as columns.
+        """Return the leading right ("A") or left ("B") singular vectors, as columns.
 
         Raises ``ValueError`` if ``rank`` is above the preheat rank.
         """
-        checked_choice("direction", direction, get_args(Direction))
+        check_choice("direction", direction, get_args(Direction))
         if not 1 <= rank <= self.S.shape[-1]:
             raise ValueError(
                 f"`rank` must be between 1 and `preheat_rank` = {self.S.shape[-1]}, got {rank}; "
@@ -47,20 +47,20 @@ class Preheated:
         return self.Vh[..., :rank, :].swapaxes(-1, -2)
 
     def start(self, problem: MatrixFactorization, rank: int, direction: Direction) -> Start:
-        """The real adapter's start: `directions` in the carrier, zero in the other factor."""
+        """Return the real adapter's start: `directions` in the carrier, zero elsewhere."""
         return start_at(problem, self.directions(rank, direction), direction)
 
     def limit_loss(
         self, problem: MatrixFactorization, rank: int, direction: Direction
     ) -> Float[np.ndarray, "*draws"]:
-        """Loss that asymmetric LoRA reaches from `start`, the carrier frozen (measured P4, P5)."""
+        """Return the loss that asymmetric LoRA reaches from `start` (P4, P5)."""
         return limit_loss(problem, self.directions(rank, direction), direction)
 
 
 def spectrum_of(
     A: Float[np.ndarray, "*draws n preheat_rank"], B: Float[np.ndarray, "*draws m preheat_rank"]
 ) -> Preheated:
-    """SVD of B A^T by `hrp.spectra.spectrum.factored_svd`, in float64."""
+    """Return the SVD of B A^T by `hrp.spectra.factorization.factored_svd`, in float64."""
     lora_A = torch.from_numpy(np.array(A.swapaxes(-1, -2), dtype=np.float64))
     U, S, Vh = factored_svd(lora_A, torch.from_numpy(np.array(B, dtype=np.float64)))
     return Preheated(U.numpy(), S.numpy(), Vh.numpy())
@@ -71,23 +71,23 @@ def preheat_to_limit(
     frozen_columns: Float[np.ndarray, "*draws dimension preheat_rank"],
     frozen: Direction = "A",
 ) -> Preheated:
-    """Asymmetric preheating run to its end: B = M A (A^T A)^-1 (HRP.md P1, t -> infinity)."""
+    """Run asymmetric preheating to its end: B = M A (A^T A)^-1 (P1, t -> infinity)."""
     start = start_at(problem, frozen_columns, frozen)
     other = problem.seen_from(frozen).M @ np.linalg.pinv(frozen_columns).swapaxes(-1, -2)
     return spectrum_of(start.A, other) if frozen == "A" else spectrum_of(other, start.B)
 
 
 def preheat_again(
-    problem: MatrixFactorization, found: Preheated, frozen: Direction = "A"
+    problem: MatrixFactorization, first: Preheated, frozen: Direction = "A"
 ) -> Preheated:
-    """A second half-sweep: freeze what the first one trained, train what it froze, to the end.
+    """Run a second half-sweep: freeze what the first one trained, train what it froze, to the end.
 
     With ``frozen="A"`` the first time: B = Q, orthonormal columns of the range found, gives the
     product Q Q^T M, the randomised SVD (P10, **derived**; Halko, Martinsson and Tropp 2011).
     """
     if frozen == "A":
-        return preheat_to_limit(problem, found.U, "B")
-    return preheat_to_limit(problem, found.Vh.swapaxes(-1, -2), "A")
+        return preheat_to_limit(problem, first.U, "B")
+    return preheat_to_limit(problem, first.Vh.swapaxes(-1, -2), "A")
 
 
 def preheat_flow(
@@ -102,6 +102,8 @@ def preheat_flow(
     ``train_factors`` and ``tolerance`` as in `flow.gradient_flow`, which also names the
     errors.
     """
-    end = np.array([checked_positive("time", time)])
-    run = gradient_flow(problem, start, end, train_factors, tolerance, keep_factors=True)
+    check_positive("time", time)
+    run = gradient_flow(
+        problem, start, np.array([time]), train_factors, tolerance, keep_factors=True
+    )
     return spectrum_of(*run.factors_at(0))

@@ -1,4 +1,4 @@
-"""Where a low-rank run starts: random, at the target's own directions, or at preheated ones."""
+"""Makes the starts of low-rank runs: random, the target's own directions, or preheated ones."""
 
 from __future__ import annotations
 
@@ -8,12 +8,8 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Float
 
-from hrp_lab.theory.matrix_arguments import (
-    checked_choice,
-    checked_count,
-    checked_positive,
-    checked_rank,
-)
+from hrp.validation import check_choice, check_integer, check_positive
+from hrp_lab.theory.matrix_arguments import checked_rank
 from hrp_lab.theory.problem import Direction, MatrixFactorization, orthonormal_columns
 
 RandomKind = Literal["gaussian", "orthogonal"]
@@ -71,7 +67,7 @@ def random_start(
     kind: RandomKind = "orthogonal",
     direction: Direction = "A",
 ) -> Start:
-    """``draws`` random starts: Haar orthonormal columns, or Gaussian columns of that mean length.
+    """Draw random starts: Haar orthonormal columns, or Gaussian columns of that mean length.
 
     Gaussian entries have variance 1 / dimension, so a column's expected squared norm is 1, and
     both kinds start with the same E ||A||_F^2 = rank.
@@ -79,8 +75,8 @@ def random_start(
     Raises:
         ValueError: ``rank`` above the carrier's dimension, an unknown kind or direction.
     """
-    checked_choice("kind", kind, get_args(RandomKind))
-    checked_count("draws", draws)
+    check_choice("kind", kind, get_args(RandomKind))
+    check_integer("draws", draws, minimum=1)
     dimension = problem.seen_from(direction).n
     checked_rank("rank", rank, dimension, "the carrier's dimension")
     if kind == "gaussian":
@@ -93,7 +89,8 @@ def random_start(
 def wise_start(
     problem: MatrixFactorization, rank: int, direction: Direction = "A", scale: float = 1.0
 ) -> Start:
-    """The target's own leading singular vectors, times ``scale`` (HRP.md P2, P3); no batch axis."""
+    """Start at the target's own leading singular vectors, times ``scale``, in no batch (P2, P3)."""
     problem.check_rank("rank", rank)
+    check_positive("scale", scale)
     leading = problem.seen_from(direction).svd[2][:rank].T
-    return start_at(problem, checked_positive("scale", scale) * leading, direction)
+    return start_at(problem, scale * leading, direction)

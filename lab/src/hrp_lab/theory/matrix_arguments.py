@@ -1,10 +1,8 @@
-"""Checks of what a user passes, worded alike throughout the lab."""
+"""Checks ranks and times that a user passes; `hrp.validation` checks the rest."""
 
 from __future__ import annotations
 
-import math
 import operator
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,31 +17,6 @@ def checked_rank(name: str, rank: Any, limit: int, limit_name: str) -> int:
         raise TypeError(f"`{name}` must be an integer, got {rank!r}") from None
     if not 1 <= value <= limit:
         raise ValueError(f"`{name}` must be between 1 and {limit_name} = {limit}, got {value}")
-    return value
-
-
-def checked_count(name: str, count: Any) -> int:
-    """Return ``count`` as an int; raises ``ValueError`` unless it is at least 1."""
-    try:
-        value = operator.index(count)
-    except TypeError:
-        raise TypeError(f"`{name}` must be an integer, got {count!r}") from None
-    if value < 1:
-        raise ValueError(f"`{name}` must be at least 1, got {value}")
-    return value
-
-
-def checked_positive(name: str, value: float) -> float:
-    """Return ``value``; raises ``ValueError`` unless it is finite and above 0."""
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"`{name}` must be a finite number above 0, got {value!r}")
-    return float(value)
-
-
-def checked_choice(name: str, value: str, choices: Sequence[str]) -> str:
-    """Return ``value``; raises ``ValueError`` unless it is one of ``choices``."""
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Closed forms for random and wise starts: HRP.md T1 and P1 to P3.
+"""Gives the closed forms for random and wise starts: docs/theory.md T1, P1 to P3, P9.
 
 ``direction`` is the factor that carries the start; in asymmetric LoRA it is frozen, and the other
 one, zero at time 0, is trained. "B" is "A" on the transposed target. Times are flow times.
@@ -12,14 +12,10 @@ from typing import get_args
 import numpy as np
 from jaxtyping import Float
 
+from hrp.validation import check_choice, check_positive
 from hrp_lab.theory.ensembles import mean_wishart_decay
 from hrp_lab.theory.flow_starts import RandomKind
-from hrp_lab.theory.matrix_arguments import (
-    checked_choice,
-    checked_positive,
-    checked_rank,
-    checked_times,
-)
+from hrp_lab.theory.matrix_arguments import checked_rank, checked_times
 from hrp_lab.theory.problem import Direction, MatrixFactorization
 
 
@@ -29,7 +25,7 @@ def asymmetric_factor(
     times: Float[np.ndarray, " times"],
     direction: Direction = "A",
 ) -> Float[np.ndarray, "*batch times other rank"]:
-    """The trained factor, B(t) = M A (A^T A)^-1 (I - e^{-t A^T A}) (HRP.md P1, **derived**).
+    """Return the trained factor, B(t) = M A (A^T A)^-1 (I - e^{-t A^T A}) (P1, **derived**).
 
     ``frozen`` is A (n, rank) for direction "A", B (m, rank) for "B". Dependent columns are no
     exception: (1 - e^{-tx}) / x is t at x = 0.
@@ -50,7 +46,9 @@ def asymmetric_loss(
     times: Float[np.ndarray, " times"],
     direction: Direction = "A",
 ) -> Float[np.ndarray, "*batch times"]:
-    """L(t) = 1/2 ||M (I - P_A)||^2 + 1/2 ||M A (A^T A)^{-1/2} e^{-t A^T A}||^2 (P1, **derived**).
+    """Return the loss along the path of a frozen factor (P1, **derived**).
+
+    L(t) = 1/2 ||M (I - P_A)||^2 + 1/2 ||M A (A^T A)^{-1/2} e^{-t A^T A}||^2.
 
     Arguments as in `asymmetric_factor`.
     """
@@ -66,7 +64,7 @@ def limit_loss(
     frozen: Float[np.ndarray, "*batch dimension rank"],
     direction: Direction = "A",
 ) -> Float[np.ndarray, "*batch"]:
-    """1/2 ||M (I - P_A)||^2, the asymmetric loss as t -> infinity (HRP.md P1, **derived**)."""
+    """Return 1/2 ||M (I - P_A)||^2, the asymmetric loss as t -> infinity (P1, **derived**)."""
     held, _ = _held_by(problem.seen_from(direction), frozen)
     return np.asarray((problem.energy - held.sum(-1)) / 2)
 
@@ -74,14 +72,14 @@ def limit_loss(
 def _held_by(
     seen: MatrixFactorization, frozen: Float[np.ndarray, "*batch dimension rank"]
 ) -> tuple[Float[np.ndarray, "*batch k"], Float[np.ndarray, "*batch k"]]:
-    """||M q_i||^2 along each left singular vector q_i of the frozen factor, and its sigma_i."""
+    """Return ||M q_i||^2 along the frozen factor's left singular vectors q_i, and its sigma_i."""
     Q, sigma, _ = np.linalg.svd(frozen, full_matrices=False)
     spanned = sigma > 1e-12 * sigma.max(-1, keepdims=True)
     return np.square(seen.M @ Q).sum(-2) * spanned, sigma
 
 
 def random_limit(problem: MatrixFactorization, rank: int, direction: Direction = "A") -> float:
-    """1/2 (1 - rank / n) ||M||^2, the expected asymmetric loss as t -> infinity (HRP.md T1, paper).
+    """Return 1/2 (1 - rank / n) ||M||^2, the expected asymmetric loss as t -> infinity (T1, paper).
 
     For Gaussian and orthogonal starts alike; m in place of n for direction "B".
     """
@@ -97,13 +95,13 @@ def random_path(
     kind: RandomKind = "orthogonal",
     direction: Direction = "A",
 ) -> float:
-    """Expected asymmetric loss at one time, of `random_start` (**derived**, P9).
+    """Return the expected asymmetric loss at a time, of `random_start` (P9, **derived**).
 
     Its limit plus ||M||^2 / (2 n) E tr e^{-2 t A^T A}: the trace is rank e^{-2t} for orthonormal
     columns, and a Wishart expectation, by quadrature, for Gaussian ones.
     """
     seen = problem.seen_from(direction)
-    checked_choice("kind", kind, get_args(RandomKind))
+    check_choice("kind", kind, get_args(RandomKind))
     when = checked_times([time])[0]
     if kind == "orthogonal":
         trace = rank * math.exp(-2 * when)
@@ -118,7 +116,7 @@ def wise_asymmetric_loss(
     times: Float[np.ndarray, " times"],
     scale: float = 1.0,
 ) -> Float[np.ndarray, " times"]:
-    """L* + 1/2 e^{-2 scale^2 t} sum_{i <= rank} s_i^2 (HRP.md P2, **derived**).
+    """Return L* + 1/2 e^{-2 scale^2 t} sum_{i <= rank} s_i^2 (P2, **derived**).
 
     The frozen factor holds ``scale`` times the leading singular vectors, on either side.
 
@@ -126,7 +124,8 @@ def wise_asymmetric_loss(
     >>> wise_asymmetric_loss(problem, 1, np.array([0.0])).tolist()
     [2.5]
     """
-    decay = np.exp(-2 * checked_positive("scale", scale) ** 2 * checked_times(times))
+    check_positive("scale", scale)
+    decay = np.exp(-2 * scale**2 * checked_times(times))
     return problem.optimum(rank) + decay * problem.held_energy(rank) / 2
 
 
@@ -140,13 +139,14 @@ def wise_classic_pairs(
     Float[np.ndarray, "times rank"],
     Float[np.ndarray, "times rank"],
 ]:
-    """Scalar pairs a_i(t), b_i(t) and s_i - a_i b_i of the wise classic start (P3, **derived**).
+    """Return a_i(t), b_i(t) and s_i - a_i b_i of the wise classic start (P3, **derived**).
 
     a' = -(ab - s) b, b' = -(ab - s) a from a = scale, b = 0 keep a^2 - b^2 = scale^2, so with
     a = scale cosh(z), b = scale sinh(z), u = e^{2z} solves a Riccati equation of constant
     coefficients: the path is explicit (docs/theory.md, P3). a belongs to the carrier.
     """
-    square = checked_positive("scale", scale) ** 2
+    check_positive("scale", scale)
+    square = scale**2
     problem.check_rank("rank", rank)
     s = problem.singular_values[:rank]
     rate = np.sqrt(square**2 + 4 * s**2)
@@ -165,7 +165,7 @@ def wise_classic_loss(
     times: Float[np.ndarray, " times"],
     scale: float = 1.0,
 ) -> Float[np.ndarray, " times"]:
-    """L* + 1/2 sum_i (s_i - a_i b_i)^2 along `wise_classic_pairs` (HRP.md P3, **derived**)."""
+    """Return L* + 1/2 sum_i (s_i - a_i b_i)^2 along `wise_classic_pairs` (P3, **derived**)."""
     residual = wise_classic_pairs(problem, rank, times, scale)[2]
     return problem.optimum(rank) + np.square(residual).sum(-1) / 2
 
@@ -173,6 +173,7 @@ def wise_classic_loss(
 def wise_classic_rates(
     problem: MatrixFactorization, rank: int, scale: float = 1.0
 ) -> Float[np.ndarray, " rank"]:
-    """sqrt(scale^4 + 4 s_i^2), the rate at which s_i - a_i b_i decays in the end (P3)."""
+    """Return sqrt(scale^4 + 4 s_i^2), the rate at which s_i - a_i b_i decays in the end (P3)."""
     problem.check_rank("rank", rank)
-    return np.sqrt(checked_positive("scale", scale) ** 4 + 4 * problem.singular_values[:rank] ** 2)
+    check_positive("scale", scale)
+    return np.sqrt(scale**4 + 4 * problem.singular_values[:rank] ** 2)

@@ -1,4 +1,4 @@
-"""Closed forms for starts found by asymmetric preheating: HRP.md P4, P5 and what follows.
+"""Gives the closed forms for starts found by asymmetric preheating: docs/theory.md P4 to P8.
 
 ``frozen`` names the factor that preheating freezes, at a random start of ``preheat_rank`` columns
 (the library's ``train_factors`` names the other one). The start in its own direction is P4, in the
@@ -24,8 +24,9 @@ def same_direction_loss(
     rank: int,
     frozen: Direction = "A",
 ) -> Float[np.ndarray, "*batch"]:
-    """L_A = 1/2 (||M||^2 - sum_{i <= rank} s_i(M P)^2), P on the frozen columns (P4, **derived**).
+    """Return L_A = 1/2 (||M||^2 - sum_{i <= rank} s_i(M P)^2) (P4, **derived**).
 
+    P projects on the frozen columns.
     With ``frozen="B"``: direction "B" and P M. Raises ``ValueError`` for rank > preheat_rank.
     """
     seen, Q = _frozen_basis(problem, frozen_columns, rank, frozen)
@@ -39,7 +40,7 @@ def other_direction_loss(
     rank: int,
     frozen: Direction = "A",
 ) -> Float[np.ndarray, "*batch"]:
-    """L_B = 1/2 ||(I - U_r U_r^T) M||^2, U_r leading left vectors of M P (P5, **derived**).
+    """Return L_B = 1/2 ||(I - U_r U_r^T) M||^2, U_r leading left vectors of M P (P5, **derived**).
 
     With ``frozen="B"``: direction "A" and the right vectors of P M.
     """
@@ -61,7 +62,7 @@ def _frozen_basis(
 def flat_same_direction_mean(
     k: int, dimension: int, preheat_rank: int, rank: int, level: float = 1.0
 ) -> float:
-    """E L_A exactly, for a target of ``k`` equal singular values ``level`` (P6, **derived**).
+    """Return E L_A exactly, for ``k`` equal singular values ``level`` (P6, **derived**).
 
     level^2 / 2 (k - E sum of the ``rank`` largest squared cosines between the target's row space
     and the frozen columns): real Jacobi eigenvalues, by quadrature to about 1e-12.
@@ -79,8 +80,9 @@ def flat_same_direction_mean(
 def same_direction_ceiling(
     problem: MatrixFactorization, preheat_rank: int, rank: int, frozen: Direction = "A"
 ) -> float:
-    """Upper bound of E L_A: the chord from random at R = rank to L* at R = n (P8, **derived**).
+    """Return the upper bound of E L_A, the chord (P8, **derived**).
 
+    It runs from random at R = rank to L* at R = n:
     ((n - R) E L_random + (R - rank) L*) / (n - rank); equality at both ends. In terms of the
     effective rank k_r = rank ||M||^2 / sum_{i <= rank} s_i^2, the gain over random is at least
     (R - rank) / (n - rank) * rank * (1 / k_r - 1 / n) * ||M||^2 / 2.
@@ -99,7 +101,7 @@ def same_direction_ceiling(
 def same_direction_floor(
     problem: MatrixFactorization, preheat_rank: int, rank: int, frozen: Direction = "A"
 ) -> float:
-    """Lower bound of E L_A: L*, and random LoRA's own loss at rank R (P8, **derived**)."""
+    """Return the larger of L* and random LoRA's loss at rank R, below E L_A (P8, **derived**)."""
     problem.check_preheat_rank(preheat_rank, rank, problem.seen_from(frozen).n)
     return max(problem.optimum(rank), random_limit(problem, preheat_rank, frozen))
 
@@ -107,7 +109,7 @@ def same_direction_floor(
 def range_finder_bound(
     problem: MatrixFactorization, preheat_rank: int, frozen: Direction = "A"
 ) -> float:
-    """Least bound of E 1/2 ||(I - Q Q^T) M||^2, Q the whole range of M P (HRP.md P5).
+    """Return the least bound of E 1/2 ||(I - Q Q^T) M||^2, Q the whole range of M P (P5).
 
     1/2 (1 + k / (p - 1)) sum_{j > k} s_j^2, preheat_rank = k + p, at the best k >= 0 with p >= 2
     (Halko, Martinsson and Tropp 2011, Theorem 10.5).

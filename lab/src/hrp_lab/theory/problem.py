@@ -1,7 +1,7 @@
-"""Matrix factorisation: the target ``M``, the loss 1/2 ||B A^T - M||_F^2 and its gradients.
+"""Defines matrix factorisation: the target ``M``, the loss 1/2 ||B A^T - M||_F^2, its gradients.
 
-Shapes as in HRP.md: A is (n, rank), B is (m, rank), M is (m, n), so that ``A = lora_A^T`` and
-``B = lora_B`` at scaling 1. Everything is float64, and may carry leading batch axes of draws.
+Shapes are those of docs/theory.md: A is (n, rank), B is (m, rank), M is (m, n), so ``A = lora_A^T``
+and ``B = lora_B`` at scaling 1. Everything is float64, and may carry leading batch axes of draws.
 """
 
 from __future__ import annotations
@@ -12,12 +12,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Float
 
-from hrp_lab.theory.matrix_arguments import (
-    checked_choice,
-    checked_count,
-    checked_positive,
-    checked_rank,
-)
+from hrp.validation import check_choice, check_integer, check_positive
+from hrp_lab.theory.matrix_arguments import checked_rank
 
 Direction = Literal["A", "B"]
 
@@ -84,22 +80,22 @@ class MatrixFactorization:
         return MatrixFactorization(self.M.T)
 
     def seen_from(self, direction: Direction) -> MatrixFactorization:
-        """The problem in which the factor ``direction`` is called A: this one, or its mirror."""
-        checked_choice("direction", direction, get_args(Direction))
+        """Return the problem in which the factor ``direction`` is A: itself, or its mirror."""
+        check_choice("direction", direction, get_args(Direction))
         return self if direction == "A" else self.mirror
 
     def held_energy(self, rank: int) -> float:
-        """sum_{i <= rank} s_i^2: what the best rank-``rank`` product holds of ||M||^2."""
+        """Return sum_{i <= rank} s_i^2: what the best rank-``rank`` product holds of ||M||^2."""
         self.check_rank("rank", rank)
         return float(np.square(self.singular_values[:rank]).sum())
 
     def optimum(self, rank: int) -> float:
-        """L* = 1/2 sum_{i > rank} s_i^2, the least loss at that rank (Eckart and Young 1936)."""
+        """Return L* = 1/2 sum_{i > rank} s_i^2, the least loss of that rank (Eckart and Young)."""
         self.check_rank("rank", rank)
         return float(np.square(self.singular_values[rank:]).sum()) / 2
 
     def effective_rank(self, rank: int = 1) -> float:
-        """k_r = rank * ||M||^2 / sum_{i <= rank} s_i^2, from ``rank`` up to min(m, n).
+        """Return k_r = rank * ||M||^2 / sum_{i <= rank} s_i^2, from ``rank`` up to min(m, n).
 
         The stable rank for ``rank=1``, the count of equal singular values of a flat target; it is
         what bounds the gain of preheating (**derived**, docs/theory.md, P8).
@@ -114,13 +110,13 @@ class MatrixFactorization:
     def loss(
         self, A: Float[np.ndarray, "*batch n rank"], B: Float[np.ndarray, "*batch m rank"]
     ) -> Float[np.ndarray, "*batch"]:
-        """1/2 ||B A^T - M||_F^2, for each element of the batch."""
+        """Return 1/2 ||B A^T - M||_F^2, for each element of the batch."""
         return np.asarray(np.square(B @ A.swapaxes(-1, -2) - self.M).sum((-1, -2)) / 2)
 
     def gradients(
         self, A: Float[np.ndarray, "*batch n rank"], B: Float[np.ndarray, "*batch m rank"]
     ) -> tuple[Float[np.ndarray, "*batch n rank"], Float[np.ndarray, "*batch m rank"]]:
-        """dL/dA = (B A^T - M)^T B and dL/dB = (B A^T - M) A."""
+        """Return dL/dA = (B A^T - M)^T B and dL/dB = (B A^T - M) A."""
         residual = B @ A.swapaxes(-1, -2) - self.M
         return residual.swapaxes(-1, -2) @ B, residual @ A
 
@@ -142,10 +138,10 @@ class MatrixFactorization:
 def target_of_spectrum(
     singular_values: Any, m: int, n: int, rng: np.random.Generator | None = None
 ) -> MatrixFactorization:
-    """Target of shape (m, n) with the given singular values.
+    """Make a target of shape (m, n) with the given singular values.
 
-    Diagonal, or with random singular vectors (Haar) if ``rng`` is given. Raises ``ValueError`` if
-    there are more values than min(m, n), or a negative one.
+    It is diagonal, or has random singular vectors (Haar) if ``rng`` is given. Raises ``ValueError``
+    if there are more values than min(m, n), or a negative one.
 
     >>> target_of_spectrum([2.0, 1.0], 2, 3).M.tolist()
     [[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
@@ -162,33 +158,36 @@ def target_of_spectrum(
 
 
 def flat_target(k: int, m: int, n: int, level: float = 1.0) -> MatrixFactorization:
-    """diag(I_k, 0) times ``level``: Figure 1's target is ``flat_target(12, 32, 32)``."""
+    """Make diag(I_k, 0) times ``level``: Figure 1's target is ``flat_target(12, 32, 32)``."""
     checked_rank("k", k, min(m, n), "min(m, n)")
-    return target_of_spectrum(np.full(k, checked_positive("level", level)), m, n)
+    check_positive("level", level)
+    return target_of_spectrum(np.full(k, level), m, n)
 
 
 def geometric_target(m: int, n: int, ratio: float = 0.8, first: float = 1.0) -> MatrixFactorization:
-    """s_i = first * ratio^(i-1), i = 1..min(m, n); ``ratio`` in (0, 1]."""
+    """Make s_i = first * ratio^(i-1), i = 1..min(m, n); ``ratio`` in (0, 1]."""
+    check_positive("first", first)
     if not 0 < ratio <= 1:
         raise ValueError(f"`ratio` must be in (0, 1], got {ratio!r}")
-    powers = np.arange(min(m, n))
-    return target_of_spectrum(checked_positive("first", first) * ratio**powers, m, n)
+    return target_of_spectrum(first * ratio ** np.arange(min(m, n)), m, n)
 
 
 def power_law_target(
     m: int, n: int, exponent: float = 1.0, first: float = 1.0
 ) -> MatrixFactorization:
-    """s_i = first * i^-exponent, i = 1..min(m, n)."""
-    places = np.arange(1, min(m, n) + 1)
-    values = checked_positive("first", first) * places ** -checked_positive("exponent", exponent)
-    return target_of_spectrum(values, m, n)
+    """Make s_i = first * i^-exponent, i = 1..min(m, n)."""
+    check_positive("first", first)
+    check_positive("exponent", exponent)
+    numbers = np.arange(1, min(m, n) + 1)
+    return target_of_spectrum(first * numbers**-exponent, m, n)
 
 
 def orthonormal_columns(
     rng: np.random.Generator, dimension: int, rank: int, draws: tuple[int, ...] = ()
 ) -> Float[np.ndarray, "*draws dimension rank"]:
-    """Haar-distributed matrices with orthonormal columns; ``ValueError`` if rank > dimension."""
-    checked_rank("rank", rank, checked_count("dimension", dimension), "the dimension")
+    """Draw Haar-distributed orthonormal columns; ``ValueError`` if rank > dimension."""
+    check_integer("dimension", dimension, minimum=1)
+    checked_rank("rank", rank, dimension, "the dimension")
     Q, R = np.linalg.qr(rng.standard_normal((*draws, dimension, rank)))
     # Without this the signs, fixed by LAPACK's convention, would not be random.
     signs = np.sign(np.diagonal(R, axis1=-2, axis2=-1))

@@ -1,8 +1,7 @@
-"""One row of ``hrp-lab theory check``: a prediction, what was measured, and the verdict."""
+"""Defines the rows of ``hrp-lab theory check``: prediction, measurement and verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +10,8 @@ import numpy as np
 from hrp_lab.theory.sampling import Estimate, estimate
 
 Relation = Literal["=", "<=", ">="]
+Pairs = list[tuple[np.ndarray, np.ndarray]]
+"""(predicted, measured), an array each."""
 
 EXACT = 1e-8
 STANDARD_ERRORS = 3.0
@@ -21,7 +22,7 @@ class Row:
     """A statement put to the test.
 
     Args:
-        statement: its name in HRP.md or docs/theory.md.
+        statement: its name in docs/theory.md.
         claim: what is compared, in words.
         predicted: the right-hand side of ``measured relation predicted``.
         measured: the left-hand side.
@@ -38,25 +39,25 @@ class Row:
 
     @property
     def error(self) -> float:
-        """How far the measurement is on the wrong side of the prediction; 0 where it is not."""
+        """Distance of the measurement on the wrong side of the prediction; 0 on the right one."""
         difference = self.measured - self.predicted
         wrong = {"=": abs(difference), "<=": max(0.0, difference), ">=": max(0.0, -difference)}
         return wrong[self.relation]
 
     @property
     def holds(self) -> bool:
-        """Whether the error is within the tolerance; NaN never is."""
+        """True if the error is within the tolerance; NaN never is."""
         return bool(self.error <= self.tolerance)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields and the verdict, as JSON types."""
+        """Return all fields and the verdict, as JSON types."""
         return vars(self) | {"error": self.error, "holds": self.holds}
 
 
 def exact(
     statement: str,
     claim: str,
-    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+    pairs: Pairs,
     relation: Relation = "=",
 ) -> Row:
     """Compare (predicted, measured) arrays element by element, to 1e-8; the row shows the worst."""
@@ -77,7 +78,7 @@ def sampled(
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as aligned text, one line each."""
+    """Return the rows as aligned text, a line each."""
     width = max(len(row.claim) for row in rows)
     head = (
         f"{'':4} {'claim':<{width}}  {'measured':>12}    {'predicted':>12}  {'error':>8}"

@@ -1,4 +1,4 @@
-"""Means over random draws with their standard errors, where no closed form exists."""
+"""Takes means over random draws with their standard errors, where no closed form exists."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: Float[np.ndarray, " draws"]) -> Estimate:
-    """Mean over draws; raises ``ValueError`` for fewer than two, which have no spread.
+    """Return the mean over draws; raises ``ValueError`` for fewer than two, which have no spread.
 
     >>> estimate(np.array([1.0, 3.0]))
     Estimate(mean=2.0, standard_error=1.0)

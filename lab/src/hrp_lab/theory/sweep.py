@@ -1,4 +1,4 @@
-"""Final loss against preheat rank and preheating steps, for a chosen spectrum.
+"""Sweeps the final loss over preheat rank and preheating steps, for a chosen spectrum.
 
 The final loss is that of asymmetric LoRA with the preheated directions frozen, run to its end: how
 good the directions are (classic LoRA ends at the optimum from almost every start). Preheating is
@@ -13,11 +13,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from hrp.validation import check_choice, check_integer
 from hrp_lab.theory.descent import Descent, descend
 from hrp_lab.theory.flow import TrainFactors
 from hrp_lab.theory.flow_preheating import spectrum_of
 from hrp_lab.theory.flow_starts import RandomKind, random_start
-from hrp_lab.theory.matrix_arguments import checked_choice, checked_count, checked_positive
 from hrp_lab.theory.predict import random_limit
 from hrp_lab.theory.predict_preheated import same_direction_ceiling
 from hrp_lab.theory.problem import (
@@ -35,12 +35,13 @@ SIDES: tuple[Direction, ...] = ("A", "B")
 
 @dataclass(frozen=True)
 class TargetConfig:
-    """A target by its spectrum.
+    """Settings of a target, which is given by its spectrum.
 
     Args:
         kind: "flat" has ``decay`` equal values; "geometric" s_i = first * decay^(i-1);
             "power-law" s_i = first * i^-decay.
-        m, n: shape.
+        m: rows.
+        n: columns.
         decay: k, ratio or exponent, as the kind says.
         first: the largest singular value.
     """
@@ -53,9 +54,9 @@ class TargetConfig:
 
     def problem(self) -> MatrixFactorization:
         """Build the target; raises ``ValueError`` for a decay that its kind does not know."""
-        checked_choice("kind", self.kind, get_args(SpectrumKind))
-        checked_count("m", self.m)
-        checked_count("n", self.n)
+        check_choice("kind", self.kind, get_args(SpectrumKind))
+        check_integer("m", self.m, minimum=1)
+        check_integer("n", self.n, minimum=1)
         if self.kind == "geometric":
             return geometric_target(self.m, self.n, self.decay, self.first)
         if self.kind == "power-law":
@@ -67,17 +68,18 @@ class TargetConfig:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """What to sweep.
+    """Settings of the sweep.
 
     Args:
         target: the spectrum.
-        rank: of the real adapter, r.
+        rank: r, that of the real adapter.
         preheat_ranks: R, ascending, from r to n.
         preheat_steps: K, ascending, at least 1.
-        optimizer: of preheating; its ``steps`` and ``record`` are set by ``preheat_steps``.
-        train_factors: of preheating; the carrier A starts random, B at zero.
-        kind: of A's random start.
-        draws, seed: of that start.
+        optimizer: that of preheating; ``preheat_steps`` sets its ``steps`` and ``record``.
+        train_factors: the factors that preheating trains; A starts random, B at zero.
+        kind: distribution of A's random start.
+        draws: number of random starts.
+        seed: seed of all draws.
     """
 
     target: TargetConfig = field(default_factory=TargetConfig)
@@ -93,10 +95,8 @@ class SweepConfig:
     def __post_init__(self) -> None:
         """Check what the functions below would only find late in the run."""
         problem = self.target.problem()
-        if checked_count("draws", self.draws) < 2:
-            raise ValueError(f"`draws` must be at least 2, for a spread, got {self.draws}")
-        if self.seed < 0:
-            raise ValueError(f"`seed` must be at least 0, got {self.seed}")
+        check_integer("draws", self.draws, minimum=2)
+        check_integer("seed", self.seed, minimum=0)
         if self.train_factors == "A":
             raise ValueError(
                 "`train_factors` must be 'both' or 'B', got 'A'; B starts at zero, and a frozen "
@@ -108,18 +108,17 @@ class SweepConfig:
             values = getattr(self, name)
             if not values or min(values) < 1 or any(b <= a for a, b in pairwise(values)):
                 raise ValueError(f"`{name}` must ascend strictly from at least 1, got {values}")
-        checked_positive("step_size", self.optimizer.step_size)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Mean final losses, one row for each R, K and direction, beside the known limits."""
+    """Mean final losses, a row for each R, K and direction, and the known limits."""
 
     config: SweepConfig
     rows: list[dict[str, Any]]
 
     def limits(self) -> dict[str, Any]:
-        """Optimum, random expectation (T1), and the chord (P8) at every R."""
+        """Return the optimum, the random expectation (T1), and the chord (P8) at every R."""
         problem, rank = self.config.target.problem(), self.config.rank
         return {
             "optimum": problem.optimum(rank),
@@ -132,7 +131,7 @@ class Sweep:
         }
 
     def losses(self, direction: Direction, **where: int) -> list[dict[str, Any]]:
-        """Rows of one direction with the given ``preheat_rank`` or ``preheat_steps``."""
+        """Return the rows of a direction with the given ``preheat_rank`` or ``preheat_steps``."""
         wanted = {"direction": direction} | where
         return [row for row in self.rows if wanted.items() <= row.items()]
 
@@ -150,10 +149,10 @@ def sweep(config: SweepConfig) -> Sweep:
     for preheat_rank in config.preheat_ranks:
         start = random_start(problem, preheat_rank, rng, config.draws, config.kind)
         run = descend(problem, start, settings, config.train_factors, keep_factors=True, rng=rng)
-        for place, step in enumerate(steps):
-            found = spectrum_of(*run.factors_at(place))
+        for index, step in enumerate(steps):
+            update = spectrum_of(*run.factors_at(index))
             for direction in SIDES:
-                loss = estimate(found.limit_loss(problem, config.rank, direction))
+                loss = estimate(update.limit_loss(problem, config.rank, direction))
                 where = {"preheat_rank": preheat_rank, "preheat_steps": step}
                 rows.append(where | {"direction": direction} | loss._asdict())
     return Sweep(config, rows)

@@ -1,4 +1,4 @@
-"""JSON records of what the commands measured: settings, table, versions."""
+"""Writes JSON records of what the commands measured: settings, table, versions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_record(
     """Write one record, whole or not at all; folders are made.
 
     Args:
-        path: the file, replaced if it exists.
+        path: the file; replaced if it exists.
         command: the command line that reproduces it.
         settings: the config's fields.
         measured: what came out, by name.
