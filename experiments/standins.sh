@@ -4,8 +4,8 @@
 #   experiments/standins.sh BASE_LM GSM8K MINILM GLUE SECONDS [WORKERS]
 #
 # BASE_LM, MINILM: folders of the two models; GSM8K, GLUE: folders of their data. WORKERS: processes in
-# all (default: 10 a GPU; 12 ran out of 80 GB twice). Two experiments run at a time, so that the last
-# runs of one leave no GPU idle. Records land in experiments/results/ (or RECORDS), one file a run, to be
+# all (default: 10 a GPU; 12 ran out of 80 GB twice). Several experiments run at a time, so that the last
+# runs of one leave no GPU idle; ONLY="A,B C" runs A, then B, and beside them C. Records land in experiments/results/ (or RECORDS), one file a run, to be
 # folded by `hrp-lab bench pack`; what runs share lands in a temporary folder (or SHARED). Seen on two H100: 240 steps/s on GSM8K, 550 on CoLA.
 set -euo pipefail
 if [ $# -lt 5 ] || ! command -v nvidia-cuda-mps-control > /dev/null; then
@@ -14,7 +14,7 @@ if [ $# -lt 5 ] || ! command -v nvidia-cuda-mps-control > /dev/null; then
 fi
 cd "$(dirname "$0")/.."
 base_lm=$1 gsm8k=$2 minilm=$3 glue=$4 ends=$((SECONDS + $5))
-workers=$((${6:-$((10 * $(nvidia-smi --list-gpus | wc -l)))} / 2))
+workers=${6:-$((10 * $(nvidia-smi --list-gpus | wc -l)))}
 records=${RECORDS:-experiments/results} shared=${SHARED:-$(mktemp -d)}
 
 # Small models leave a GPU idle unless its processes run side by side.
@@ -37,17 +37,24 @@ run() { # EXPERIMENT MODEL DATA FLAGS...
 
 on_gsm8k() { run "$1" "$base_lm" "$gsm8k" --padding_free --torch_compile; }
 on_glue() { run "$1" "$minilm" "$glue"; }
+on() { case $1 in *gsm8k* | *ablation) on_gsm8k "$1" ;; *) on_glue "$1" ;; esac; }
 
-{
-  on_gsm8k standin-gsm8k-450
-  on_gsm8k standin-gsm8k-compute
-  on_glue standin-cola
-  on_glue standin-sst2
-  on_glue standin-cola-preheating-rate
-  on_gsm8k standin-ablation
-  on_glue standin-glue-rule
-  on_glue standin-cola-default
-} &
-on_gsm8k standin-gsm8k-930
-on_gsm8k standin-gsm8k-compute-930
-wait
+# Each lane runs its experiments one after the other, beside the other lanes.
+if [ -n "${ONLY:-}" ]; then
+  IFS=' ' read -r -a lanes <<< "$ONLY"
+else
+  lanes=(
+    standin-gsm8k-450,standin-gsm8k-compute,standin-cola,standin-sst2,standin-cola-preheating-rate,standin-ablation,standin-glue-rule,standin-cola-default
+    standin-gsm8k-930,standin-gsm8k-compute-930
+    kept-gsm8k-450,kept-gsm8k-r8,kept-gsm8k-r32,kept-gsm8k-budgets-450,kept-cola
+    kept-gsm8k-930,kept-gsm8k-r16,kept-gsm8k-tries,kept-gsm8k-warmup,kept-gsm8k-budgets-930,kept-sst2
+    kept-gsm8k-1860
+  )
+fi
+workers=$((workers / ${#lanes[@]}))
+[ "$workers" -gt 0 ] || workers=1
+for lane in "${lanes[@]}"; do
+  for experiment in ${lane//,/ }; do on "$experiment"; done &
+  pids+=($!)
+done
+wait "${pids[@]}"

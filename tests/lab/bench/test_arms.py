@@ -9,6 +9,7 @@ from peft.tuners.lora import LoraLayer
 
 from helpers.tiny import collate, tiny_llama, token_rows
 from helpers.tiny_bench import STEPS, TinyBench, collator, eval_loss, spec
+from hrp.adapters.layers import lora_modules
 from hrp_lab.bench.arms import ARMS, register
 from hrp_lab.bench.context import NotApplicable, Setup
 from hrp_lab.bench.run import execute
@@ -109,10 +110,46 @@ def test_hrp_ab_starts_from_the_truncated_preheated_update(bench):
         torch.testing.assert_close(columns @ columns.mT @ update, update, atol=1e-5, rtol=1e-4)
 
 
-def test_dora_starts_where_the_preheated_lora_does(bench):
-    plain, dora = (started(bench, arm)[1].model for arm in ("hrp-ab", "dora-hrp-ab"))
+def test_dora_with_reset_magnitudes_starts_where_the_preheated_lora_does(bench):
+    plain, dora = (started(bench, arm)[1].model for arm in ("hrp-ab", "dora-hrp-ab-reset"))
     assert any("magnitude" in name for name, _ in dora.named_parameters())
     torch.testing.assert_close(logits(dora), logits(plain), atol=1e-5, rtol=1e-4)
+
+
+def test_dora_preheated_as_dora_keeps_its_magnitudes(bench):
+    kept = started(bench, "dora-hrp-ab")[1].model
+    shared = lora_modules(kept, "default")
+    for module in shared.values():
+        weight = module.layer.get_base_layer().weight.detach()
+        lora_A, lora_B = module.matrices()
+        norms = (weight + module.scaling * lora_B @ lora_A).norm(dim=1)
+        assert not torch.allclose(module.magnitude().detach(), norms, rtol=1e-5)
+
+
+def test_the_cut_in_the_metric_is_another_one_of_the_same_preheating(tmp_path):
+    bench = TinyBench(tmp_path)
+    loss, plain = (execute(bench, spec(arm)) for arm in ("hrp-ab", "hrp-ab-frobenius"))
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert loss.preheat_losses == plain.preheat_losses
+    assert loss.metrics != plain.metrics
+
+
+def test_squeeze_trains_a_high_rank_and_is_judged_at_the_low_one(bench):
+    setup, start = started(bench, "squeeze", squeeze={"rank": 8, "tail_share": 0.25})
+    setup.train(start, 2, 1e-2)
+    high = {module.rank for module in lora_modules(start.model, "default").values()}
+    low = {module.rank for module in lora_modules(start.finish(start.model), "default").values()}
+    assert (high, low) == ({8}, {setup.rank})
+    tail = execute(bench, spec("squeeze-tail", squeeze={"rank": 8, "tail_share": 0.25}))
+    assert tail.costs.finetune_steps == STEPS // 4
+    assert tail.costs.preheat_steps == STEPS - STEPS // 4
+
+
+def test_five_fine_tunings_share_an_amortised_start(bench):
+    hrp = {"preheat_rank": 8, "preheat_steps": STEPS // 2, "learning_rate": 1e-2}
+    record = execute(bench, spec("hrp-ab", hrp=hrp, budgets=["amortised"]))
+    assert record.costs.charged_steps == pytest.approx(STEPS // 2 / 5)
+    assert record.costs.finetune_steps == round(STEPS - STEPS // 2 / 5)
 
 
 def test_directions_of_one_seed_share_a_preheating_and_each_is_charged_for_it(tmp_path):

@@ -44,7 +44,8 @@ def preheated(setup: Setup, use_dora: bool = False) -> Shared:
     """Return the spectrum of HRP's preheating by the experiment's section ``hrp``."""
     settings = _preheating(setup)
     if use_dora:
-        settings["use_dora"] = True
+        # Magnitudes are trained at fine-tuning's own rate.
+        settings |= {"use_dora": True, "own_learning_rate": setup.spec.learning_rate}
     return setup.shared("preheat", settings, lambda: _preheat(setup, settings))
 
 
