@@ -25,7 +25,7 @@ from hrp_lab.bench.sweeps import minimised, select, widened
 from hrp_lab.bench.tasks import TASKS, check_task
 
 Budget = Literal["equal_total", "equal_compute", "amortised", "equal_finetuning"]
-_ARM_KEYS = ("name", "learning_rates", "lora", *ARM_DEFAULTS)
+_ARM_KEYS = ("name", "learning_rates", "lora", "budgets", *ARM_DEFAULTS)
 _TASK_KEYS = ("name", "options", "steps", "batch_size")
 
 
@@ -84,7 +84,7 @@ class Experiment:
         for arm in self.arms:
             check_choice("arms", arm["name"], tuple(ARMS))
             _check_keys("arms", arm, _ARM_KEYS)
-        for budget in self.budgets:
+        for budget in (*self.budgets, *(b for arm in self.arms for b in arm.get("budgets", ()))):
             check_choice("budgets", budget, get_args(Budget))
         for rate in self.learning_rates:
             check_positive("learning_rates", rate)
@@ -263,11 +263,17 @@ def lines(experiment: Experiment) -> list[Line]:
     return [
         Line(task["name"], arm["name"], config, _grid(experiment, arm))
         for task in experiment.tasks
-        for budget in experiment.budgets
+        for budget in get_args(Budget)
         for arm in experiment.arms
-        if budget == experiment.budgets[0] or ARMS[arm["name"]].charged
+        if budget in _budgets(experiment, arm)
         for config in _configs(experiment, task, arm, budget)
     ]
+
+
+def _budgets(experiment: Experiment, arm: Mapping[str, Any]) -> Sequence[Budget]:
+    """Return the budgets of an arm: its own or the experiment's, the first if it costs nothing."""
+    budgets: Sequence[Budget] = arm.get("budgets", experiment.budgets)
+    return budgets if ARMS[arm["name"]].charged else experiment.budgets[:1]
 
 
 def _grid(experiment: Experiment, arm: Mapping[str, Any]) -> tuple[float, ...]:
