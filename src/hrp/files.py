@@ -115,7 +115,7 @@ def staging(target: Path) -> Iterator[Path]:
     First removes what dead processes left that were preparing the same target.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    _clear_dead_staging(target)
+    clear_dead_staging(target)
     container = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=target.parent))
     lock = FileLock(container / _LOCK)
     try:
@@ -246,7 +246,8 @@ def _target_of(container: Path) -> str | None:
     return None
 
 
-def _clear_dead_staging(target: Path) -> None:
+def clear_dead_staging(target: Path) -> None:
+    """Remove, or finish, what processes that died left of preparing ``target``."""
     for container in _staging_folders(target):
         lock = FileLock(container / _LOCK)
         with suppress(OSError):  # among them filelock's Timeout: its writer is alive
