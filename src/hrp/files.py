@@ -145,6 +145,26 @@ def check_replaceable(folder: Path, anew: Collection[str]) -> None:
         )
 
 
+def check_as_recorded(folder: Path, record: str) -> None:
+    """Raise ``FileExistsError`` if ``folder`` holds a file that its JSON ``record`` does not list.
+
+    The record has the digests of a file's contents under "files"; a file with another content by
+    now counts as not listed.
+    """
+    try:
+        content = json.loads((folder / record).read_text(encoding="utf-8"))
+        listed = {str(name): list(values) for name, values in content["files"].items()}
+        listed[record] = [digest(folder / record)]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        listed = {}
+    foreign = [name for name, value in digests(folder).items() if value not in listed.get(name, ())]
+    if foreign:
+        raise FileExistsError(
+            f"'{folder}' holds {named(foreign)}, which hrp did not write, or not as it is now; it "
+            "is not replaced: move it away, or choose another folder"
+        )
+
+
 def named(names: list[str]) -> str:
     """Return the first of ``names`` in quotes, and how many more there are."""
     return repr(names[0]) + (f" and {len(names) - 1} more" if names[1:] else "")

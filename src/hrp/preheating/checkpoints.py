@@ -31,20 +31,28 @@ MARKER = "hrp-complete.json"
 SUBSPACES = "subspaces"
 _KEPT = 2  # the newest may be at the last step, from which there is nothing to resume
 
-# What HF's trainers write into a checkpoint and beside an adapter, their tokenizers included.
-TRAINER_FILES = frozenset(
+# What HF's trainers write beside an adapter, tokenizers and processors included.
+MODEL_FILES = frozenset(
     {
         *("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "README.md"),
+        *("training_args.bin", "tokenizer.json", "tokenizer_config.json", "vocab.json"),
+        *("special_tokens_map.json", "added_tokens.json", "merges.txt", "vocab.txt"),
+        *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja"),
+        *("chat_template.json", "preprocessor_config.json", "processor_config.json"),
+    }
+)
+_STATE_FILES = frozenset(
+    {
         *("optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state.pth"),
-        *("trainer_state.json", "training_args.bin", "latest", "zero_to_fp32.py"),
-        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-        *("added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model"),
-        *("spiece.model", "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json"),
-        *("preprocessor_config.json", "processor_config.json"),
+        *("trainer_state.json", "latest", "zero_to_fp32.py"),
         *(f"{SUBSPACES}/{name}" for name in SPECTRUM_FILES),
     }
 )
-_SHARDS = re.compile(r"rng_state_\d+\.pth|(global_step|optimizer_|pytorch_model_fsdp_)\d+/.+")
+# One file a process, and an adapter that is not called "default".
+_OTHERS = re.compile(
+    r"rng_state_\d+\.pth|(global_step|optimizer_|pytorch_model_fsdp_)\d+/.+"
+    r"|[^/]+/adapter_(config\.json|model\.(safetensors|bin))"
+)
 
 
 @dataclass(frozen=True)
@@ -171,7 +179,8 @@ def _own_files(checkpoint: Path) -> set[str]:
     """Return what HRP wrote: what its mark lists, or in a part of a checkpoint HF's own names."""
     listed = _read(checkpoint / MARK).get("files") if (checkpoint / MARK).is_file() else None
     if not isinstance(listed, list):
-        listed = [f for f in _files(checkpoint) if f in TRAINER_FILES or _SHARDS.fullmatch(f)]
+        known = MODEL_FILES | _STATE_FILES
+        listed = [name for name in _files(checkpoint) if name in known or _OTHERS.fullmatch(name)]
     return {*map(str, listed), MARK, MARKER}
 
 

@@ -172,7 +172,7 @@ def test_a_file_system_that_refuses_the_output_is_named(tmp_path, data, capsys, 
     def refuse(*_args, **_settings):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(Output, "record", refuse)
+    monkeypatch.setattr(Output, "_write_record", refuse)
     message = refused(capsys, "sft", *training(data, tmp_path / "adapter"))
     assert "adapter' cannot be written (Read-only file system); choose another" in message
 
@@ -220,6 +220,10 @@ def test_preheat_replaces_a_spectrum_only_where_nothing_else_is(tmp_path, data, 
     (tmp_path / "spectrum").mkdir()
     for name in (*FILES, "thesis.txt"):
         (tmp_path / "spectrum" / name).write_text("{}")
+    message = refused(capsys, "preheat", *training(data, tmp_path / "spectrum", "--overwrite"))
+    assert "exists and is no spectrum" in message
+    header = {"format": "hrp-spectrum", "provenance": {"steps": 1}}
+    (tmp_path / "spectrum" / "spectrum.json").write_text(json.dumps(header))
     message = refused(capsys, "preheat", *training(data, tmp_path / "spectrum", "--overwrite"))
     assert "holds 'thesis.txt' besides what is replaced" in message
     assert len(list((tmp_path / "spectrum").iterdir())) == 3

@@ -70,9 +70,9 @@ def test_a_spectrum_inside_the_output_folder_is_kept_and_started_from(made, preh
 def test_a_run_is_done_again_from_its_own_spectrum(finished, data, tmp_path):
     output = tmp_path / "again"
     shutil.copytree(finished, output)
-    (output / "adapter_model.safetensors").write_bytes(b"old")
     given = ("--spectrum", output / "spectrum", "--overwrite")
     for _ in range(2):
+        (output / "adapter_model.safetensors").unlink()
         assert call("sft", *training(data, output, *given)) == 0
         assert content(output / "spectrum") == content(finished / "spectrum")
         assert_same_adapter(output, finished)
@@ -128,7 +128,7 @@ def test_a_preheating_that_is_refused_costs_no_finished_adapter(finished, data, 
     assert content(finished) == before
 
 
-@pytest.mark.parametrize("name", ["preheating", "checkpoint-4"])
+@pytest.mark.parametrize("name", ["hrp-preheating", "checkpoint-4"])
 def test_a_spectrum_where_a_run_keeps_its_work_is_refused(made, data, tmp_path, capsys, name):
     shutil.copytree(made / "spectrum", tmp_path / "run" / name)
     given = ("--spectrum", tmp_path / "run" / name, "--overwrite")
@@ -137,12 +137,17 @@ def test_a_spectrum_where_a_run_keeps_its_work_is_refused(made, data, tmp_path, 
     assert content(tmp_path / "run" / name) == content(made / "spectrum")
 
 
-def test_a_spectrum_in_the_way_of_preheating_is_not_removed(made, data, tmp_path, capsys):
-    shutil.copytree(made / "spectrum", tmp_path / "run" / "preheating")
-    for flags in ((), ("--overwrite",)):
+@pytest.mark.parametrize("name", ["hrp-preheating", "checkpoint-2", "spectrum"])
+def test_a_folder_in_the_way_of_the_work_is_not_removed(made, data, tmp_path, capsys, name):
+    shutil.copytree(made / "spectrum", tmp_path / "run" / name)
+    for flags in ((), ("--overwrite",), ("--resume",)):
         assert call("sft", *training(data, tmp_path / "run", *flags)) == 2
-        assert "is a spectrum, where a run keeps its work" in capsys.readouterr().err
-    assert content(tmp_path / "run" / "preheating") == content(made / "spectrum")
+        assert name in capsys.readouterr().err
+    assert content(tmp_path / "run") == content_at(made / "spectrum", name)
+
+
+def content_at(folder: Path, name: str) -> dict[str, bytes]:
+    return {f"{name}/{path}": text for path, text in content(folder).items()}
 
 
 def test_a_file_that_is_named_like_a_checkpoint_is_kept(made, data, tmp_path):

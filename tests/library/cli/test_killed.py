@@ -89,6 +89,8 @@ def check(command: str, tmp_path: Path, kills: int, seed: int) -> None:
         assert_same_spectrum(hrp.Spectrum.load(spectrum_folder(command, output)), expected)
         if command == "sft":
             assert_same_adapter(output, undisturbed)
+        assert not list(output.glob(".*"))
+        assert not list(output.glob("_*"))
     assert not list(tmp_path.glob(".*"))  # no work in progress is left
 
 
@@ -102,13 +104,19 @@ def test_a_killed_run_resumes_to_the_same_spectrum(tmp_path):
     check("sft", tmp_path, kills=2, seed=0)
 
 
-@pytest.mark.parametrize("name", [".killed.a1b2c3d4", ".killed.preheating"])
-def test_what_a_kill_while_saving_left_is_removed(name, tmp_path):
-    output, left = tmp_path / "killed", tmp_path / name
-    left.mkdir()
-    (left / "spectrum.safetensors").write_bytes(b"half")
-    assert call("preheat", *training(questions(tmp_path), output, "--overwrite")) == 0
-    assert not left.exists()
+@pytest.mark.parametrize(
+    "name", [".killed.a1b2c3d4", ".killed.preheating", ".killed.mybackup", ".hrp-a1b2c3d4"]
+)
+@pytest.mark.parametrize("output", ["killed", "killed[1]", "*"])
+def test_a_neighbour_that_a_run_has_not_made_is_kept(name, output, tmp_path):
+    neighbours = [tmp_path / name, tmp_path / f".{output}.mybackup", tmp_path / "killed1"]
+    for neighbour in neighbours:
+        neighbour.mkdir(exist_ok=True)
+        (neighbour / "spectrum.safetensors").write_bytes(b"mine")
+    flags = training(questions(tmp_path), tmp_path / output, "--overwrite")
+    assert call("preheat", *flags) == 0
+    assert all((path / "spectrum.safetensors").read_bytes() == b"mine" for path in neighbours)
+    assert hrp.Spectrum.load(tmp_path / output).provenance["steps"] == 5
 
 
 @pytest.mark.slow
