@@ -38,6 +38,7 @@ from hrp.preheating.checkpoints import (
     checkpoint_folders,
     foreign_files,
     foreign_in_checkpoint,
+    is_marked,
     last_complete,
 )
 from hrp.spectra.artefact import FILES as SPECTRUM_FILES
@@ -146,7 +147,6 @@ class Output:
                     "finished": False,
                     "settings": self.settings,
                     "length": self.length,
-                    "pushes": self.pushes,
                     "versions": installed_versions(),
                     "run": earlier.get("run"),
                     "files": earlier.get("files", {}),
@@ -174,7 +174,8 @@ class Output:
             follow_umask(staged)
             made = digests(staged)
             record = self.read_record() or {}
-            in_the_way = [name for name in made if not self._is_ours(name, record)]
+            pushed = MODEL_FILES if self.pushes else ()  # copied here by HF Trainer in this run
+            in_the_way = [n for n in made if n not in pushed and not self._is_ours(n, record)]
             if in_the_way:
                 raise UsageError(
                     f"'{self.folder}' holds {named(in_the_way)}, which hrp did not write and does "
@@ -255,9 +256,11 @@ class Output:
         path = self.folder / name
         if not os.path.lexists(path):
             return True
-        if record.get("pushes") and not record.get("finished") and name in MODEL_FILES:
-            return True  # HF Trainer has copied it from a checkpoint
-        return path.is_file() and digest(path) in record.get("files", {}).get(name, ())
+        known = list(record.get("files", {}).get(name, ()))
+        for checkpoint in checkpoint_folders(self.folder):  # from which HF Trainer pushes a copy
+            if is_marked(checkpoint) and (checkpoint / name).is_file() and name in MODEL_FILES:
+                known.append(digest(checkpoint / name))
+        return path.is_file() and digest(path) in known
 
     def _clear(self) -> None:
         """Remove an earlier run's results and work; no other file, nor the spectrum given.
