@@ -29,7 +29,14 @@ from hrp.cli.arguments import (
     SpectrumArguments,
     parse,
 )
-from hrp.cli.datasets import check_columns, column_names, load_splits, split_of, with_templates
+from hrp.cli.datasets import (
+    check_columns,
+    check_texts,
+    column_names,
+    load_splits,
+    split_of,
+    with_templates,
+)
 from hrp.cli.failures import UsageError, reported
 from hrp.cli.sft import Request, carry_out, check_common
 from hrp.cli.trainers import HRPSeq2SeqTrainer, HRPTrainer, preheating
@@ -111,6 +118,7 @@ def _seq2seq(request: FinetuneRequest) -> Any:
         rows = with_templates(split, templates)
         remedy = "for others, pass --prompt_template and --completion_template"
         check_columns(rows, [{"prompt", "completion"}], remedy)
+        check_texts(rows, {"prompt", "completion"})
         return rows.map(encode, batched=True, remove_columns=column_names(rows))
 
     train, test = (split and prepared(split) for split in _splits(request))
@@ -145,6 +153,7 @@ def _classifier(request: FinetuneRequest) -> Any:
         if request.data.prompt_template is not None:
             rows = rows.rename_column("prompt", "text")
         check_columns(rows, [{"text", flags.label_column}], "for others, pass --prompt_template")
+        check_texts(rows, _TEXTS)
         return rows.map(encode, batched=True, remove_columns=column_names(rows))
 
     train, test = (split and prepared(split) for split in splits)

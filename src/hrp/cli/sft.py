@@ -23,7 +23,7 @@ from hrp.cli.arguments import (
     SpectrumArguments,
     parse,
 )
-from hrp.cli.datasets import check_columns, load_splits, split_of, with_templates
+from hrp.cli.datasets import check_columns, check_texts, load_splits, split_of, with_templates
 from hrp.cli.failures import UsageError, reported
 from hrp.cli.input_checks import (
     as_names,
@@ -50,7 +50,7 @@ EXAMPLE = """\
       --prompt_template 'Question: {question}\\nAnswer:' --completion_template ' {answer}' \\
       --lora_r 16 --preheat_steps 0.2 --direction AB --learning_rate 2e-4 --output_dir runs/adapter
 """
-# What TRL's SFTTrainer recognises, each a set of columns that suffice.
+# The columns that TRL's SFTTrainer recognises, each a set that suffices.
 SFT_FORMS = ({"messages"}, {"conversations"}, {"prompt", "completion"}, {"input_ids"})
 
 
@@ -216,6 +216,7 @@ def _data(request: SFTRequest) -> tuple[Any, Any]:
     def prepared(name: str, flag: str) -> Any:
         split = with_templates(split_of(splits, name, flag), templates)
         check_columns(split, forms, "for others, pass --prompt_template and --completion_template")
+        check_texts(split, set().union(*forms))
         return split
 
     train = prepared(script.dataset_train_split, "dataset_train_split")
