@@ -8,6 +8,7 @@ written last says that it is whole. Nothing that is not listed there is removed.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -85,9 +86,10 @@ class Checkpoints:
 
     def remove(self) -> None:
         """Remove the checkpoints, and the folder unless something else is in it."""
-        if is_marked(self.folder):
+        if is_marked(self.folder) or not _holds_something(self.folder):
             for checkpoint in checkpoint_folders(self.folder):
                 remove_checkpoint(checkpoint)
+            clear_dead_staging(self.folder / MARK)
             (self.folder / MARK).unlink(missing_ok=True)
             with suppress(OSError):
                 self.folder.rmdir()
@@ -99,6 +101,7 @@ def checkpointing_arguments(args: TrainingArguments, checkpoints: Checkpoints) -
     Marks the folder; raises ``ValueError`` where it holds what preheating did not write.
     """
     checkpoints.check()
+    PartialState().wait_for_everyone()  # what one process writes now is not what the others check
     if PartialState().is_main_process:
         write_text(checkpoints.folder / MARK, "{}\n")
     args.output_dir = str(checkpoints.folder)
@@ -135,11 +138,10 @@ def is_marked(folder: Path) -> bool:
 
 def foreign_files(folder: Path) -> list[str]:
     """List what HRP did not write in its folder of checkpoints, by the path in it."""
-    if not folder.exists():
+    if not _holds_something(folder):
         return []
     if not is_marked(folder):
-        return [] if folder.is_dir() and not any(folder.iterdir()) else ["."]
-    clear_dead_staging(folder / MARK)
+        return ["."]
     checkpoints = checkpoint_folders(folder)
     foreign = [path.name for path in folder.iterdir() if path not in checkpoints]
     foreign = sorted(set(foreign) - {MARK})
@@ -149,16 +151,14 @@ def foreign_files(folder: Path) -> list[str]:
 def foreign_in_checkpoint(checkpoint: Path) -> list[str]:
     """List what HRP did not write in a ``checkpoint-N``, by the path from the folder around it."""
     if not is_marked(checkpoint):
-        return [checkpoint.name]
+        return [checkpoint.name] if _holds_something(checkpoint) else []
     foreign = sorted(set(_files(checkpoint)) - _own_files(checkpoint))
     return [f"{checkpoint.name}/{name}" for name in foreign]
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
     """Remove a checkpoint's own files, its marks last, and the folders that are then empty."""
-    if not is_marked(checkpoint):
-        return
-    own = _own_files(checkpoint) & set(_files(checkpoint))
+    own = _own_files(checkpoint) & set(_files(checkpoint)) if is_marked(checkpoint) else ()
     for name in sorted(own, key=lambda name: name in (MARK, MARKER)):
         (checkpoint / name).unlink()
     for path in sorted(checkpoint.rglob("*"), reverse=True):
@@ -166,6 +166,12 @@ def remove_checkpoint(checkpoint: Path) -> None:
             path.rmdir()
     with suppress(OSError):
         checkpoint.rmdir()
+
+
+def _holds_something(folder: Path) -> bool:
+    """Return whether there is anything but what a kill left of marking the folder."""
+    clear_dead_staging(folder / MARK)
+    return os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir()))
 
 
 def _files(checkpoint: Path) -> list[str]:

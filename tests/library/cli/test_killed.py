@@ -37,8 +37,8 @@ FORKS.set_forkserver_preload(["hrp.cli.preheat", "hrp.cli.sft", "transformers.mo
 def _child(command: str, flags: list[str], moment: int | None, counted: Path | None) -> None:
     """Run a command, killed before (even moments) or after (odd) its n-th rename."""
     torch.set_num_threads(1)
-    passed = itertools.count()
     place = os.path.dirname(flags[flags.index("--output_dir") + 1])
+    passed = itertools.count()
 
     def pass_moment(target) -> None:  # renames in the cache of `datasets` do not count
         if str(target).startswith(place) and next(passed) == moment:
@@ -54,9 +54,9 @@ def _child(command: str, flags: list[str], moment: int | None, counted: Path | N
 
     for name in ("rename", "replace"):
         setattr(os, name, watched(getattr(os, name)))
-    silent = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silent, 1)
-    os.dup2(silent, 2)
+    log = os.open(os.path.join(place, "log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     status = call(command, *flags)
     if counted is not None:
         counted.write_text(str(next(passed)))
@@ -76,7 +76,8 @@ def finish(command: str, flags: list[str]) -> float:
     began = time.monotonic()
     process = start(command, flags)
     process.join(120)
-    assert process.exitcode == 0
+    log = Path(flags[flags.index("--output_dir") + 1]).with_name("log")
+    assert process.exitcode == 0, log.read_text()
     return time.monotonic() - began
 
 
