@@ -193,7 +193,7 @@ def _feed(state: Any, value: Any) -> None:
 
 
 def _feed_table(state: Any, table: Any) -> None:
-    import pyarrow
+    import pyarrow  # type: ignore[import-untyped]
 
     sink = pyarrow.BufferOutputStream()
     plain = table.combine_chunks().replace_schema_metadata(None)
