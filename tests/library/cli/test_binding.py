@@ -130,6 +130,7 @@ def test_a_folder_of_preheating_s_name_that_holds_foreign_things_is_refused(tmp_
     if marked:
         preheated(tmp_path)
     (own / name).mkdir(parents=True)
+    (own / name / "thesis").write_text("mine")
     with pytest.raises(ValueError, match="must be preheating's own, got"):
         preheated(tmp_path)
     Checkpoints(tmp_path).remove()
