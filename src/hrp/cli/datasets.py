@@ -1,4 +1,4 @@
-"""The user's data, as TRL takes it: hub ids, local files and folders, columns through templates."""
+"""Loads the user's data as TRL takes it: from the hub, files or folders, through templates."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def split_of(splits: Any, name: str, flag: str) -> Any:
 
 
 def column_names(dataset: Any) -> list[str]:
-    """Columns of a data set, also of one that is streamed."""
+    """Return the columns of a data set, also of one that is streamed."""
     return list(dataset.column_names or next(iter(dataset)))
 
 

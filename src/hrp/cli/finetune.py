@@ -57,7 +57,7 @@ _TEXTS = ("text", "text_pair")
 
 @dataclass
 class FinetuneArguments:
-    """What TRL's and HF's arguments lack for these tasks."""
+    """Adds what TRL's and HF's arguments lack for these tasks."""
 
     task: Literal["seq2seq", "classification"] = field(
         metadata={"help": "Kind of model; required."}
@@ -73,7 +73,7 @@ class FinetuneArguments:
 
 @dataclass
 class FinetuneRequest(Request):
-    """What `hrp finetune` was given."""
+    """Holds what `hrp finetune` was given."""
 
     finetune: FinetuneArguments
 
@@ -176,7 +176,7 @@ def _classifier(request: FinetuneRequest) -> Any:
 
 @dataclass(frozen=True)
 class Labels:
-    """The values of a label column, in the order of the classifier's outputs, and their names."""
+    """Holds a label column's values, in the order of the classifier's outputs, and their names."""
 
     values: tuple[Any, ...]
     names: tuple[str, ...]
@@ -200,7 +200,7 @@ class Labels:
         return cls(ordered, tuple(map(str, ordered)))
 
     def index(self, value: Any) -> int:
-        """Place of a value; raises ``UsageError`` if training data do not have it."""
+        """Return the place of a value; raises ``UsageError`` if training data do not have it."""
         if value not in self.values:
             raise UsageError(f"label {value!r} is none of the training data's {list(self.names)}")
         return self.values.index(value)

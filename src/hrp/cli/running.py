@@ -1,4 +1,4 @@
-"""The whole job behind `hrp sft` and `hrp finetune`: preheat, initialise, fine-tune, save."""
+"""Does the whole job of `hrp sft` and `hrp finetune`: preheat, initialise, fine-tune, save."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _REPORTERS = "transformers.integrations"
 
 @dataclass(frozen=True)
 class Job:
-    """What to train.
+    """Describes what to train.
 
     Args:
         trainer: of the real run, its model a ``PeftModel``.
@@ -175,7 +175,7 @@ def _publish(job: Job, output: Output, spectrum: Spectrum, data: str) -> None:
 
 
 def _cost(trainer: Any, spectrum: Spectrum, seconds: float) -> dict[str, Any]:
-    """What preheating took; the seconds are those of this process, also if it was resumed."""
+    """Return what preheating took; the seconds are those of this process, also if it was resumed."""
     args, steps = trainer.args, spectrum.provenance["steps"]
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     ranks = {name: module.rank for name, module in spectrum.items()}

@@ -56,7 +56,7 @@ SFT_FORMS = ({"messages"}, {"conversations"}, {"prompt", "completion"}, {"input_
 
 @dataclass
 class Request:
-    """All that a command was given, by the class that TRL, HF or we define for it."""
+    """Holds all that a command was given, by the class that TRL, HF or we define for it."""
 
     hrp: HRPArguments
     spectrum: SpectrumArguments
@@ -92,13 +92,13 @@ class Request:
         return Output(folder, command, self.settings(), given, length, pushes)
 
     def data_name(self) -> str:
-        """How the model card names the data."""
+        """Return the name of the data for the model card."""
         return self.data.dataset_path or self.script.dataset_name or "a mixture of data sets"
 
 
 @dataclass
 class SFTRequest(Request):
-    """What `hrp sft` and `hrp preheat` were given."""
+    """Holds what `hrp sft` and `hrp preheat` were given."""
 
     mixture: DatasetMixtureConfig
 

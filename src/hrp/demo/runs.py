@@ -79,7 +79,7 @@ def train_all(config: DemoConfig, task: Task) -> Iterator[Finished]:
 
 
 def preheat_once(config: DemoConfig, task: Task, seed: int) -> Spectrum:
-    """The spectrum of one seed, by the Trainer and the arguments that fine-tuning uses."""
+    """Preheat for one seed, by the Trainer and the arguments that fine-tuning uses."""
     hrp_config = HRPConfig(
         preheat_rank=config.preheat_rank, preheat_steps=config.preheat_steps, seed=seed
     )

@@ -1,4 +1,4 @@
-"""Settings and records of the demo, as plain data."""
+"""Holds the settings and records of the demo, as plain data."""
 
 from __future__ import annotations
 
