@@ -175,7 +175,7 @@ def _publish(job: Job, output: Output, spectrum: Spectrum, data: str) -> None:
 
 
 def _cost(trainer: Any, spectrum: Spectrum, seconds: float) -> dict[str, Any]:
-    """Return what preheating took; the seconds are those of this process, also if it was resumed."""
+    """Return what preheating took; the seconds are this process's, also if it was resumed."""
     args, steps = trainer.args, spectrum.provenance["steps"]
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     ranks = {name: module.rank for name, module in spectrum.items()}
