@@ -1,63 +1,131 @@
-"""Writes files and folders whole or not at all, and never over what it would lose."""
+"""Writes files and folders whole or not at all, and never over what it would lose.
+
+Everything is prepared in a staging folder beside its place and renamed. A staging folder holds a
+file lock, whose file name is also the mark by which a later run knows it: while its writer lives,
+the lock is held; once the writer is dead, the folder is finished or removed.
+"""
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
 from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock
+
+Content = TypeVar("Content")
+
+_PREFIX = ".hrp-"
+_LOCK = "hrp-staging.lock"
+_MARK = "hrp-staging.json"  # says what the folder is preparing
+_NEW = "new"
+_OLD = "old"
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let ``write`` fill a temporary sibling of ``path``, then rename it to ``path``.
+    """Let ``write`` fill a file in a staging folder, then rename it to ``path``, and return that.
 
-    The sibling has the suffix of ``path``, because matplotlib chooses a format by it. Folders are
-    made where they are missing. Returns ``path``.
+    The staged file has the suffix of ``path``, because matplotlib chooses a format by it. Missing
+    folders are made.
 
     Raises:
         OSError: the disk is full or the folder not writable; nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".hrp-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    staging = Path(name)
-    try:
-        write(staging)
-        staging.chmod(0o666 & ~_umask())  # mkstemp's 0600 would shut out the rest of the team
-        _flush(staging)
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
+    with staging(path) as folder:
+        staged = folder / f"{_NEW}{path.suffix}"
+        write(staged)
+        follow_umask(folder)
+        _flush(staged)
+        os.replace(staged, path)
     return path
 
 
 def write_text(path: Path, text: str) -> Path:
     """Write a text file in UTF-8, whole or not at all; see `write_file`."""
-    return write_file(path, lambda staging: staging.write_text(text, encoding="utf-8"))
+    return write_file(path, lambda staged: staged.write_text(text, encoding="utf-8"))
 
 
 def write_folder(folder: Path, write: Callable[[Path], object], overwrite: bool = False) -> None:
-    """Let ``write`` fill a temporary sibling of ``folder``, then rename it to ``folder``.
+    """Let ``write`` fill a staging folder, then put it at ``folder``.
+
+    A process that is killed meanwhile leaves the old folder or the new one; between the two
+    renames neither is there, until the next writer or reader calls `settle`.
 
     Raises:
         FileExistsError: ``folder`` exists and ``overwrite`` is false; or it is no folder, or holds
             a file or folder that ``write`` does not make anew, and which would be lost.
-        OSError: the disk is full or the place not writable; nothing is left behind.
+        OSError: the disk is full or the folder not writable; nothing is left behind.
     """
+    folder = Path(os.path.realpath(folder))
+    settle(folder)
     if folder.exists() and not overwrite:
-        raise FileExistsError(
-            f"output folder '{folder}' exists; choose another, or pass `overwrite=True`"
-        )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        raise _exists(folder)
+    with staging(folder) as container:
+        staged = container / _NEW
+        staged.mkdir()
+        write(staged)
+        if overwrite:
+            check_replaceable(folder, _entries(staged))
+        follow_umask(staged)
+        _swap(container, folder, overwrite)
+
+
+def read_folder(folder: Path, read: Callable[[Path], Content]) -> Content:
+    """Return what ``read`` makes of a folder of `write_folder`, all of it from one save.
+
+    Where the folder is replaced while it is read, it is read again.
+    """
+    settle(folder)
+    while True:
+        before = _identity(folder)
+        try:
+            content = read(folder)
+        except Exception:
+            settle(folder)
+            if _identity(folder) == before:
+                raise
+        else:
+            if _identity(folder) == before:
+                return content
+
+
+def settle(folder: Path) -> None:
+    """Finish the replacing of ``folder`` where a writer was killed between its two renames.
+
+    Cheap where the folder is there. A reader who may not write in the place changes nothing.
+    """
+    folder = Path(os.path.realpath(folder))
+    if not folder.exists():
+        for container in _staging_folders(folder):
+            _finish(container, folder)
+
+
+@contextmanager
+def staging(target: Path) -> Iterator[Path]:
+    """Yield a new, marked folder beside ``target`` to prepare it in, and remove it afterwards.
+
+    First removes what dead processes left that were preparing the same target.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    clear_dead_staging(target)
+    container = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=target.parent))
+    lock = FileLock(container / _LOCK)
     try:
-        write(staging)
-        check_replaceable(folder, _entries(staging))
-        staging.chmod(0o777 & ~_umask())  # mkdtemp's 0700 would shut out the rest of the team
-        _swap(staging, folder)
+        lock.acquire(timeout=0)
+        (container / _MARK).write_text(json.dumps({"target": target.name}), encoding="utf-8")
+        yield container
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if _finish(container, target):
+            _discard(container)
+        lock.release()
 
 
 def check_replaceable(folder: Path, anew: Collection[str]) -> None:
@@ -72,36 +140,168 @@ def check_replaceable(folder: Path, anew: Collection[str]) -> None:
     intruders = sorted(set(_entries(folder)) - set(anew))
     if intruders:
         raise FileExistsError(
-            f"output folder '{folder}' holds {intruders[0]!r}"
-            + (f" and {len(intruders) - 1} more" if intruders[1:] else "")
-            + " besides what is replaced, which would be lost; move it away, or choose another "
-            "folder"
+            f"output folder '{folder}' holds {named(intruders)} besides what is replaced, which "
+            "would be lost; move it away, or choose another folder"
         )
 
 
+def check_as_recorded(folder: Path, record: str) -> None:
+    """Raise ``FileExistsError`` if ``folder`` holds a file that its JSON ``record`` does not list.
+
+    The record has the digests of a file's contents under "files"; a file with another content by
+    now counts as not listed.
+    """
+    try:
+        content = json.loads((folder / record).read_text(encoding="utf-8"))
+        listed = {str(name): list(values) for name, values in content["files"].items()}
+        listed[record] = [digest(folder / record)]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        listed = {}
+    foreign = [name for name, value in digests(folder).items() if value not in listed.get(name, ())]
+    if foreign:
+        raise FileExistsError(
+            f"'{folder}' holds {named(foreign)}, which hrp did not write, or not as it is now; it "
+            "is not replaced: move it away, or choose another folder"
+        )
+
+
+def named(names: list[str]) -> str:
+    """Return the first of ``names`` in quotes, and how many more there are."""
+    return repr(names[0]) + (f" and {len(names) - 1} more" if names[1:] else "")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the digest of every file below ``folder``, by its path in it."""
+    files = [name for name in _entries(folder) if (folder / name).is_file()]
+    return {name: digest(folder / name) for name in sorted(files)}
+
+
+def digest(path: Path) -> str:
+    """Return a digest of the content of a file."""
+    state = blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()
+
+
+def follow_umask(folder: Path) -> None:
+    """Give all files and folders in ``folder`` the mode that the process's umask asks for.
+
+    safetensors and tempfile make files that only their owner may read. A new file tells the umask,
+    which could otherwise only be read by setting it for every thread.
+    """
+    probe = folder / f"{_PREFIX}mode"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            entered = (mode & 0o444) >> 2 if path.is_dir() else 0
+            special = stat.S_IMODE(path.stat().st_mode) & 0o7000
+            path.chmod(special | mode | entered)
+
+
 def _entries(folder: Path) -> list[str]:
-    """Files and folders below ``folder``, by their path in it; links are not followed."""
+    """List the files and folders below ``folder`` by their path in it; links are not followed."""
     return [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
 
 
-def _swap(staging: Path, folder: Path) -> None:
-    if not folder.exists():
-        staging.rename(folder)
-        return
-    retired = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-    folder.rename(retired / folder.name)
-    staging.rename(folder)
-    shutil.rmtree(retired)
+def _exists(folder: Path) -> FileExistsError:
+    return FileExistsError(
+        f"output folder '{folder}' exists; choose another, or pass `overwrite=True`"
+    )
+
+
+def _swap(container: Path, folder: Path, overwrite: bool) -> None:
+    """Rename the new folder to its place, after moving away what is there.
+
+    Another writer, or a reader that settles, may come between the two renames.
+    """
+    for number in range(1000):
+        try:
+            os.rename(container / _NEW, folder)
+            return
+        except FileNotFoundError:
+            if folder.exists() and not (container / _NEW).exists():
+                return  # a reader has finished it
+            raise
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            if not overwrite:
+                raise _exists(folder) from error
+        with suppress(FileNotFoundError):
+            os.rename(folder, container / f"{_OLD}{number}")
+    raise OSError(f"'{folder}' is being replaced by others all the time; try again")
+
+
+def _finish(container: Path, target: Path) -> bool:
+    """Return whether ``container`` may be removed; put back what its writer left in its stead."""
+    old = sorted(path for path in container.iterdir() if path.name.startswith(_OLD))
+    if not old or target.exists():
+        return True
+    for whole in (container / _NEW, *reversed(old)):
+        with suppress(OSError):
+            os.rename(whole, target)
+            return True
+    return target.exists()
+
+
+def _staging_folders(target: Path) -> list[Path]:
+    """List the folders beside ``target`` that bear the mark and say that they are for it."""
+    if not target.parent.is_dir():
+        return []
+    marked = [
+        path
+        for path in target.parent.iterdir()
+        if path.name.startswith(_PREFIX) and (path / _LOCK).is_file()
+    ]
+    return [path for path in marked if _target_of(path) == target.name]
+
+
+def _target_of(container: Path) -> str | None:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads((container / _MARK).read_text(encoding="utf-8"))["target"])
+    return None
+
+
+def clear_dead_staging(target: Path) -> None:
+    """Remove, or finish, what processes that died left of preparing ``target``."""
+    for container in _staging_folders(target):
+        lock = FileLock(container / _LOCK)
+        with suppress(OSError):  # among them filelock's Timeout: its writer is alive
+            lock.acquire(timeout=0)
+            if _finish(container, target):
+                _discard(container)
+            lock.release()
+
+
+def _discard(container: Path) -> None:
+    """Remove a staging folder, its mark last, so that a kill leaves what can be recognised."""
+    for path in container.iterdir():
+        if path.name in (_LOCK, _MARK):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    for name in (_MARK, _LOCK):
+        (container / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        container.rmdir()
+
+
+def _identity(folder: Path) -> tuple[int, ...]:
+    """Return what tells a folder from the one that takes its place."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_ctime_ns
 
 
 def _flush(path: Path) -> None:
     """Wait until the content is on the disk, so that a rename never goes ahead of it."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,19 +1,26 @@
-"""What `hrp sft`, `preheat` and `finetune` add to TRL's arguments, and how they are parsed."""
+"""Adds the flags of `hrp sft`, `preheat` and `finetune` to TRL's, and parses them all."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import yaml
 from trl import TrlParser
 
 from hrp.cli.failures import UsageError
 from hrp.config import HRPConfig
 from hrp.validation import check_integer, check_positive
+
+_PATHS = {"dataset_path", "dataset_name", "model_name_or_path", "spectrum", "chat_template_path"}
+_MOST_NODES = 10_000  # of a config file
 
 
 @dataclass
@@ -158,6 +165,9 @@ def parse(
         usage=f"hrp {command} [--config FILE.yaml] [--flag value ...]",
     )
     arguments = [part for text in argv for part in _split_config(text)]
+    for flag, path in itertools.pairwise(arguments):
+        if flag == "--config":
+            check_config(Path(path))
     *parsed, from_config, from_flags = parser.parse_args_and_config(
         arguments, return_remaining_strings=True, separate_remaining_strings=True
     )
@@ -165,7 +175,37 @@ def parse(
     unknown += [text for text in from_flags if not text.startswith("--")]
     if unknown:
         raise UsageError(_unknown(unknown[0], parser))
+    for group in parsed:
+        for name in _PATHS & set(vars(group)):
+            if isinstance(path := getattr(group, name), str):
+                setattr(group, name, os.path.expanduser(path))  # as a shell does for flags
     return tuple(parsed)
+
+
+def check_config(path: Path) -> None:
+    """Raise ``UsageError`` on a YAML file that is none, or whose aliases make it grow too large."""
+    if path.exists() and not path.is_file():
+        raise UsageError(f"`--config` '{path}' must be a file")
+    sizes: dict[int, int] = {}
+
+    def size(node: Any) -> int:
+        """Count the nodes with every alias written out."""
+        if id(node) not in sizes:
+            sizes[id(node)] = _MOST_NODES  # of a node that holds itself
+            parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+            flat = itertools.chain(*parts) if isinstance(node, yaml.MappingNode) else parts
+            sizes[id(node)] = 1 + sum(map(size, flat))
+        return sizes[id(node)]
+
+    try:
+        with path.open(encoding="utf-8") as file:
+            too_large = size(yaml.compose(file, Loader=yaml.SafeLoader)) > _MOST_NODES
+    except RecursionError:
+        too_large = True
+    except UnicodeDecodeError as error:
+        raise UsageError(f"`--config` '{path}' is not a text in UTF-8 ({error})") from error
+    if too_large:
+        raise UsageError(f"`--config` '{path}' must have at most {_MOST_NODES} values, got more")
 
 
 def _split_config(text: str) -> list[str]:

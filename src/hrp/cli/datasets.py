@@ -1,7 +1,8 @@
-"""The user's data, as TRL takes it: hub ids, local files and folders, columns through templates."""
+"""Loads the user's data as TRL takes it: from the hub, files or folders, through templates."""
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from hrp.cli.failures import UsageError
 
 # File suffix -> name of the builder in `datasets`.
 FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+_CHAINS = ("::", "://")  # which make a path inside an archive, or on another machine
 _ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
 
 
@@ -42,6 +44,8 @@ def load_splits(script: Any, data: DataArguments, mixture: Any = None) -> Any:
     named = data.dataset_path or script.dataset_name
     if data.dataset_path or Path(named).is_file():
         return _load_local(Path(named))
+    if Path(named).is_dir():
+        _check_literal(Path(named))
     try:
         return datasets.load_dataset(
             named, name=script.dataset_config, streaming=script.dataset_streaming
@@ -59,16 +63,32 @@ def _load_local(path: Path) -> Any:
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             loaded = datasets.load_from_disk(str(path))
             return loaded if isinstance(loaded, dict) else {"train": loaded}
+        _check_literal(path)
         return _checked_load(str(path), [file for file in path.rglob("*") if file.is_file()])
-    if path.suffix not in FORMATS:
+    if not path.is_file():
+        raise UsageError(f"`--dataset_path` '{path}' is neither a file nor a folder")
+    if path.suffix.lower() not in FORMATS:
         known = ", ".join(FORMATS)
         raise UsageError(f"`--dataset_path` must be a folder or end in {known}, got '{path}'")
     if path.stat().st_size == 0:
         raise UsageError(f"`--dataset_path` '{path}' is an empty file")
-    return _checked_load(FORMATS[path.suffix], [path], data_files=str(path))
+    _check_literal(path, _CHAINS)
+    # `datasets` takes every path for a pattern.
+    literal = glob.escape(str(path))
+    return _checked_load(FORMATS[path.suffix.lower()], [path], data_files=literal)
 
 
-def _checked_load(builder: str, files: Iterable[Path], **settings: Any) -> Any:
+def _check_literal(path: Path, marks: tuple[str, ...] = (*_CHAINS, *"[*?")) -> None:
+    """Raise ``UsageError`` where `datasets` would read other files than those at ``path``."""
+    held = [mark for mark in marks if mark in str(path.absolute())]
+    if held:
+        raise UsageError(
+            f"'{path}' has {held[0]!r} in its name, which the library `datasets` takes for a "
+            "pattern; rename it, or give a file of it as --dataset_path"
+        )
+
+
+def _checked_load(builder: str, files: list[Path], **settings: Any) -> Any:
     """Load, and where that fails say which line of which JSON file is broken."""
     try:
         return datasets.load_dataset(builder, **settings)
@@ -78,14 +98,15 @@ def _checked_load(builder: str, files: Iterable[Path], **settings: Any) -> Any:
         cause = error.__cause__ or error
         if "corresponds to no data" in str(cause):
             cause = UsageError("there must be at least one row, got none")
-        raise UsageError(f"the data in '{settings.get('data_files', builder)}': {cause}") from error
+        place = builder if len(files) != 1 else files[0]
+        raise UsageError(f"the data in '{place}': {cause}") from error
 
 
 def _find_broken_line(path: Path) -> None:
-    if path.suffix not in (".json", ".jsonl"):
+    if path.suffix.lower() not in (".json", ".jsonl"):
         return
     with path.open(encoding="utf-8", errors="replace") as lines:
-        if path.suffix == ".json" and next(iter(lines), "").lstrip()[:1] == "[":
+        if path.suffix.lower() == ".json" and next(iter(lines), "").lstrip()[:1] == "[":
             return  # one array over many lines
         lines.seek(0)
         for number, line in enumerate(lines, start=1):
@@ -116,7 +137,7 @@ def split_of(splits: Any, name: str, flag: str) -> Any:
 
 
 def column_names(dataset: Any) -> list[str]:
-    """Columns of a data set, also of one that is streamed."""
+    """Return the columns of a data set, also of one that is streamed."""
     return list(dataset.column_names or next(iter(dataset)))
 
 
@@ -126,6 +147,28 @@ def check_columns(dataset: Any, forms: Iterable[set[str]], flags: str) -> None:
     if not any(form <= set(columns) for form in forms):
         wanted = " or ".join("+".join(sorted(form, reverse=True)) for form in forms)
         raise UsageError(f"the data must have the columns {wanted}, got {columns}; {flags}")
+
+
+def check_texts(dataset: Any, names: Iterable[str]) -> None:
+    """Raise ``UsageError``, with the row's number, where a column lacks a value or holds numbers.
+
+    Streamed data are not read for it.
+    """
+    if not isinstance(dataset, datasets.Dataset):
+        return
+    for name in sorted(set(names) & set(dataset.column_names)):
+        for number, table in enumerate(
+            dataset.select_columns([name]).with_format("arrow").iter(batch_size=1000)
+        ):
+            if table.column(0).null_count:
+                row = 1000 * number + table.column(0).is_null().to_pylist().index(True)
+                raise UsageError(f"row {row + 1} of the data has no value in column {name!r}")
+        feature = dataset.features[name]
+        if isinstance(feature, datasets.Value) and "string" not in feature.dtype:
+            raise UsageError(
+                f"column {name!r} must hold text, got {feature.dtype} in row 1: "
+                f"{dataset[0][name]!r}; write it in quotes, or make text of it by a template"
+            )
 
 
 def with_templates(

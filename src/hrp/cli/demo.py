@@ -7,11 +7,13 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from hrp.demo.settings import FILES, DemoConfig
+from hrp.cli.locks import held, lock_beside
+from hrp.demo.settings import DemoConfig, check_earlier
+from hrp.files import settle
 
 QUICK = {"steps": 60, "seeds": 1}
 
@@ -34,24 +36,28 @@ spectrum, and results.json with every run. Load the adapter like any other:
 def main(argv: list[str]) -> int:
     """Run the demo; returns 0, or 2 where the arguments cannot be used."""
     options = _parser().parse_args(argv)
-    try:
-        config = _config(options)
-        if options.out.exists() and not options.overwrite:
-            raise FileExistsError(
-                f"output folder '{options.out}' exists; name another with --out, or pass "
-                "--overwrite"
-            )
-        from hrp.cli.outputs import check_place
-
-        check_place(options.out, "--out")
-        from hrp.files import check_replaceable
-
-        check_replaceable(options.out, FILES)
-    except (ValueError, FileExistsError) as error:
-        print(f"hrp demo: {error}", file=sys.stderr)
-        return 2
-    _demo(config, options.out, options.overwrite)
+    with ExitStack() as stack:
+        try:
+            config = _config(options)
+            _check_place(options.out, options.overwrite)
+            stack.enter_context(held(lock_beside(options.out), "hrp demo", options.out))
+        except (ValueError, OSError) as error:
+            print(f"hrp demo: {error}", file=sys.stderr)
+            return 2
+        _demo(config, options.out, options.overwrite)
     return 0
+
+
+def _check_place(out: Path, overwrite: bool) -> None:
+    settle(out)
+    if out.exists() and not overwrite:
+        raise FileExistsError(
+            f"output folder '{out}' exists; name another with --out, or pass --overwrite"
+        )
+    from hrp.cli.outputs import check_place
+
+    check_place(out, "--out")
+    check_earlier(out)
 
 
 def _parser() -> argparse.ArgumentParser:

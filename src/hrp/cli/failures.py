@@ -1,4 +1,4 @@
-"""Which failures a user can mend, and how they are told: one line on stderr, exit status 2."""
+"""Tells failures that a user can mend in one line on stderr, with exit status 2."""
 
 from __future__ import annotations
 

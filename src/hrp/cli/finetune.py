@@ -29,7 +29,14 @@ from hrp.cli.arguments import (
     SpectrumArguments,
     parse,
 )
-from hrp.cli.datasets import check_columns, column_names, load_splits, split_of, with_templates
+from hrp.cli.datasets import (
+    check_columns,
+    check_texts,
+    column_names,
+    load_splits,
+    split_of,
+    with_templates,
+)
 from hrp.cli.failures import UsageError, reported
 from hrp.cli.sft import Request, carry_out, check_common
 from hrp.cli.trainers import HRPSeq2SeqTrainer, HRPTrainer, preheating
@@ -50,7 +57,7 @@ _TEXTS = ("text", "text_pair")
 
 @dataclass
 class FinetuneArguments:
-    """What TRL's and HF's arguments lack for these tasks."""
+    """Adds what TRL's and HF's arguments lack for these tasks."""
 
     task: Literal["seq2seq", "classification"] = field(
         metadata={"help": "Kind of model; required."}
@@ -66,7 +73,7 @@ class FinetuneArguments:
 
 @dataclass
 class FinetuneRequest(Request):
-    """What `hrp finetune` was given."""
+    """Holds what `hrp finetune` was given."""
 
     finetune: FinetuneArguments
 
@@ -111,6 +118,7 @@ def _seq2seq(request: FinetuneRequest) -> Any:
         rows = with_templates(split, templates)
         remedy = "for others, pass --prompt_template and --completion_template"
         check_columns(rows, [{"prompt", "completion"}], remedy)
+        check_texts(rows, {"prompt", "completion"})
         return rows.map(encode, batched=True, remove_columns=column_names(rows))
 
     train, test = (split and prepared(split) for split in _splits(request))
@@ -145,6 +153,7 @@ def _classifier(request: FinetuneRequest) -> Any:
         if request.data.prompt_template is not None:
             rows = rows.rename_column("prompt", "text")
         check_columns(rows, [{"text", flags.label_column}], "for others, pass --prompt_template")
+        check_texts(rows, _TEXTS)
         return rows.map(encode, batched=True, remove_columns=column_names(rows))
 
     train, test = (split and prepared(split) for split in splits)
@@ -167,7 +176,7 @@ def _classifier(request: FinetuneRequest) -> Any:
 
 @dataclass(frozen=True)
 class Labels:
-    """The values of a label column, in the order of the classifier's outputs, and their names."""
+    """Holds a label column's values, in the order of the classifier's outputs, and their names."""
 
     values: tuple[Any, ...]
     names: tuple[str, ...]
@@ -191,7 +200,7 @@ class Labels:
         return cls(ordered, tuple(map(str, ordered)))
 
     def index(self, value: Any) -> int:
-        """Place of a value; raises ``UsageError`` if training data do not have it."""
+        """Return the place of a value; raises ``UsageError`` if training data do not have it."""
         if value not in self.values:
             raise UsageError(f"label {value!r} is none of the training data's {list(self.names)}")
         return self.values.index(value)

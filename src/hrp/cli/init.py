@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ EXAMPLE = """examples:
   hrp init --spectrum runs/spectrum --lora_r 8 --direction B --allocation energy \\
       --output_dir runs/start-by-energy
 """
+RECORD = "hrp.json"  # lists the files that the command wrote, as `hrp.cli.outputs` has it
 AUTO_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
@@ -113,7 +115,16 @@ def main(argv: list[str]) -> int:
 
 
 def _run(options: InitOptions) -> int:
-    from hrp.files import write_folder
+    from hrp.cli.locks import held, lock_beside
+    from hrp.cli.outputs import check_place
+
+    check_place(options.output_dir)
+    with held(lock_beside(options.output_dir), "hrp init", options.output_dir):
+        return _write(options)
+
+
+def _write(options: InitOptions) -> int:
+    from hrp.files import digests, write_folder
     from hrp.spectra.spectrum import Spectrum
 
     _check(options)
@@ -131,6 +142,9 @@ def _run(options: InitOptions) -> int:
             start_card(base, model.peft_config["default"], spectrum.provenance, vars(options)),
             encoding="utf-8",
         )
+        files = {name: [value] for name, value in digests(folder).items()}
+        record = {"command": "init", "finished": True, "settings": {}, "files": files}
+        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     write_folder(options.output_dir, write, options.overwrite)
     print(f"wrote {options.output_dir}: {note}")
@@ -168,9 +182,9 @@ def _check_task(task: str) -> None:
 
 
 def _check_output(folder: Path, spectrum: Path, overwrite: bool) -> None:
-    from hrp.cli.skeleton import ADAPTER_FILES
-    from hrp.files import check_replaceable
+    from hrp.files import check_as_recorded, settle
 
+    settle(folder)
     if not folder.exists():
         return
     if spectrum.resolve().is_relative_to(folder.resolve()):
@@ -182,7 +196,7 @@ def _check_output(folder: Path, spectrum: Path, overwrite: bool) -> None:
         raise FileExistsError(f"'{folder}' exists and is no adapter; choose another --output_dir")
     if not overwrite:
         raise FileExistsError(f"'{folder}' holds an adapter; pass --overwrite to replace it")
-    check_replaceable(folder, ADAPTER_FILES)
+    check_as_recorded(folder, RECORD)
 
 
 def _base_name(options: InitOptions, provenance: dict[str, Any]) -> str:
@@ -275,7 +289,7 @@ def _energy_fields(options: InitOptions, spectrum: Spectrum) -> dict[str, Any]:
     ranks = uniform_ranks(spectrum, options.lora_r)
     chosen = energy_ranks(spectrum, options.rank_budget or parameter_count(spectrum, ranks))
     if options.rank_budget is None:  # whose last direction may not have fitted the budget
-        chosen = max(ranks, chosen, key=lambda one: kept_energy(spectrum, one))
+        chosen = max(ranks, chosen, key=lambda found: kept_energy(spectrum, found))
     root = math.sqrt(options.lora_r) if options.use_rslora else options.lora_r
     return lora_fields(chosen, options.lora_alpha / root, options.use_rslora)
 

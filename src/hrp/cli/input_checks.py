@@ -1,4 +1,4 @@
-"""What the commands refuse before a model is loaded, and the target modules right after."""
+"""Checks flags before a model is loaded, and the target modules right after."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hrp.validation import check_integer, check_positive
 
 
 def check_model(name: str) -> None:
-    """HF takes a path that is not there for a badly written hub id, and says only that."""
+    """Raise ``UsageError`` for a model folder that is not there; HF would take it for a hub id."""
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
     if is_path and not Path(name).is_dir():
         raise UsageError(f"`--model_name_or_path` '{name}' is no folder")

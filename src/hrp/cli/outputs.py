@@ -1,34 +1,58 @@
-"""Output folders that tell a finished run from an interrupted one, and are never half a result."""
+"""Output folders that tell a finished run from an interrupted one, and are never half a result.
+
+The record `hrp.json` lists every file that HRP wrote, with its digest. What is not listed there,
+or has another content by now, is the user's: it is neither removed nor replaced.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 from accelerate import PartialState
 
 from hrp.cli.failures import UsageError
-from hrp.cli.resuming import changed
-from hrp.files import write_text
-from hrp.preheating.checkpoints import last_complete
-from hrp.spectra.artefact import PROVENANCE_FILE
+from hrp.cli.locks import INSIDE, held
+from hrp.files import (
+    clear_dead_staging,
+    digest,
+    digests,
+    follow_umask,
+    named,
+    settle,
+    staging,
+    write_text,
+)
+from hrp.preheating.binding import changed
+from hrp.preheating.checkpoints import (
+    MODEL_FILES,
+    OWN_FOLDER,
+    Checkpoints,
+    checkpoint_folders,
+    foreign_files,
+    foreign_in_checkpoint,
+    is_marked,
+    last_complete,
+)
+from hrp.spectra.artefact import FILES as SPECTRUM_FILES
+from hrp.spectra.artefact import FORMAT, PROVENANCE_FILE
 from hrp.versions import installed_versions
 
 RECORD = "hrp.json"
 SPECTRUM = "spectrum"
-PREHEATING = "preheating"
-_STAGING = ".hrp-staging"
+_CLEARED = "cleared"  # in staging: what an earlier run left
+_PUBLISHED = "published"  # in staging: the adapter
 # Moved last: without it PEFT does not take a folder for an adapter.
 _LAST = "adapter_config.json"
-_RESULTS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
-State = Literal["absent", "finished", "interrupted", "foreign"]
+State = Literal["absent", "finished", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -40,12 +64,16 @@ class Output:
         command: that writes it, for messages.
         settings: what a resumed run must have in common with the interrupted one.
         given: folder of the spectrum to start from; None where the run makes its own.
+        length: settings that a resumed run may change, but not a finished one.
+        pushes: whether HF Trainer pushes to the hub, and puts files into ``folder`` for that.
     """
 
     folder: Path
     command: str
     settings: dict[str, Any]
     given: Path | None = None
+    length: dict[str, Any] = field(default_factory=dict)
+    pushes: bool = False
 
     @property
     def spectrum(self) -> Path:
@@ -55,129 +83,184 @@ class Output:
     @property
     def preheating(self) -> Path:
         """Folder of preheating's checkpoints, gone once it is done."""
-        return self.folder / PREHEATING
+        return self.folder / OWN_FOLDER
+
+    @property
+    def lock(self) -> Path:
+        """Folder of the lock that a run holds while it writes here."""
+        return self.folder / INSIDE
 
     def state(self) -> State:
-        """What an earlier run left here; raises ``UsageError`` on a record that is none."""
-        record = self._read_record()
+        """Tell what an earlier run left; raises ``UsageError`` on a record that is none."""
+        record = self.read_record()
         if record is None:
-            found = any((self.folder / name).exists() for name in (*_RESULTS, PREHEATING))
-            return "foreign" if found or self._checkpoints() else "absent"
+            return "absent"
         if record["finished"]:
             return "finished"
         # A run that failed before its first checkpoint left nothing to go on from.
-        preheated = self.spectrum.exists() and _made_spectrum(record)
-        begun = preheated or any(map(last_complete, (self.preheating, self.folder)))
+        begun = self._made_spectrum(record) or any(
+            map(last_complete, (self.preheating, self.folder))
+        )
         return "interrupted" if begun else "absent"
 
-    def _checkpoints(self) -> list[Path]:
-        found = self.folder.glob("checkpoint-*")
-        return [path for path in found if path.is_dir() and path.name[11:].isdigit()]
-
     def check(self, overwrite: bool, resume: bool) -> bool:
-        """Whether this run should go ahead; False if it is finished. Writes nothing.
+        """Return whether this run should go ahead, not so if it is finished. Writes nothing.
 
         Raises:
             UsageError: the folder cannot be written; there is another run's work and neither flag
-                is given; ``resume`` of a run with other settings; a spectrum, or a folder of its
-                name, that would be removed and is not an earlier run's own.
+                is given; it was made, or is resumed, with other settings; it holds what HRP did
+                not write where this run writes.
         """
-        check_place(self.folder)
-        state = self.state()
+        state, record = self.state(), self.read_record()
         if state == "finished" and not overwrite:
+            self._check_same(record, "is finished", self.length)
             say(f"'{self.folder}' is finished: nothing to do; --overwrite runs it again")
             return False
-        self._check_spectra()
+        self._check_spectra(record)
+        if foreign := self._foreign(record):
+            raise UsageError(
+                f"'{self.folder}' holds the work of another program: hrp did not write "
+                f"{named(foreign)}, or not as it is now, and never replaces it; choose another "
+                "--output_dir, or move it away"
+            )
         if overwrite or state == "absent":
             return True
-        if state == "foreign":
-            raise UsageError(
-                f"'{self.folder}' holds the work of another program; choose another "
-                "--output_dir, or pass --overwrite"
-            )
         if not resume:
             raise UsageError(
                 f"'{self.folder}' holds an interrupted run; pass --resume to go on, or "
                 "--overwrite to begin again"
             )
-        self._check_same()
+        self._check_same(record, "is interrupted", {})
         return True
 
     def begin(self, overwrite: bool) -> None:
         """Make the folder ready, after `check`; raises ``UsageError`` where it is not writable."""
         try:
+            for name in (RECORD, _CLEARED, _PUBLISHED, SPECTRUM):
+                clear_dead_staging(self.folder / name)
             if overwrite or self.state() == "absent":
                 self._clear()
-            self.record(finished=False)
+            earlier = self.read_record() or {"run": uuid4().hex, "files": {}}
+            self._write_record(
+                {
+                    "command": self.command,
+                    "finished": False,
+                    "settings": self.settings,
+                    "length": self.length,
+                    "versions": installed_versions(),
+                    "run": earlier.get("run"),
+                    "files": earlier.get("files", {}),
+                }
+            )
         except OSError as error:
             raise UsageError(
                 f"`--output_dir` '{self.folder}' cannot be written ({error.strerror}); choose "
                 "another"
             ) from error
 
-    def record(self, finished: bool) -> None:
-        """Write the record, atomically; makes the folder if need be."""
-        self._write_record(
-            {
-                "command": self.command,
-                "finished": finished,
-                "settings": self.settings,
-                "versions": installed_versions(),
-            }
-        )
-
-    def _write_record(self, content: dict[str, Any]) -> None:
-        write_text(self.folder / RECORD, json.dumps(content, indent=2) + "\n")
+    def run(self) -> str | None:
+        """Return the name of the run that is recorded, by which its spectrum is known."""
+        return (self.read_record() or {}).get("run")
 
     def publish(self, write: Callable[[Path], None]) -> None:
         """Let ``write`` fill a staging folder, then move its files here, what makes it load last.
 
-        Nothing is moved if ``write`` fails.
+        Nothing is moved if ``write`` fails, or if a file that HRP did not write is in the way.
         """
-        staging = self.folder / _STAGING
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        try:
-            write(staging)
-            for path in sorted(staging.iterdir(), key=lambda path: path.name == _LAST):
-                os.replace(path, self.folder / path.name)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        with staging(self.folder / _PUBLISHED) as container:
+            staged = container / "new"
+            staged.mkdir()
+            write(staged)
+            follow_umask(staged)
+            made = digests(staged)
+            record = self.read_record() or {}
+            pushed = MODEL_FILES if self.pushes else ()  # copied here by HF Trainer in this run
+            in_the_way = [n for n in made if n not in pushed and not self._is_ours(n, record)]
+            if in_the_way:
+                raise UsageError(
+                    f"'{self.folder}' holds {named(in_the_way)}, which hrp did not write and does "
+                    "not replace; move it away and pass --resume"
+                )
+            files = {k: [*record.get("files", {}).get(k, ()), v] for k, v in made.items()}
+            self.update(files=record.get("files", {}) | files)
+            for name in sorted(made, key=lambda name: name == _LAST):
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(staged / name, self.folder / name)
+        self.update(files={name: [value] for name, value in made.items()}, finished=True)
 
-    def _check_same(self) -> None:
-        record = self._read_record()
-        differing = changed(record["settings"], self.settings) if record else []
+    def discard(self) -> None:
+        """Remove the work of a run whose result is elsewhere, and the folder if left empty."""
+        Checkpoints(self.folder).remove()
+        if self.read_record() is not None:
+            clear_dead_staging(self.folder / RECORD)
+            (self.folder / RECORD).unlink()
+            with suppress(OSError):
+                self.folder.rmdir()
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of the record."""
+        self._write_record((self.read_record() or {}) | changes)
+
+    def _write_record(self, content: dict[str, Any]) -> None:
+        write_text(self.folder / RECORD, json.dumps(content, indent=2) + "\n")
+
+    def _check_same(self, record: Any, state: str, more: dict[str, Any]) -> None:
+        before = {"command": record["command"]} | record["settings"] | record.get("length", {})
+        differing = changed(before, {"command": self.command} | self.settings | more)
         if differing:
             raise UsageError(
-                f"the run in '{self.folder}' had other settings: {', '.join(differing)}; give "
-                "them as they were, or pass --overwrite to begin again"
+                f"the run in '{self.folder}' {state} and had other settings: "
+                f"{', '.join(differing)}; give them as they were, choose another --output_dir, or "
+                "pass --overwrite to begin again"
             )
 
-    def _check_spectra(self) -> None:
-        """Raise ``UsageError`` where `_clear` would remove a spectrum that no run here has made."""
-        for work in (self.preheating, *self._checkpoints()):
+    def _check_spectra(self, record: dict[str, Any] | None) -> None:
+        """Raise ``UsageError`` where a spectrum is in the way that no run here has made."""
+        for work in (self.preheating, *checkpoint_folders(self.folder)):
             if self._is_given(work):
                 raise UsageError(
                     f"`--spectrum` must be outside '{work}', where a run keeps its work, got "
                     f"'{self.given}'; move it, or choose another --output_dir"
                 )
-        record = self._read_record()
-        ours = self._is_given(self.spectrum) or (record is not None and _made_spectrum(record))
-        if self.spectrum.exists() and not ours:
+        ours = self._is_given(self.spectrum) or self._made_spectrum(record)
+        if os.path.lexists(self.spectrum) and not ours:
             raise UsageError(
                 f"'{self.spectrum}' was not made by the run in '{self.folder}' and is not "
                 f"replaced; pass --spectrum {self.spectrum} to start from it, move it away, or "
                 "choose another --output_dir"
             )
-        if (self.preheating / PROVENANCE_FILE).exists():
-            raise UsageError(
-                f"'{self.preheating}' is a spectrum, where a run keeps its work; move it, or "
-                "choose another --output_dir"
-            )
+
+    def _made_spectrum(self, record: dict[str, Any] | None) -> bool:
+        """Return whether the recorded run itself made the spectrum that is here."""
+        run = spectrum_provenance(self.spectrum).get("run")
+        return bool(run) and record is not None and run == record.get("run")
 
     def _is_given(self, folder: Path) -> bool:
-        """Whether the spectrum to start from is ``folder``, or below it."""
+        """Return whether the spectrum to start from is ``folder``, or below it."""
         return self.given is not None and self.given.resolve().is_relative_to(folder.resolve())
+
+    def _foreign(self, record: dict[str, Any] | None) -> list[str]:
+        """List what HRP did not write in the places where this run writes."""
+        names = sorted(MODEL_FILES | set((record or {}).get("files", {})))
+        foreign = [name for name in names if not self._is_ours(name, record or {})]
+        for checkpoint in checkpoint_folders(self.folder):
+            foreign += foreign_in_checkpoint(checkpoint)
+        foreign += [f"{OWN_FOLDER}/{name}" for name in foreign_files(self.preheating)]
+        if self.spectrum.is_dir() and not self._is_given(self.spectrum):
+            held = {path.name for path in self.spectrum.iterdir()}
+            foreign += [f"{SPECTRUM}/{name}" for name in sorted(held - set(SPECTRUM_FILES))]
+        return foreign
+
+    def _is_ours(self, name: str, record: dict[str, Any]) -> bool:
+        """Return whether the file may be replaced: it is not there, or as HRP wrote it."""
+        path = self.folder / name
+        if not os.path.lexists(path):
+            return True
+        known = list(record.get("files", {}).get(name, ()))
+        for checkpoint in checkpoint_folders(self.folder):  # from which HF Trainer pushes a copy
+            if is_marked(checkpoint) and (checkpoint / name).is_file() and name in MODEL_FILES:
+                known.append(digest(checkpoint / name))
+        return path.is_file() and digest(path) in known
 
     def _clear(self) -> None:
         """Remove an earlier run's results and work; no other file, nor the spectrum given.
@@ -185,32 +268,37 @@ class Output:
         Killed at any moment, it leaves what that run can be resumed from, or nothing: the record
         says first that it is not finished and goes last, and folders are moved away whole.
         """
-        record = self._read_record()
-        if record is not None:
-            self._write_record(record | {"finished": False})
-        for name in _RESULTS:
-            (self.folder / name).unlink(missing_ok=True)
-        staging = self.folder / _STAGING
-        shutil.rmtree(staging, ignore_errors=True)
-        for path in (*self._checkpoints(), self.preheating, self.spectrum):
-            if path.exists() and not self._is_given(path):
-                staging.mkdir(exist_ok=True)
-                os.replace(path, staging / path.name)
-        (self.folder / RECORD).unlink(missing_ok=True)
-        shutil.rmtree(staging, ignore_errors=True)
+        record = self.read_record()
+        if record is None:
+            return
+        self.update(finished=False)
+        for name in record.get("files", {}):
+            if self._is_ours(name, record):
+                (self.folder / name).unlink(missing_ok=True)
+        spectra = [self.spectrum] if self._made_spectrum(record) else []
+        with staging(self.folder / _CLEARED) as container:
+            for path in (*checkpoint_folders(self.folder), self.preheating, *spectra):
+                if path.exists() and not self._is_given(path):
+                    os.replace(path, container / path.name)
+            (self.folder / RECORD).unlink()
 
-    def _read_record(self) -> dict[str, Any] | None:
-        """The record of the run that was here, or None; raises ``UsageError`` if it is broken."""
+    def read_record(self) -> dict[str, Any] | None:
+        """Read the record of the run that was here, or None; ``UsageError`` if it is broken."""
         path = self.folder / RECORD
+        if not os.path.lexists(path):
+            return None
+        if not path.is_file():
+            raise _broken(path, "is no file")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _broken(path, f"is not JSON ({error})") from error
-        kinds = {"finished": bool, "settings": dict}
-        if not isinstance(content, dict) or any(
-            not isinstance(content.get(name), kind) for name, kind in kinds.items()
+        kinds = {"command": str, "finished": bool, "settings": dict}
+        optional = {"files": dict, "length": dict}
+        if (
+            not isinstance(content, dict)
+            or any(not isinstance(content.get(name), kind) for name, kind in kinds.items())
+            or any(not isinstance(content.get(name, {}), kind) for name, kind in optional.items())
         ):
             raise _broken(path, "is not the record of a run of hrp")
         return content
@@ -223,9 +311,23 @@ def _broken(path: Path, fault: str) -> UsageError:
     )
 
 
-def _made_spectrum(record: dict[str, Any]) -> bool:
-    """Whether a run made its spectrum itself, and was not given one."""
-    return record["settings"].get("spectrum") is None
+def spectrum_provenance(folder: Path) -> dict[str, Any]:
+    """Read the provenance of the spectrum in ``folder``; empty where there is none."""
+    settle(folder)
+    try:
+        header = json.loads((folder / PROVENANCE_FILE).read_text(encoding="utf-8"))
+        provenance = header["provenance"] if header["format"] == FORMAT else {}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {}
+    return provenance if isinstance(provenance, dict) else {}
+
+
+def locked(place: Path, command: str, output: Path) -> AbstractContextManager[None]:
+    """Return the lock of an output, see `hrp.cli.locks`; the first process holds it for all."""
+    check_place(output)
+    if not PartialState().is_main_process:
+        return nullcontext()
+    return held(place, f"hrp {command}", output)
 
 
 def say(text: str) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from pathlib import Path
 
 from hrp.cli.failures import UsageError, reported
-from hrp.cli.outputs import Output, check_place, say
+from hrp.cli.locks import lock_beside
+from hrp.cli.outputs import Output, locked, say, spectrum_provenance
 from hrp.cli.running import Job, preheat_into, with_steps
 from hrp.cli.sft import build_trainer, built, parse_sft
 from hrp.cli.trainers import sft_preheating
-from hrp.files import check_replaceable
-from hrp.spectra.artefact import FILES, PROVENANCE_FILE
+from hrp.files import check_replaceable, settle
+from hrp.preheating.binding import changed
+from hrp.preheating.checkpoints import Checkpoints
+from hrp.spectra.artefact import FILES
 
 DESCRIPTION = """\
 Preheat only: train a LoRA of high rank for a few steps and write its spectrum to --output_dir,
@@ -35,35 +38,50 @@ def _run(argv: list[str]) -> int:
         raise UsageError("`--spectrum` is for `hrp sft`; `hrp preheat` makes one")
     config = request.hrp.hrp_config(request.training.seed)
     folder = Path(request.training.output_dir)
-    work = Output(folder.parent / f".{folder.name}.preheating", "preheat", request.settings())
-    if _finished(folder, work.folder, request.output.overwrite):
-        return 0
-    check_place(folder)
-    work.check(request.output.overwrite, request.output.resume)
-    request.training.output_dir = str(work.folder)
-    trainer = built(request, build_trainer)
-    job = Job(trainer, sft_preheating(trainer), config, request.hrp.preheat_save_steps)
-    job = with_steps(job, work.folder if request.output.resume else None)
-    if trainer.is_world_process_zero():
-        work.begin(request.output.overwrite)
-    trainer.accelerator.wait_for_everyone()
-    preheat_into(job, folder, work.folder, request.output.overwrite)
-    trainer.accelerator.print(f"Spectrum saved to {folder}; `hrp inspect {folder}` shows it")
+    work = request.output_for("preheat", folder.parent / f".{folder.name}.preheating")
+    with locked(lock_beside(folder), "preheat", folder):
+        if _finished(folder, work, request.output.overwrite):
+            return 0
+        work.check(request.output.overwrite, request.output.resume)
+        request.training.output_dir = str(work.folder)
+        trainer = built(request, build_trainer)
+        job = Job(trainer, sft_preheating(trainer), config, request.hrp.preheat_save_steps)
+        job = with_steps(job, work.preheating if request.output.resume else None)
+        if trainer.is_world_process_zero():
+            work.begin(request.output.overwrite)
+        trainer.accelerator.wait_for_everyone()
+        checkpoints = Checkpoints(work.folder, job.save_steps)
+        facts = {"settings": work.settings | work.length}
+        preheat_into(job, folder, checkpoints, facts, request.output.overwrite)
+        if trainer.is_world_process_zero():
+            work.discard()
+        trainer.accelerator.print(f"Spectrum saved to {folder}; `hrp inspect {folder}` shows it")
     return 0
 
 
-def _finished(folder: Path, work: Path, overwrite: bool) -> bool:
-    """Whether the spectrum is there; raises ``UsageError`` if something else is.
+def _finished(folder: Path, work: Output, overwrite: bool) -> bool:
+    """Return whether the spectrum is there, made with the same settings.
 
-    And ``FileExistsError``, before anything is trained, if something else would be replaced too.
+    Raises:
+        UsageError: something else is there, or a spectrum of other settings.
+        FileExistsError: something besides the spectrum would be replaced, too.
     """
-    if not folder.exists():
+    settle(folder)
+    if not os.path.lexists(folder):
         return False
-    if not (folder / PROVENANCE_FILE).exists():
+    provenance = spectrum_provenance(folder)
+    if not provenance:
         raise UsageError(f"'{folder}' exists and is no spectrum; choose another --output_dir")
     if overwrite:
         check_replaceable(folder, FILES)
         return False
-    shutil.rmtree(work, ignore_errors=True)  # left by a run that was killed right after saving
+    made = provenance.get("settings")
+    settings = work.settings | work.length
+    if differing := changed(made if isinstance(made, dict) else {}, settings):
+        raise UsageError(
+            f"the spectrum in '{folder}' was made with other settings: {', '.join(differing)}; "
+            "give them as they were, choose another --output_dir, or pass --overwrite"
+        )
+    work.discard()  # left by a run that was killed right after saving
     say(f"'{folder}' is finished: nothing to do; --overwrite preheats again")
     return True

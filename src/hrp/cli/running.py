@@ -1,9 +1,8 @@
-"""The whole job behind `hrp sft` and `hrp finetune`: preheat, initialise, fine-tune, save."""
+"""Does the whole job of `hrp sft` and `hrp finetune`: preheat, initialise, fine-tune, save."""
 
 from __future__ import annotations
 
 import copy
-import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +34,7 @@ _REPORTERS = "transformers.integrations"
 
 @dataclass(frozen=True)
 class Job:
-    """What to train.
+    """Describes what to train.
 
     Args:
         trainer: of the real run, its model a ``PeftModel``.
@@ -69,8 +68,11 @@ def run(job: Job, output: Output, given: Spectrum | None, data: str) -> None:
 
 def _own_spectrum(job: Job, output: Output) -> Spectrum:
     """Preheat, unless an interrupted run has done so, and start the adapter from what was found."""
+    checkpoints = Checkpoints(output.folder, job.save_steps)
     if not output.spectrum.exists():
-        preheat_into(job, output.spectrum, output.preheating)
+        preheat_into(job, output.spectrum, checkpoints, {"run": output.run()})
+    elif job.trainer.is_world_process_zero():
+        checkpoints.remove()  # left by a run that was killed right after saving
     spectrum = Spectrum.load(output.spectrum)
     start(job, spectrum, output.spectrum)
     return spectrum
@@ -116,27 +118,30 @@ def check_preheating(job: Job) -> None:
     check_preheatable(model, "default", lora_modules(model, "default"), job.config)
 
 
-def preheat_into(job: Job, folder: Path, work: Path, overwrite: bool = False) -> None:
-    """Preheat and save the spectrum in ``folder``; checkpoints are in ``work`` meanwhile."""
+def preheat_into(
+    job: Job, folder: Path, checkpoints: Checkpoints, facts: dict[str, Any], overwrite: bool = False
+) -> None:
+    """Preheat with ``checkpoints``, save the spectrum in ``folder``, and remove them.
+
+    ``facts`` about the run go into the spectrum's provenance.
+    """
     trainer, config = job.trainer, job.config
     rank = trainer.model.peft_config["default"].r
     rate = rates_of(trainer.args.learning_rate, config, rank).factors
-    found = last_complete(work, before=config.step_limit)
+    resumed = last_complete(checkpoints.folder, before=config.step_limit)
     trainer.accelerator.print(
         f"Preheating: rank {config.preheat_rank}, {config.preheat_steps} steps, learning rate "
-        f"{rate:g}" + (f", from step {checkpoint_step(found)} on" if found else "")
+        f"{rate:g}" + (f", from step {checkpoint_step(resumed)} on" if resumed else "")
     )
     began = time.perf_counter()
     settings = dict(job.preheating)
     settings["trainer_cls"] = _reporting(settings["trainer_cls"], trainer)
-    checkpoints = Checkpoints(work, job.save_steps)
     spectrum = preheat(trainer.model, config, checkpoints=checkpoints, **settings)
-    spectrum.provenance["cost"] = _cost(trainer, spectrum, time.perf_counter() - began)
+    cost = _cost(trainer, spectrum, time.perf_counter() - began)
+    spectrum.provenance.update({"cost": cost, **facts})
     if trainer.is_world_process_zero():
         spectrum.save(folder, overwrite=overwrite)
-        # With the work in progress goes what a run that was killed while saving has left.
-        for left in (work, *folder.parent.glob(f".{folder.name}.????????")):
-            shutil.rmtree(left, ignore_errors=True)
+        checkpoints.remove()
     trainer.accelerator.wait_for_everyone()
 
 
@@ -174,11 +179,10 @@ def _publish(job: Job, output: Output, spectrum: Spectrum, data: str) -> None:
         (staging / "README.md").write_text(card(facts), encoding="utf-8")
 
     output.publish(write)
-    output.record(finished=True)
 
 
 def _cost(trainer: Any, spectrum: Spectrum, seconds: float) -> dict[str, Any]:
-    """What preheating took; the seconds are those of this process, also if it was resumed."""
+    """Return what preheating took; the seconds are this process's, also if it was resumed."""
     args, steps = trainer.args, spectrum.provenance["steps"]
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     ranks = {name: module.rank for name, module in spectrum.items()}

@@ -23,7 +23,7 @@ from hrp.cli.arguments import (
     SpectrumArguments,
     parse,
 )
-from hrp.cli.datasets import check_columns, load_splits, split_of, with_templates
+from hrp.cli.datasets import check_columns, check_texts, load_splits, split_of, with_templates
 from hrp.cli.failures import UsageError, reported
 from hrp.cli.input_checks import (
     as_names,
@@ -33,10 +33,11 @@ from hrp.cli.input_checks import (
     check_training,
     mistakes_told,
 )
-from hrp.cli.outputs import Output, say
-from hrp.cli.resuming import binding
+from hrp.cli.outputs import Output, locked, say
+from hrp.cli.pushing import push
 from hrp.cli.running import Job, check_preheating, run, start, with_steps
 from hrp.cli.trainers import HRPSFTTrainer, check_enough, sft_preheating
+from hrp.preheating.binding import BASE, DATA, files_digest, settings_of
 from hrp.spectra.spectrum import Spectrum
 
 DESCRIPTION = """\
@@ -49,13 +50,13 @@ EXAMPLE = """\
       --prompt_template 'Question: {question}\\nAnswer:' --completion_template ' {answer}' \\
       --lora_r 16 --preheat_steps 0.2 --direction AB --learning_rate 2e-4 --output_dir runs/adapter
 """
-# What TRL's SFTTrainer recognises, each a set of columns that suffice.
+# The columns that TRL's SFTTrainer recognises, each a set that suffices.
 SFT_FORMS = ({"messages"}, {"conversations"}, {"prompt", "completion"}, {"input_ids"})
 
 
 @dataclass
 class Request:
-    """All that a command was given, by the class that TRL, HF or we define for it."""
+    """Holds all that a command was given, by the class that TRL, HF or we define for it."""
 
     hrp: HRPArguments
     spectrum: SpectrumArguments
@@ -66,18 +67,38 @@ class Request:
     model: ModelConfig
 
     def settings(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the interrupted one."""
+        """Return what a resumed run must have in common, the content of local files included."""
         groups = [getattr(self, field.name) for field in fields(self)]
-        return binding(*groups)
+        settings = settings_of(*groups)
+        data, base = (
+            Path(name) if name else None
+            for name in (
+                self.data.dataset_path or self.script.dataset_name,
+                self.model.model_name_or_path,
+            )
+        )
+        if data is not None and data.exists():
+            settings[DATA] = files_digest(data)
+        if base is not None and base.exists():
+            settings[BASE] = files_digest(base, whole=False)
+        return settings
+
+    def output_for(self, command: str, folder: Path) -> Output:
+        """Describe the run's output ``folder``."""
+        given = Path(self.spectrum.spectrum) if self.spectrum.spectrum else None
+        training = self.training
+        length = {"max_steps": training.max_steps, "num_train_epochs": training.num_train_epochs}
+        pushes = bool(training.push_to_hub)
+        return Output(folder, command, self.settings(), given, length, pushes)
 
     def data_name(self) -> str:
-        """How the model card names the data."""
+        """Return the name of the data for the model card."""
         return self.data.dataset_path or self.script.dataset_name or "a mixture of data sets"
 
 
 @dataclass
 class SFTRequest(Request):
-    """What `hrp sft` and `hrp preheat` were given."""
+    """Holds what `hrp sft` and `hrp preheat` were given."""
 
     mixture: DatasetMixtureConfig
 
@@ -100,28 +121,32 @@ def carry_out(
 ) -> int:
     """Do what ``request`` asks for, with the trainer that ``build`` makes; returns 0."""
     config = request.hrp.hrp_config(request.training.seed)
-    given = Path(request.spectrum.spectrum) if request.spectrum.spectrum else None
-    output = Output(Path(request.training.output_dir), command, request.settings(), given)
-    if not output.check(request.output.overwrite, request.output.resume):
-        return 0
-    spectrum = None if given is None else Spectrum.load(given)
-    trainer = built(request, build)
-    job = Job(trainer, preheating(trainer), config, request.hrp.preheat_save_steps)
-    if given is None:
-        job = with_steps(job, output.preheating if request.output.resume else None)
-    # What can be refused is refused before `begin` removes what an earlier run has left.
-    if given is not None and spectrum is not None:
-        start(job, spectrum, given)
-    else:
-        check_preheating(job)
-    if trainer.is_world_process_zero():
-        output.begin(request.output.overwrite)
-    trainer.accelerator.wait_for_everyone()
-    run(job, output, spectrum, request.data_name())
-    if request.training.push_to_hub:
-        trainer.push_to_hub(dataset_name=request.script.dataset_name)
-    if hasattr(trainer, "end"):  # since transformers 5.18: closes the reporters
-        trainer.end()
+    training, flags = request.training, request.output
+    output = request.output_for(command, Path(training.output_dir))
+    with locked(output.lock, command, output.folder):
+        if not output.check(flags.overwrite, flags.resume):
+            if training.push_to_hub and not (output.read_record() or {}).get("pushed"):
+                push(output, training)
+            return 0
+        given = output.given
+        spectrum = None if given is None else Spectrum.load(given)
+        trainer = built(request, build)
+        job = Job(trainer, preheating(trainer), config, request.hrp.preheat_save_steps)
+        if given is None:
+            job = with_steps(job, output.preheating if flags.resume else None)
+        # What can be refused is refused before `begin` removes what an earlier run has left.
+        if given is not None and spectrum is not None:
+            start(job, spectrum, given)
+        else:
+            check_preheating(job)
+        if trainer.is_world_process_zero():
+            output.begin(flags.overwrite)
+        trainer.accelerator.wait_for_everyone()
+        run(job, output, spectrum, request.data_name())
+        if training.push_to_hub:
+            push(output, training)
+        if hasattr(trainer, "end"):  # since transformers 5.18: closes the reporters
+            trainer.end()
     return 0
 
 
@@ -191,6 +216,7 @@ def _data(request: SFTRequest) -> tuple[Any, Any]:
     def prepared(name: str, flag: str) -> Any:
         split = with_templates(split_of(splits, name, flag), templates)
         check_columns(split, forms, "for others, pass --prompt_template and --completion_template")
+        check_texts(split, set().union(*forms))
         return split
 
     train = prepared(script.dataset_train_split, "dataset_train_split")

@@ -13,8 +13,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from hrp.adapters.layers import lora_modules
 from hrp.spectra.spectrum import Spectrum
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
-
 
 def empty_base(name: str, auto_class: str, trust_remote_code: bool) -> Any:
     """Build the base model's modules without their weights, on PyTorch's meta device."""

@@ -20,9 +20,9 @@ from transformers import PreTrainedModel, Trainer
 from hrp.config import HRPConfig
 from hrp.demo.base_model import load_base
 from hrp.demo.data import answer_collator
-from hrp.demo.settings import ARMS, FILES, Arm, DemoConfig, Run
+from hrp.demo.settings import ARMS, RECORD, Arm, DemoConfig, Run, check_earlier
 from hrp.demo.task import Task, copy_base, fine_tune, make_adapter, make_task, trainer_settings
-from hrp.files import check_replaceable, write_folder
+from hrp.files import digests, write_folder
 from hrp.initialization import initialize_lora_hrp_weights
 from hrp.preheating.pipeline import preheat
 from hrp.spectra.spectrum import Spectrum
@@ -52,7 +52,7 @@ def run_demo(
     """
     if out.exists() and not overwrite:
         raise FileExistsError(f"output folder '{out}' exists")
-    check_replaceable(out, FILES)
+    check_earlier(out)
     task = make_task(config)
     finished: list[Finished] = []
     for latest in train_all(config, task):
@@ -79,7 +79,7 @@ def train_all(config: DemoConfig, task: Task) -> Iterator[Finished]:
 
 
 def preheat_once(config: DemoConfig, task: Task, seed: int) -> Spectrum:
-    """The spectrum of one seed, by the Trainer and the arguments that fine-tuning uses."""
+    """Preheat for one seed, by the Trainer and the arguments that fine-tuning uses."""
     hrp_config = HRPConfig(
         preheat_rank=config.preheat_rank, preheat_steps=config.preheat_steps, seed=seed
     )
@@ -131,8 +131,9 @@ def _write(folder: Path, config: DemoConfig, runs: list[Run], best: Finished, ta
         "saved": {"arm": best.run.arm, "seed": best.run.seed},
         "runs": [asdict(run) for run in runs],
         "versions": installed_versions(),
+        "files": {name: [value] for name, value in digests(folder).items()},
     }
-    (folder / "results.json").write_text(json.dumps(record, indent=2) + "\n")
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     _check_reload(folder / "adapter", best.model, task)
 
 

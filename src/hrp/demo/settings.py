@@ -1,10 +1,12 @@
-"""Settings and records of the demo, as plain data."""
+"""Holds the settings and records of the demo, as plain data."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from hrp.config import Direction
+from hrp.files import check_as_recorded, check_replaceable
 from hrp.validation import check_integer
 
 
@@ -36,9 +38,12 @@ ARMS = (
 )
 
 
+RECORD = "results.json"
+"""Holds every run, and the digests of the other files, by which an earlier demo is known."""
+
 # All that a demo's folder holds: what an earlier one left may be replaced, nothing else.
 FILES = (
-    "results.json",
+    RECORD,
     "adapter",
     "adapter/README.md",
     "adapter/adapter_config.json",
@@ -47,6 +52,13 @@ FILES = (
     "spectrum/spectrum.json",
     "spectrum/spectrum.safetensors",
 )
+
+
+def check_earlier(out: Path) -> None:
+    """Raise ``FileExistsError`` if ``out`` is there and is anything but an earlier demo."""
+    if out.exists():
+        check_replaceable(out, FILES)
+        check_as_recorded(out, RECORD)
 
 
 @dataclass(frozen=True)

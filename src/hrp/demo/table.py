@@ -1,4 +1,4 @@
-"""What the demo prints after its runs: a table, and how to read it."""
+"""Writes what the demo prints after its runs: a table, and how to read it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ranks nothing beyond this setting. Loss: nats a token of the answer, on problems
 
 
 def table(runs: Sequence[Run]) -> str:
-    """One row an arm, in the order of the runs; the first arm is the one compared with.
+    """Write one row an arm, in the order of the runs; the first arm is the one compared with.
 
     ``spread`` is the largest minus the smallest test loss over the seeds; ``against default`` the
     difference of the mean test losses, both over the same seeds.
@@ -32,7 +32,7 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def reading(runs: Sequence[Run]) -> str:
-    """What the numbers say, and what they cannot say; the first arm is PEFT's default start."""
+    """Say what the numbers say and what not; the first arm is PEFT's default start."""
     default = runs[0].arm
     preheated = _arms([run for run in runs if run.preheat_steps])
     best = min(preheated, key=lambda arm: _loss(arm, runs))

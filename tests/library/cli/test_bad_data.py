@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import time
 from types import SimpleNamespace
 
 import datasets
 import pytest
+import yaml
 from trl import ScriptArguments
 
 from helpers.commands import BASE, LORA, QUICK, call, questions, training
@@ -172,7 +175,7 @@ def test_a_file_system_that_refuses_the_output_is_named(tmp_path, data, capsys, 
     def refuse(*_args, **_settings):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(Output, "record", refuse)
+    monkeypatch.setattr(Output, "_write_record", refuse)
     message = refused(capsys, "sft", *training(data, tmp_path / "adapter"))
     assert "adapter' cannot be written (Read-only file system); choose another" in message
 
@@ -220,6 +223,10 @@ def test_preheat_replaces_a_spectrum_only_where_nothing_else_is(tmp_path, data, 
     (tmp_path / "spectrum").mkdir()
     for name in (*FILES, "thesis.txt"):
         (tmp_path / "spectrum" / name).write_text("{}")
+    message = refused(capsys, "preheat", *training(data, tmp_path / "spectrum", "--overwrite"))
+    assert "exists and is no spectrum" in message
+    header = {"format": "hrp-spectrum", "provenance": {"steps": 1}}
+    (tmp_path / "spectrum" / "spectrum.json").write_text(json.dumps(header))
     message = refused(capsys, "preheat", *training(data, tmp_path / "spectrum", "--overwrite"))
     assert "holds 'thesis.txt' besides what is replaced" in message
     assert len(list((tmp_path / "spectrum").iterdir())) == 3
@@ -387,3 +394,120 @@ def test_columns_of_a_streamed_data_set_are_checked_too():
     check_columns(streamed, [{"question"}], "")
     with pytest.raises(UsageError, match="must have the columns text, got"):
         check_columns(streamed, [{"text"}], "")
+
+
+def text_file(path, **row):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(row) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["train[1].jsonl", "t*.jsonl", "t?.jsonl", "{a,b}.jsonl", "[!x].jsonl", "[[].jsonl"]
+)
+def test_a_path_is_no_pattern(tmp_path, name):
+    for other in ("train1", "tt", "t1", "a", "b", "y", "["):
+        text_file(tmp_path / f"{other}.jsonl", text="another's")
+    path = text_file(tmp_path / name, text="mine")
+    for given in (DataArguments(dataset_path=str(path)), DataArguments()):
+        script = ScriptArguments(dataset_name=None if given.dataset_path else str(path))
+        assert load_splits(script, given)["train"][:] == {"text": ["mine"]}
+
+
+@pytest.mark.parametrize("name", ["data[1]", "dat*", "dat?1", "a::b"])
+@pytest.mark.parametrize("flag", ["dataset_path", "dataset_name"])
+def test_a_folder_that_would_be_taken_for_a_pattern_is_refused(tmp_path, name, flag):
+    text_file(tmp_path / "data1" / "train.jsonl", text="another's")
+    text_file(tmp_path / name / "train.jsonl", text="mine")
+    given = {"dataset_path": None, "dataset_name": None} | {flag: str(tmp_path / name)}
+    script = ScriptArguments(dataset_name=given["dataset_name"])
+    with pytest.raises(UsageError, match="takes for a pattern; rename it"):
+        load_splits(script, DataArguments(dataset_path=given["dataset_path"]))
+
+
+@pytest.mark.parametrize("name", ["rows.JSONL", "rows.Json", "rows.CSV"])
+def test_endings_in_capitals_are_known(tmp_path, name):
+    path = text_file(tmp_path / name, text="mine")
+    if name.endswith("CSV"):
+        path.write_text("text\nmine\n")
+    assert load(path)["train"][:] == {"text": ["mine"]}
+    path.write_text('{"a"')
+    if not name.endswith("CSV"):
+        with pytest.raises(UsageError, match="line 1 is not JSON"):
+            load(path)
+
+
+def test_a_tilde_in_a_config_file_is_the_home_folder(tmp_path, monkeypatch):
+    from hrp.cli.sft import parse_sft
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = {
+        "dataset_path": "~/rows.jsonl",
+        "spectrum": "~/spectrum",
+        "output_dir": "~/out",
+        "model_name_or_path": "~/model",
+        "use_cpu": True,
+        "bf16": False,
+    }
+    (tmp_path / "model").mkdir()
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    request = parse_sft("sft", "", "", ["--config", str(tmp_path / "c.yaml")])
+    assert request.data.dataset_path == str(tmp_path / "rows.jsonl")
+    assert request.spectrum.spectrum == str(tmp_path / "spectrum")
+    assert request.training.output_dir == str(tmp_path / "out")
+    assert request.model.model_name_or_path == str(tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows"])
+def test_a_pipe_as_data_is_refused_without_waiting(tmp_path, capsys, name):
+    os.mkfifo(tmp_path / name)
+    message = refused(capsys, "sft", *training(tmp_path / name, tmp_path / "out"))
+    assert f"'{tmp_path / name}' is neither a file nor a folder" in message
+
+
+@pytest.mark.parametrize("name", ["hrp.json", "config.yaml"])
+def test_a_pipe_in_place_of_a_record_or_config_is_refused_without_waiting(
+    tmp_path, data, capsys, name
+):
+    (tmp_path / "out").mkdir()
+    os.mkfifo(tmp_path / "out" / name)
+    config = ("--config", tmp_path / "out" / name) if name == "config.yaml" else ()
+    message = refused(capsys, "sft", *training(data, tmp_path / "out", *config))
+    assert str(tmp_path / "out" / name) in message
+
+
+def bomb(merge: bool) -> str:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"] if not merge else ["a0: &a0 {x: 1}"]
+    for level in range(1, 12):
+        parts = ", ".join([f"*a{level - 1}"] * 10)
+        lines.append(f"a{level}: &a{level} " + (f"{{<<: [{parts}]}}" if merge else f"[{parts}]"))
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("text", [bomb(False), bomb(True), "[" * 5000, "a: &a [*a]"])
+def test_a_config_that_grows_without_bound_is_refused_at_once(tmp_path, data, capsys, text):
+    config = tmp_path / "config.yaml"
+    config.write_text(text)
+    began = time.monotonic()
+    message = refused(capsys, "sft", *training(data, tmp_path / "out", "--config", config))
+    assert "must have at most 10000 values" in message
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"prompt": "a", "completion": "b"}, {"prompt": None, "completion": "c"}], "row 2 of"),
+        ([{"prompt": "a", "completion": "b"}, {"prompt": "a"}], "no value in column 'completion'"),
+        ([{"prompt": "a", "completion": 3}], "column 'completion' must hold text, got int64"),
+        ([{"text": 1.5}], "column 'text' must hold text, got float64"),
+        ([{"text": "a"}] * 1500 + [{"text": None}], "row 1501 of the data has no value in"),
+        ([{"messages": None}], "row 1 of the data has no value in column 'messages'"),
+    ],
+)
+def test_cells_that_are_no_text_are_named_with_their_row(tmp_path, capsys, rows, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--model_name_or_path", BASE, "--dataset_path", path, *LORA, *QUICK]
+    assert message in refused(capsys, "sft", *flags, "--output_dir", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -255,3 +255,19 @@ def test_an_adapter_with_anything_beside_it_is_not_replaced(spectrum, tmp_path, 
     assert run(spectrum, tmp_path / "start", "--overwrite") == 2
     assert "holds 'checkpoint-5' besides what is replaced" in capsys.readouterr().err
     assert (tmp_path / "start" / "checkpoint-5").is_dir()
+
+
+@pytest.mark.parametrize("change", ["weights", "record", "another program's"])
+def test_an_adapter_that_has_been_trained_since_is_not_replaced(spectrum, tmp_path, capsys, change):
+    start = tmp_path / "start"
+    assert run(spectrum, start) == 0
+    if change == "weights":
+        (start / "adapter_model.safetensors").write_bytes(b"trained")
+    elif change == "record":
+        (start / "hrp.json").write_text("[]")
+    else:
+        (start / "hrp.json").unlink()
+    before = {path.name: path.read_bytes() for path in start.iterdir()}
+    assert run(spectrum, start, "--overwrite") == 2
+    assert "which hrp did not write, or not as it is now" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in start.iterdir()} == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -70,9 +71,9 @@ def test_a_spectrum_inside_the_output_folder_is_kept_and_started_from(made, preh
 def test_a_run_is_done_again_from_its_own_spectrum(finished, data, tmp_path):
     output = tmp_path / "again"
     shutil.copytree(finished, output)
-    (output / "adapter_model.safetensors").write_bytes(b"old")
     given = ("--spectrum", output / "spectrum", "--overwrite")
     for _ in range(2):
+        (output / "adapter_model.safetensors").unlink()
         assert call("sft", *training(data, output, *given)) == 0
         assert content(output / "spectrum") == content(finished / "spectrum")
         assert_same_adapter(output, finished)
@@ -128,7 +129,7 @@ def test_a_preheating_that_is_refused_costs_no_finished_adapter(finished, data, 
     assert content(finished) == before
 
 
-@pytest.mark.parametrize("name", ["preheating", "checkpoint-4"])
+@pytest.mark.parametrize("name", ["hrp-preheating", "checkpoint-4"])
 def test_a_spectrum_where_a_run_keeps_its_work_is_refused(made, data, tmp_path, capsys, name):
     shutil.copytree(made / "spectrum", tmp_path / "run" / name)
     given = ("--spectrum", tmp_path / "run" / name, "--overwrite")
@@ -137,12 +138,17 @@ def test_a_spectrum_where_a_run_keeps_its_work_is_refused(made, data, tmp_path, 
     assert content(tmp_path / "run" / name) == content(made / "spectrum")
 
 
-def test_a_spectrum_in_the_way_of_preheating_is_not_removed(made, data, tmp_path, capsys):
-    shutil.copytree(made / "spectrum", tmp_path / "run" / "preheating")
-    for flags in ((), ("--overwrite",)):
+@pytest.mark.parametrize("name", ["hrp-preheating", "checkpoint-2", "spectrum"])
+def test_a_folder_in_the_way_of_the_work_is_not_removed(made, data, tmp_path, capsys, name):
+    shutil.copytree(made / "spectrum", tmp_path / "run" / name)
+    for flags in ((), ("--overwrite",), ("--resume",)):
         assert call("sft", *training(data, tmp_path / "run", *flags)) == 2
-        assert "is a spectrum, where a run keeps its work" in capsys.readouterr().err
-    assert content(tmp_path / "run" / "preheating") == content(made / "spectrum")
+        assert name in capsys.readouterr().err
+    assert content(tmp_path / "run") == content_at(made / "spectrum", name)
+
+
+def content_at(folder: Path, name: str) -> dict[str, bytes]:
+    return {f"{name}/{path}": text for path, text in content(folder).items()}
 
 
 def test_a_file_that_is_named_like_a_checkpoint_is_kept(made, data, tmp_path):
@@ -194,3 +200,170 @@ def test_a_broken_record_is_named_with_the_remedy(data, tmp_path, capsys, text, 
     assert message.startswith(f"hrp sft: '{record}' is no")
     assert "choose another --output_dir, or remove the file" in message
     assert record.read_text(encoding="latin-1") == text
+
+
+FOREIGN = [
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "README.md",
+    "tokenizer.json",
+    "checkpoint-500/optimizer.pt",
+    "checkpoint-2/thesis.txt",
+    "hrp-preheating/notes.txt",
+    "spectrum/notes.txt",
+]
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("flags", [(), ("--overwrite",), ("--resume",)])
+def test_another_program_s_work_beside_an_unfinished_record_is_kept(
+    data, tmp_path, capsys, name, flags
+):
+    output = tmp_path / "run"
+    output.mkdir()
+    record = {"command": "sft", "finished": False, "settings": {}, "run": "a", "files": {}}
+    (output / "hrp.json").write_text(json.dumps(record))
+    (output / name).parent.mkdir(exist_ok=True)
+    (output / name).write_text("theirs")
+    before = content(output)
+    assert call("sft", *training(data, output, *flags)) == 2
+    assert name.partition("/")[0] in capsys.readouterr().err
+    assert content(output) == before
+
+
+@pytest.mark.parametrize("name", ["spectrum/notes.txt", "checkpoint-4/notes.txt"])
+def test_a_user_s_file_inside_a_finished_output_is_named_and_kept(
+    finished, data, tmp_path, capsys, name
+):
+    output = tmp_path / "run"
+    shutil.copytree(finished, output)
+    (output / name).write_text("mine")
+    before = content(output)
+    assert call("sft", *training(data, output, "--overwrite")) == 2
+    assert f"hrp did not write '{name}'" in capsys.readouterr().err
+    assert content(output) == before
+    assert call("sft", *training(data, output)) == 0  # finished all the same
+    assert content(output) == before
+
+
+def test_a_spectrum_that_hrp_preheat_has_put_into_an_unfinished_output_is_kept(
+    made, finished, data, tmp_path, capsys
+):
+    output = tmp_path / "run"
+    shutil.copytree(finished, output)
+    shutil.rmtree(output / "spectrum")
+    shutil.copytree(made / "spectrum", output / "spectrum")
+    record = json.loads((output / "hrp.json").read_text())
+    (output / "hrp.json").write_text(json.dumps(record | {"finished": False}))
+    before = content(output)
+    for flags in ((), ("--overwrite",), ("--resume",)):
+        assert call("sft", *training(data, output, *flags)) == 2
+        assert "was not made by the run" in capsys.readouterr().err
+    assert content(output) == before
+
+
+def test_a_file_that_appears_while_training_is_not_replaced(made, data, tmp_path, capsys):
+    from hrp.cli import running
+
+    output, train = tmp_path / "run", running.finetune
+
+    def trained(trainer, folder):
+        train(trainer, folder)
+        (output / "README.md").write_text("mine")
+
+    given = ("--spectrum", made / "spectrum")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "finetune", trained)
+        assert call("sft", *training(data, output, *given)) == 2
+    assert "holds 'README.md', which hrp did not write" in capsys.readouterr().err
+    assert (output / "README.md").read_text() == "mine"
+    (output / "README.md").unlink()
+    assert call("sft", *training(data, output, *given, "--resume")) == 0
+    assert_same_adapter(output, made / "adapter")
+
+
+def test_no_optimizer_state_of_preheating_is_left_by_a_kill_right_after_saving(
+    finished, data, tmp_path, monkeypatch
+):
+    from hrp.preheating.checkpoints import Checkpoints
+
+    def killed(_):
+        raise KeyboardInterrupt
+
+    output = tmp_path / "run"
+    for command, folder in (("sft", output), ("preheat", tmp_path / "spectrum")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Checkpoints, "remove", killed)
+            assert call(command, *training(data, folder)) == 130
+        assert list(tmp_path.rglob("*/checkpoint-4/optimizer.pt"))
+        assert call(command, *training(data, folder, "--resume")) == 0
+        left = [path for path in tmp_path.rglob("optimizer.pt") if path.parent.parent != output]
+        assert left == []
+    assert_same_adapter(output, finished)
+
+
+class NetworkError(Exception):
+    """Stands for an error of the hub's network library."""
+
+
+class Hub:
+    """Stands for the hub: fails at first, then takes what it is given."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures, self.pushed = failures, []
+
+    def __call__(self, token=None):
+        return self
+
+    def create_repo(self, name, private, exist_ok):
+        return type("Repo", (), {"repo_id": f"me/{name}"})
+
+    def upload_folder(self, repo_id, folder_path, ignore_patterns, **_):
+        if self.failures:
+            self.failures -= 1
+            raise (ConnectionError, NetworkError)[self.failures]("the hub cannot be reached")
+        self.pushed.append((repo_id, Path(folder_path), ignore_patterns))
+
+
+def test_a_finished_run_whose_push_failed_is_pushed_again(
+    made, data, tmp_path, monkeypatch, capsys
+):
+    from transformers import Trainer
+
+    from hrp.cli import pushing
+
+    hub = Hub(failures=2)
+    monkeypatch.setattr(pushing, "HfApi", hub)
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda *_: None)
+    monkeypatch.setattr(Trainer, "_push_from_checkpoint", lambda *_: None)
+    output = tmp_path / "run"
+    flags = training(data, output, "--spectrum", made / "spectrum", "--push_to_hub")
+    for _ in range(2):
+        assert call("sft", *flags) == 2
+        message = capsys.readouterr().err
+        assert "is finished, but could not be pushed to 'run' (the hub cannot be" in message
+        assert "run the same command again to push it" in message
+    stamp = (output / "adapter_model.safetensors").stat().st_mtime_ns
+    for _ in range(2):
+        assert call("sft", *flags) == 0
+    assert hub.pushed == [("me/run", output, ["_*", "checkpoint-*/**", ".hrp-*/**"])]
+    assert (output / "adapter_model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_files_that_hf_trainer_copies_for_a_push_do_not_stop_the_run(
+    made, data, tmp_path, monkeypatch
+):
+    from transformers import Trainer
+
+    from hrp.cli import pushing
+
+    def copied(self, checkpoint):
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copy(Path(checkpoint) / name, Path(self.args.output_dir) / name)
+
+    monkeypatch.setattr(pushing, "HfApi", Hub(failures=0))
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda *_: None)
+    monkeypatch.setattr(Trainer, "_push_from_checkpoint", copied)
+    flags = training(data, tmp_path / "run", "--spectrum", made / "spectrum", "--push_to_hub")
+    assert call("sft", *flags) == 0
+    assert_same_adapter(tmp_path / "run", made / "adapter")

@@ -57,7 +57,7 @@ def test_the_adapter_loads_in_plain_peft_and_changes_the_model(finished):
 def test_the_output_holds_adapter_card_spectrum_and_no_work_in_progress(finished):
     names = {path.name for path in finished.iterdir() if not path.name.startswith("checkpoint-")}
     assert {"adapter_model.safetensors", "README.md", "spectrum", "hrp.json"} <= names
-    assert "preheating" not in names
+    assert "hrp-preheating" not in names
     assert json.loads((finished / "hrp.json").read_text())["finished"] is True
     spectrum = hrp.Spectrum.load(finished / "spectrum")
     assert spectrum.provenance["steps"] == 5
@@ -141,7 +141,7 @@ def test_only_one_of_many_processes_speaks(finished, data, capsys, monkeypatch):
 def test_overwrite_runs_again(finished, data, tmp_path):
     copied = tmp_path / "adapter"
     shutil.copytree(finished, copied)
-    (copied / "adapter_model.safetensors").write_bytes(b"old")
+    (copied / "adapter_model.safetensors").unlink()
     (copied / "notes.txt").write_text("mine")
     assert call("sft", *training(data, copied, "--direction", "B", "--overwrite")) == 0
     assert_same_adapter(copied, finished)

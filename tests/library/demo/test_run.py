@@ -27,7 +27,7 @@ TINY = DemoConfig(steps=5, seeds=1, batch_size=2, train_problems=16, test_proble
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Run], list[str]]:
     out = tmp_path_factory.mktemp("demo") / "hrp-demo"
     out.mkdir()
-    (out / "results.json").write_text("from an earlier demo")
+    (out / "results.json").write_text('{"files": {}}')
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", refuse_to_connect)
@@ -115,6 +115,19 @@ def test_a_folder_that_cannot_be_made_is_refused_before_any_training(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert f"'{tmp_path / 'file'}' is no folder; choose another" in captured.err
+
+
+@pytest.mark.parametrize("name", ["results.json", "adapter/README.md"])
+def test_a_user_s_file_of_the_name_of_one_of_the_demo_s_is_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    assert main(["--out", str(tmp_path), "--overwrite"]) == 2
+    assert f"holds '{name}', which hrp did not write" in capsys.readouterr().err
+    with pytest.raises(FileExistsError, match="which hrp did not write"):
+        run_demo(TINY, tmp_path, overwrite=True)
+    assert (tmp_path / name).read_text() == "mine"
 
 
 @pytest.mark.parametrize(

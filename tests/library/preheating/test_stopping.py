@@ -13,7 +13,7 @@ import hrp
 from helpers.tiny import assert_identical, collate, fingerprint, loader, token_rows, with_lora
 from helpers.tiny import tiny_llama as tiny
 from hrp.adapters.layers import lora_modules
-from hrp.preheating.checkpoints import MARKER, Checkpoints, last_complete
+from hrp.preheating.checkpoints import MARKER, OWN_FOLDER, Checkpoints, last_complete
 from hrp.preheating.stopping import SubspaceStopping, subspace_turn
 from hrp.spectra.module_spectrum import ModuleSpectrum
 from hrp.spectra.spectrum import Spectrum
@@ -134,7 +134,7 @@ def test_an_interrupted_preheating_resumes_to_the_same_spectrum(tmp_path, train_
     undisturbed = run(tmp_path / "one", config)
     with pytest.raises(KilledError):
         run(tmp_path / "two", config, dying_trainer(5))
-    assert last_complete(tmp_path / "two" / "work").name == "checkpoint-4"
+    assert last_complete(tmp_path / "two" / "work" / OWN_FOLDER).name == "checkpoint-4"
     assert_same(run(tmp_path / "two", config), undisturbed)
 
 
@@ -154,17 +154,17 @@ def test_a_checkpoint_without_its_marker_is_not_resumed(tmp_path):
     config = auto(preheat_steps=7)
     with pytest.raises(KilledError):
         run(tmp_path, config, dying_trainer(5))
-    newest = tmp_path / "work" / "checkpoint-4"
+    newest = tmp_path / "work" / OWN_FOLDER / "checkpoint-4"
     (newest / MARKER).unlink()
     (newest / "optimizer.pt").write_bytes(b"half")
-    assert last_complete(tmp_path / "work").name == "checkpoint-2"
+    assert last_complete(tmp_path / "work" / OWN_FOLDER).name == "checkpoint-2"
     assert_same(run(tmp_path, config), run(tmp_path / "one", config))
 
 
 def test_a_checkpoint_at_the_last_step_is_not_resumed(tmp_path):
     config = auto(preheat_steps=4)
     undisturbed = run(tmp_path, config)
-    assert last_complete(tmp_path / "work").name == "checkpoint-4"
+    assert last_complete(tmp_path / "work" / OWN_FOLDER).name == "checkpoint-4"
     assert_same(run(tmp_path, config), undisturbed)
 
 
@@ -209,7 +209,7 @@ def test_a_folder_of_another_preheating_s_checkpoints_is_refused(tmp_path):
 
 
 def test_a_folder_may_be_given_as_a_string():
-    assert Checkpoints("work").folder == Path("work")
+    assert Checkpoints("work").folder == Path("work") / OWN_FOLDER
 
 
 def test_modules_that_no_gradient_has_reached_yet_are_passed_over(model):
