@@ -66,10 +66,12 @@ def test_after_an_interruption_the_trainer_holds_what_it_held_and_trains_as_ever
     compute_loss, calls = trainer.compute_loss, []
 
     def interrupted(*args, **kwargs):
-        calls.append(args)
-        if len(calls) == 3:
+        loss = compute_loss(*args, **kwargs)
+        calls.append(loss)
+        if len(calls) == 3:  # in the middle of the second step, with metrics to be reported
+            assert trainer._metrics["train"]
             raise error
-        return compute_loss(*args, **kwargs)
+        return loss
 
     trainer.compute_loss = interrupted
     before = vars(trainer).copy(), vars(trainer.accelerator).copy(), fingerprint(trainer.model)
