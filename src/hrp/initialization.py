@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from jaxtyping import Float
@@ -15,10 +15,12 @@ from hrp.adapters.kept import check_kept, write_kept
 from hrp.adapters.layers import LoraModule, lora_modules
 from hrp.config import Direction, HRPConfig, Truncation
 from hrp.preheating.pipeline import preheat
-from hrp.preheating.plan import adapted_model
+from hrp.preheating.plan import adapted_model, checked_config
 from hrp.spectra.module_spectrum import ModuleSpectrum
 from hrp.spectra.spectrum import Spectrum
 from hrp.validation import check_choice, check_scale
+
+Model = TypeVar("Model", bound=nn.Module)
 
 _SHOWN = 3
 # TRL's: given a PeftModel, they copy the adapter as it starts, and are held near that copy.
@@ -26,7 +28,7 @@ _REFERENCE_TRAINERS = ("DPOTrainer", "GRPOTrainer", "KTOTrainer", "RLOOTrainer")
 
 
 def initialize_lora_hrp_weights(
-    model: nn.Module,
+    model: Model,
     spectrum: Spectrum,
     direction: Direction = HRPConfig.direction,
     scale: float = 1.0,
@@ -34,7 +36,7 @@ def initialize_lora_hrp_weights(
     force: bool = False,
     truncation: Truncation = HRPConfig.truncation,
     keep: bool = True,
-) -> nn.Module:
+) -> Model:
     """Start a LoRA adapter from a preheated spectrum, cut to the adapter's rank.
 
     With r the module's own rank, and ``U, S, Vh`` of the update cut to rank r (docs/method.md):
@@ -103,7 +105,7 @@ def apply_hrp(
     *,
     force: bool = False,
     **data: Any,
-) -> nn.Module:
+) -> Any:
     """Preheat and initialise in one call; ``model``, ``config`` and ``data`` as for `preheat`.
 
     With a built trainer nothing else is needed: ``hrp.apply_hrp(trainer)``, then
@@ -127,7 +129,7 @@ def apply_hrp(
             "`spend_model` must be False with `apply_hrp`, got True: a spent model cannot be "
             "initialised; save what `preheat` returns and initialise in a second launch"
         )
-    config = HRPConfig() if config is None else config
+    config = checked_config(config)
     peft_model = adapted_model(model)
     modules = lora_modules(peft_model, adapter_name)
     check_start(peft_model, adapter_name)

@@ -12,7 +12,7 @@ from hrp.config import HRPConfig
 from hrp.initialization import apply_hrp
 from hrp.integrations.own_loss import check_args, check_batch, check_columns
 from hrp.preheating.length import default_share
-from hrp.preheating.plan import adapted_model
+from hrp.preheating.plan import adapted_model, checked_config
 from hrp.preheating.restored_trainer import restored_loader
 
 
@@ -34,7 +34,7 @@ class HRPCallback(TrainerCallback):
     """
 
     def __init__(self, config: HRPConfig | None = None, trainer: Trainer | None = None) -> None:
-        self.config = HRPConfig() if config is None else config
+        self.config = checked_config(config)
         self.trainer = trainer
         self._started: Any = None  # a run that begins again, with smaller batches say, goes on
 
@@ -52,6 +52,8 @@ class HRPCallback(TrainerCallback):
         Raises:
             ValueError: no trainer was given, and the loss is not the model's own; see `apply_hrp`.
         """
+        if self.trainer is not None:
+            model = self.trainer.model
         if state.global_step > 0 or self._started is model:
             return
         if self.trainer is not None:

@@ -24,12 +24,7 @@ from hrp.adapters.temporary import temporary_adapter
 from hrp.config import HRPConfig
 from hrp.preheating.checkpoints import Checkpoints
 from hrp.preheating.outcome import check_outcome
-from hrp.preheating.plan import (
-    Plan,
-    adapted_model,
-    make_plan,
-    make_source,
-)
+from hrp.preheating.plan import Plan, adapted_model, checked_config, make_plan, make_source
 from hrp.preheating.progress import Progress
 from hrp.preheating.stopping import SubspaceStopping
 from hrp.preheating.with_dataloader import LossFn
@@ -107,9 +102,9 @@ def preheat(
         "total_steps": total_steps,
         "learning_rate": learning_rate,
     }
+    config = checked_config(config)
     source = make_source(model, data, trainer_kwargs)
     model = adapted_model(model)
-    config = HRPConfig() if config is None else config
     plan = make_plan(model, config, source, adapter_name, spend_model)
     config = plan.config
     with _surroundings(plan, dataloader):

@@ -55,8 +55,6 @@ def make_plan(
     model: PeftModel, config: HRPConfig, source: Source, adapter_name: str, spend_model: bool
 ) -> Plan:
     """Check the adapter against the settings and resolve steps and rates; see `preheat`."""
-    if not isinstance(config, HRPConfig):
-        raise TypeError(f"`config` must be an `hrp.HRPConfig`, got {type(config).__name__}")
     spent = check_engine(source.args, spend_model) is not None
     modules = lora_modules(model, adapter_name)
     check_preheatable(model, adapter_name, modules, config)
@@ -64,6 +62,15 @@ def make_plan(
     config = source.with_steps(config, lora)
     rates = source.rates(config, int(lora.r))
     return Plan(model, adapter_name, modules, config, rates, source, spent)
+
+
+def checked_config(config: HRPConfig | None) -> HRPConfig:
+    """Return ``config``, or the default where it is None; raises ``TypeError`` on anything else."""
+    if config is None:
+        return HRPConfig()
+    if not isinstance(config, HRPConfig):
+        raise TypeError(f"`config` must be an `hrp.HRPConfig`, got {type(config).__name__}")
+    return config
 
 
 def adapted_model(model: Any) -> Any:

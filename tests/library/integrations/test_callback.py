@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset
-from peft import get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
 from trl import SFTConfig
 
@@ -29,7 +29,7 @@ from helpers.built_trainers import (
     tokenizer,
     words,
 )
-from helpers.tiny import assert_identical, with_lora
+from helpers.tiny import assert_identical, unchecked, with_lora
 
 CONFIG = hrp.HRPConfig(preheat_rank=4, preheat_steps=2, seed=SEED)
 
@@ -103,6 +103,13 @@ def test_a_resumed_run_is_left_alone(tmp_path):
     assert_identical(adapter(resumed), adapter(first))
 
 
+def test_a_config_of_another_kind_is_refused_before_the_run(tmp_path):
+    with pytest.raises(TypeError, match=r"must be an `hrp\.HRPConfig`, got LoraConfig"):
+        hrp.HRPCallback(LoraConfig())
+    with pytest.raises(TypeError, match=r"must be an `hrp\.HRPConfig`, got dict"):
+        unchecked(hrp.apply_hrp)(plain(tmp_path), {"preheat_rank": 8})
+
+
 def test_a_run_that_begins_again_is_started_once(tmp_path):
     trainer = plain(tmp_path)
     callback = hrp.HRPCallback(CONFIG, trainer)
@@ -110,7 +117,7 @@ def test_a_run_that_begins_again_is_started_once(tmp_path):
     trainer.train()
     trained = adapter(trainer)
     trainer.state.global_step = 0
-    callback.on_train_begin(trainer.args, trainer.state, trainer.control, model=trainer.model)
+    callback.on_train_begin(trainer.args, trainer.state, trainer.control)
     assert_identical(trained, adapter(trainer))
 
 
