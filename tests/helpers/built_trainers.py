@@ -21,7 +21,18 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    KTOConfig,
+    KTOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 
 from helpers.tiny import collate, tiny_llama, token_rows, with_lora
 from hrp.demo.base_model import BASE
@@ -186,6 +197,37 @@ def reward(folder: Path) -> RewardTrainer:
     )
 
 
+def kto(folder: Path) -> KTOTrainer:
+    rows = [{**prompts(number), "label": number % 2 == 0} for number in range(12)]
+    return KTOTrainer(
+        model=language_model(),
+        args=KTOConfig(
+            output_dir=str(folder), max_length=32, gradient_checkpointing=False, **SETTINGS
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer(),
+        peft_config=lora(task_type="CAUSAL_LM"),
+    )
+
+
+def grpo(folder: Path) -> GRPOTrainer:
+    """Return GRPO, which samples its own answers, rewarded for being varied."""
+
+    def varied(completions: list[str], **_: Any) -> list[float]:
+        return [float(len(set(completion))) for completion in completions]
+
+    rows = [{"prompt": words(number, 3)} for number in range(8)]
+    settings = {"num_generations": 2, "max_completion_length": 6, "gradient_checkpointing": False}
+    return GRPOTrainer(
+        model=language_model(),
+        reward_funcs=varied,
+        args=GRPOConfig(output_dir=str(folder), **SETTINGS, **settings),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer(),
+        peft_config=lora(task_type="CAUSAL_LM"),
+    )
+
+
 BUILT = {
     "Trainer": plain,
     "a collator with a generator": masked_at_random,
@@ -196,6 +238,8 @@ BUILT = {
     "SFTTrainer, streamed": streamed,
     "DPOTrainer": dpo,
     "RewardTrainer": reward,
+    "KTOTrainer": kto,
+    "GRPOTrainer": grpo,
 }
 
 
