@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hrp.config import HRPConfig
     from hrp.errors import NonFiniteLossError, PreheatingError, SpectrumFormatError
     from hrp.initialization import apply_hrp, initialize_lora_hrp_weights
+    from hrp.integrations.callback import HRPCallback
     from hrp.preheating.pipeline import preheat
     from hrp.spectra.module_spectrum import ModuleSpectrum
     from hrp.spectra.spectrum import Spectrum
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "HRPCallback",
     "HRPConfig",
     "ModuleSpectrum",
     "NonFiniteLossError",
@@ -31,6 +33,7 @@ __all__ = [
 
 # Imported on first use, so that the theory and `hrp --help` load neither PEFT nor transformers.
 _HOMES = {
+    "HRPCallback": "integrations.callback",
     "HRPConfig": "config",
     "ModuleSpectrum": "spectra.module_spectrum",
     "NonFiniteLossError": "errors",

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from jaxtyping import Float
-from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import Trainer
 
 from hrp.adapters.checks import check_rank_and_scaling, check_start, check_untrained
 from hrp.adapters.kept import check_kept, write_kept
 from hrp.adapters.layers import LoraModule, lora_modules
 from hrp.config import Direction, HRPConfig, Truncation
 from hrp.preheating.pipeline import preheat
+from hrp.preheating.plan import adapted_model, checked_config
 from hrp.spectra.module_spectrum import ModuleSpectrum
 from hrp.spectra.spectrum import Spectrum
 from hrp.validation import check_choice, check_scale
+
+Model = TypeVar("Model", bound=nn.Module)
 
 _SHOWN = 3
 # TRL's: given a PeftModel, they copy the adapter as it starts, and are held near that copy.
@@ -25,7 +28,7 @@ _REFERENCE_TRAINERS = ("DPOTrainer", "GRPOTrainer", "KTOTrainer", "RLOOTrainer")
 
 
 def initialize_lora_hrp_weights(
-    model: PeftModel,
+    model: Model,
     spectrum: Spectrum,
     direction: Direction = HRPConfig.direction,
     scale: float = 1.0,
@@ -33,7 +36,7 @@ def initialize_lora_hrp_weights(
     force: bool = False,
     truncation: Truncation = HRPConfig.truncation,
     keep: bool = True,
-) -> PeftModel:
+) -> Model:
     """Start a LoRA adapter from a preheated spectrum, cut to the adapter's rank.
 
     With r the module's own rank, and ``U, S, Vh`` of the update cut to rank r (docs/method.md):
@@ -48,7 +51,7 @@ def initialize_lora_hrp_weights(
     ``init_lora_weights`` becomes True, so that a saved adapter loads as any other.
 
     Args:
-        model: a ``PeftModel``; written in place.
+        model: a ``PeftModel``, also compiled or wrapped by DDP; written in place.
         spectrum: from `preheat`, or `Spectrum.load`; may hold more modules than the adapter.
         direction: which factor carries the direction; HRPConfig's default, "AB".
         scale: norm of the rows of ``lora_A`` ("A") or the columns of ``lora_B`` ("B").
@@ -74,8 +77,9 @@ def initialize_lora_hrp_weights(
             "with `hrp.Spectrum.load(folder)`"
         )
     check_choice("truncation", truncation, get_args(Truncation))
-    modules = lora_modules(model, adapter_name)
-    check_start(model, adapter_name)
+    peft_model = adapted_model(model)
+    modules = lora_modules(peft_model, adapter_name)
+    check_start(peft_model, adapter_name)
     for name, module in modules.items():
         check_rank_and_scaling(name, module)
     if not force:
@@ -84,23 +88,31 @@ def initialize_lora_hrp_weights(
     modules = {name: module for name, module in modules.items() if name not in unreached}
     _check_match(modules, spectrum)
     kept = spectrum.kept if keep and direction == "AB" else {}
-    check_kept(model, adapter_name, kept)
+    check_kept(peft_model, adapter_name, kept)
     ranks = {name: module.rank for name, module in modules.items()}
     device = next((module.device for module in modules.values()), "cpu")
     cut = spectrum.truncated(ranks, truncation, device=device)
     for name, module in modules.items():
         module.write(*_factors(cut[name], module, direction, scale))
-    write_kept(model, adapter_name, kept)
-    model.peft_config[adapter_name].init_lora_weights = True
+    write_kept(peft_model, adapter_name, kept)
+    peft_model.peft_config[adapter_name].init_lora_weights = True
     return model
 
 
 def apply_hrp(
-    model: PeftModel, config: HRPConfig, *, force: bool = False, **data: Any
-) -> PeftModel:
-    """Preheat and initialise in one call; ``data`` as for `preheat`. Returns ``model``.
+    model: nn.Module | Trainer,
+    config: HRPConfig | None = None,
+    *,
+    force: bool = False,
+    **data: Any,
+) -> Any:
+    """Preheat and initialise in one call; ``model``, ``config`` and ``data`` as for `preheat`.
 
-    With ``force`` an adapter that was trained already is overwritten.
+    With a built trainer nothing else is needed: ``hrp.apply_hrp(trainer)``, then
+    ``trainer.train()``. With ``force`` an adapter that was trained already is overwritten.
+
+    Returns:
+        ``model``, or the model of the trainer.
 
     Raises:
         See `preheat`; ValueError before any training for an adapter that
@@ -108,8 +120,8 @@ def apply_hrp(
             which there is no model to initialise.
 
     Warns:
-        UserWarning: direction "AB" with one of TRL's trainers that take the adapter's start for
-            their reference model.
+        UserWarning: direction "AB" with the class of one of TRL's trainers that take the adapter's
+            start for their reference model. A built one has taken its reference before.
     """
     adapter_name = data.get("adapter_name", "default")
     if data.get("spend_model"):
@@ -117,14 +129,16 @@ def apply_hrp(
             "`spend_model` must be False with `apply_hrp`, got True: a spent model cannot be "
             "initialised; save what `preheat` returns and initialise in a second launch"
         )
-    modules = lora_modules(model, adapter_name)
-    check_start(model, adapter_name)
+    config = checked_config(config)
+    peft_model = adapted_model(model)
+    modules = lora_modules(peft_model, adapter_name)
+    check_start(peft_model, adapter_name)
     if not force:
         check_untrained(adapter_name, modules)
     _warn_of_reference(data.get("trainer_cls"), config.direction)
     spectrum = preheat(model, config, **data)
     return initialize_lora_hrp_weights(
-        model,
+        model.model if isinstance(model, Trainer) else model,
         spectrum,
         config.direction,
         config.scale,

@@ -28,9 +28,27 @@ def of_trainer(
     Raises:
         ValueError: it is a share, and how many steps the trainer takes is not known beforehand.
     """
+    return _of_run(config, planned_steps(args, train_dataset), lora)
+
+
+def of_loader(
+    config: HRPConfig, args: TrainingArguments, loader: object, lora: LoraConfig
+) -> HRPConfig:
+    """Return ``config`` with its share as a number, where the trainer's dataloader is there.
+
+    Raises:
+        ValueError: see `of_trainer`.
+    """
+    try:
+        batches = len(loader)  # type: ignore[arg-type]
+    except TypeError:  # streamed
+        batches = None
+    return _of_run(config, _steps_over(args, batches), lora)
+
+
+def _of_run(config: HRPConfig, steps: int | None, lora: LoraConfig) -> HRPConfig:
     if not config.is_share:
         return config
-    steps = planned_steps(args, train_dataset)
     if steps is None:
         given = config.preheat_steps
         raise ValueError(
@@ -72,14 +90,21 @@ def planned_steps(args: TrainingArguments, train_dataset: object) -> int | None:
     Trainers that drop rows, or draw them in groups (GRPO), take another number: there, and with
     sequence parallelism, ``max_steps`` alone makes it known.
     """
-    if args.max_steps > 0:
-        return args.max_steps
     if not isinstance(train_dataset, Sized) or _packs(args):
-        return None
+        return _steps_over(args, None)
     split = args.accelerator_config.split_batches
     together = args.train_batch_size * (1 if split else args.world_size)
     rows = len(train_dataset)
     batches = rows // together if args.dataloader_drop_last else math.ceil(rows / together)
+    return _steps_over(args, batches)
+
+
+def _steps_over(args: TrainingArguments, batches: int | None) -> int | None:
+    """Return the optimizer steps over an epoch of so many batches, or ``max_steps``."""
+    if args.max_steps > 0:
+        return args.max_steps
+    if batches is None:
+        return None
     per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
     return max(1, math.ceil(args.num_train_epochs * per_epoch))
 

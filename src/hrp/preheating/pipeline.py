@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from peft import PeftModel
+from torch import nn
 from transformers import Trainer, set_seed
 
 from hrp.adapters.casting import casts_left_to_autocast
@@ -24,7 +24,7 @@ from hrp.adapters.temporary import temporary_adapter
 from hrp.config import HRPConfig
 from hrp.preheating.checkpoints import Checkpoints
 from hrp.preheating.outcome import check_outcome
-from hrp.preheating.plan import Plan, make_plan, make_source
+from hrp.preheating.plan import Plan, adapted_model, checked_config, make_plan, make_source
 from hrp.preheating.progress import Progress
 from hrp.preheating.stopping import SubspaceStopping
 from hrp.preheating.with_dataloader import LossFn
@@ -33,8 +33,8 @@ from hrp.versions import installed_versions
 
 
 def preheat(
-    model: PeftModel,
-    config: HRPConfig,
+    model: nn.Module | Trainer,
+    config: HRPConfig | None = None,
     *,
     dataloader: Iterable[Any] | None = None,
     loss_fn: LossFn | None = None,
@@ -52,14 +52,19 @@ def preheat(
     it is trained ``config.preheat_steps`` optimizer steps (a share: of those of the fine-tuning
     that follows; with "auto": until its leading subspaces settle), read and removed (the paper's
     first two steps, docs/method.md).
-    Give the data in one of two ways:
+    Give the data in one of three ways:
 
+    - a built trainer as ``model``: HF's ``Trainer``, TRL's ``SFTTrainer`` or another subclass,
+      before its ``train()``, with its own loss, collator, data, precision, accumulation and
+      distribution; afterwards the trainer is as it was;
     - ``trainer_cls`` and the keyword arguments of the real run, ``args`` and ``train_dataset``
       included: the user's own loss, collator, precision, accumulation and distribution;
     - ``dataloader``, and ``loss_fn(model, batch)`` unless ``model(**batch).loss`` is the loss:
       AdamW, gradient norm clipped to 1, on the model's device, through Accelerate. Give
       ``total_steps`` and ``learning_rate`` of the fine-tuning that follows, and the share of steps
       and the rate of preheating follow from them as they do from a trainer's ``args``.
+
+    A compiled or DDP-wrapped PeftModel is unwrapped. ``config`` is `HRPConfig()` where it is None.
 
     Over the last ``config.statistics_steps`` steps the second moments of what ``lora_A`` gives and
     of its gradient are observed by hooks, for the truncation in the metric of the loss
@@ -89,9 +94,17 @@ def preheat(
         NonFiniteLossError: NaN or infinite loss, with its step.
         PreheatingError: training ended early, left a module untrained, or ruined the model.
     """
-    source = make_source(
-        dataloader, loss_fn, trainer_cls, checkpoints, total_steps, learning_rate, trainer_kwargs
-    )
+    data = {
+        "dataloader": dataloader,
+        "loss_fn": loss_fn,
+        "trainer_cls": trainer_cls,
+        "checkpoints": checkpoints,
+        "total_steps": total_steps,
+        "learning_rate": learning_rate,
+    }
+    config = checked_config(config)
+    source = make_source(model, data, trainer_kwargs)
+    model = adapted_model(model)
     plan = make_plan(model, config, source, adapter_name, spend_model)
     config = plan.config
     with _surroundings(plan, dataloader):

@@ -80,7 +80,7 @@ class TrainerSource:
         """
         arguments = with_rate(self.arguments, rates.factors)
         arguments = {k: v for k, v in arguments.items() if k not in _DROPPED_ARGUMENTS}
-        callbacks: list[TrainerCallback] = [_ProgressCallback(config, progress)]
+        callbacks: list[TrainerCallback] = [StepsToProgress(config, progress)]
         resume_from = None
         with tempfile.TemporaryDirectory(prefix="hrp-preheating-") as scratch:
             args = preheating_arguments(arguments["args"], config, scratch)
@@ -125,7 +125,7 @@ def _preheating_trainer(trainer_cls: Any, rates: Rates) -> Any:
     return PreheatingTrainer
 
 
-class _ProgressCallback(TrainerCallback):
+class StepsToProgress(TrainerCallback):
     """Passes the trainer's steps on to `Progress`."""
 
     def __init__(self, config: HRPConfig, progress: Progress) -> None:
@@ -140,21 +140,25 @@ class _ProgressCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: Any, control: Any, optimizer: Any = None, **_: Any
     ) -> None:
+        """Check the optimizer's rate, and open the bar."""
         _check_rate(optimizer, self._config.learning_rate)
         # What was trained before an interruption is in the checkpoint's history.
         done = [float(entry["loss"]) for entry in state.log_history if _is_step(entry)]
         self._progress.start(done, hidden=args.disable_tqdm or not state.is_world_process_zero)
 
     def on_step_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        """Say which step begins."""
         self._progress.begin_step(state.global_step + 1)
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        """Stop the trainer once the subspaces have settled."""
         if self._progress.may_stop(state.global_step):
             control.should_training_stop = True
 
     def on_log(
         self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **_: Any
     ) -> None:
+        """Take the loss of a step."""
         if _is_step(logs or {}):
             self._progress.record(float(logs["loss"]), state.global_step)
 

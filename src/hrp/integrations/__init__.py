@@ -1,0 +1,1 @@
+"""HRP inside the trainers and tools that people already have; each imports its tool when used."""
