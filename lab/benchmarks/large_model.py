@@ -106,19 +106,34 @@ def train_lora(rank: int) -> Callable:
 
 
 def train_preheating(model, batch, options) -> dict:
-    """Steps inside `hrp.preheat` itself, its reading included in the peak and timed apart."""
+    """Steps inside `hrp.preheat` itself, its reading included in the peak.
+
+    The second half of the timed steps is observed for the metric of the loss, the first is not.
+    """
     peft_model = with_lora(model, 8)
     stamps: list[float] = []
+    peaks: list[float | None] = []
 
     def loss_fn(prepared, inputs):
         synchronize(options.device)
         stamps.append(time.perf_counter())
+        peaks.append(peak_gib(options.device))
         return prepared(**inputs).loss
 
-    config = hrp.HRPConfig(options.preheat_rank, WARM_UP_STEPS + TIMED_STEPS + 1)
+    length = WARM_UP_STEPS + 2 * TIMED_STEPS + 1
+    config = hrp.HRPConfig(
+        options.preheat_rank, length, statistics_steps=TIMED_STEPS + 1, warmup_share=0.0
+    )
     hrp.preheat(peft_model, config, dataloader=[batch], loss_fn=loss_fn)
-    steps = [after - before for before, after in itertools.pairwise(stamps)]
-    return {"step_seconds": steps[WARM_UP_STEPS:]}
+    steps = [after - before for before, after in itertools.pairwise(stamps)][WARM_UP_STEPS:]
+    plain, observed = steps[:TIMED_STEPS], steps[TIMED_STEPS:]
+    return {
+        "step_seconds": plain,
+        "observed_step_seconds": observed,
+        "observed_over_plain": statistics.median(observed) / statistics.median(plain),
+        "peak_gib_before_observing": peaks[WARM_UP_STEPS + TIMED_STEPS],
+        "peak_gib_observing": peaks[-1],
+    }
 
 
 def train_fully(model, batch, options) -> dict:

@@ -59,7 +59,7 @@ class HRPConfig:
         keep: whether direction "AB" also keeps what preheating has trained beside the factors:
             heads, DoRA magnitudes, biases of ``lora_B``, token rows.
         warmup_share: share of preheating's steps, in [0, 1), over which its learning rate rises
-            from 0, linearly.
+            from 0, linearly: without it preheating that is a little too hot ruins classifiers.
 
     Raises:
         ValueError: a field is out of range; the message names it.
@@ -81,7 +81,7 @@ class HRPConfig:
     truncation: Truncation = "loss"
     statistics_steps: int = 8
     keep: bool = True
-    warmup_share: float = 0.0
+    warmup_share: float = 0.3
 
     def __post_init__(self) -> None:
         """Check every field, before any time is spent on training."""

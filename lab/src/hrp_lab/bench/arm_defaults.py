@@ -14,7 +14,7 @@ ARM_DEFAULTS: dict[str, dict[str, Any]] = {
         "scale": 1.0,
         "truncation": "loss",
         "statistics_steps": 8,
-        "warmup_share": 0.0,
+        "warmup_share": 0.3,
         "keep": True,
     },
     "squeeze": {"rank": 128, "tail_share": 0.2},
