@@ -59,7 +59,8 @@ class HRPConfig:
         keep: whether direction "AB" also keeps what preheating has trained beside the factors:
             heads, DoRA magnitudes, biases of ``lora_B``, token rows.
         warmup_share: share of preheating's steps, in [0, 1), over which its learning rate rises
-            from 0, linearly: without it preheating that is a little too hot ruins classifiers.
+            from 0, linearly; with "auto" a share of the first ``subspace_window`` steps. Without it
+            preheating that is a little too hot ruins classifiers.
 
     Raises:
         ValueError: a field is out of range; the message names it.
@@ -125,7 +126,8 @@ class HRPConfig:
     @property
     def warmup_steps(self) -> int:
         """Optimizer steps over which preheating's learning rate rises."""
-        return round(self.warmup_share * self.step_limit)
+        length = self.subspace_window if self.preheat_steps == "auto" else self.step_limit
+        return round(self.warmup_share * length)
 
     @property
     def is_share(self) -> bool:

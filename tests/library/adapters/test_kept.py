@@ -145,8 +145,8 @@ def test_magnitudes_and_heads_are_trained_at_fine_tunings_rate_and_factors_at_a_
 
     monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
     model = with_lora(tiny_llama(), use_dora=True)
-    hrp.preheat(model, hrp.HRPConfig(16, 2), dataloader=loader(),
-                total_steps=10, learning_rate=1e-2)  # fmt: skip
+    config = hrp.HRPConfig(16, 2, warmup_share=0.0)
+    hrp.preheat(model, config, dataloader=loader(), total_steps=10, learning_rate=1e-2)
     magnitudes = sum(m.magnitude().numel() for m in lora_modules(model, "default").values())
     assert groups[1e-2] == magnitudes
     assert sorted(groups) == pytest.approx([1e-2 * (4 / 16) ** 0.5, 1e-2])
