@@ -107,8 +107,13 @@ def find_records(source: Path) -> dict[str, Record]:
 
 
 def _single_files(source: Path) -> list[Path]:
-    paths = records_folder(source).rglob("*.json")
-    return sorted(path for path in paths if not path.name.startswith("."))
+    """List the files of single records; hidden folders are those of writers at work."""
+    folder = records_folder(source)
+    return sorted(
+        path
+        for path in folder.rglob("*.json")
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
 
 
 def _lines(packed: Path) -> list[tuple[str, bytes]]:
