@@ -211,8 +211,8 @@ VARIANTS = {
     "VeLoRA": other_form("Velora", velora_config=VeloraConfig(num_groups=4)),
     "init_lora_weights='gaussian'": started_by("gaussian"),
     "init_lora_weights='orthogonal'": started_by("orthogonal"),
-    "init_lora_weights='pissa'": started_by("pissa", "leaves the base weights"),
-    "init_lora_weights='olora'": started_by("olora", "leaves the base weights"),
+    "init_lora_weights='pissa'": started_by("pissa", "leave the base weights"),
+    "init_lora_weights='olora'": started_by("olora", "leave the base weights"),
     "init_lora_weights='mica'": started_by("mica", "LoRA variant MiCA"),
     "init_lora_weights=False": started_by(False, "already changes the model"),
 }

@@ -69,7 +69,7 @@ def test_ab_starts_at_the_truncated_update_and_reloads_in_plain_peft(name, tmp_p
     rough = 0.02 if variant.half else 1e-5
     for key, module in lora_modules(model, "default").items():
         lora_A, lora_B = (factor.float() for factor in module.matrices())
-        top = spectrum[key].crop(module.rank)
+        top = spectrum[key].truncated(module.rank)
         error = (module.scaling * lora_B @ lora_A - top.U * top.S @ top.Vh).norm()
         assert error <= rough * top.S.norm(), key
     model.save_pretrained(tmp_path)
@@ -179,8 +179,10 @@ def test_an_expert_that_no_token_reached_is_named():
     batch = architecture.batch()
     hidden = model.get_base_model().model.embed_tokens.weight
     hidden.data.copy_(hidden.abs())  # every token now prefers expert 0
-    with pytest.raises(hrp.PreheatingError, match=r"experts.*\.1' is all zeros after preheating"):
-        hrp.preheat(model, hrp.HRPConfig(4, 2), dataloader=[batch])
+    with pytest.warns(UserWarning, match=r"no gradient has reached.*experts.*\.1,"):
+        spectrum = hrp.preheat(model, hrp.HRPConfig(4, 3), dataloader=[batch])
+    assert any(".1" in name for name in spectrum.provenance["unreached"])
+    hrp.initialize_lora_hrp_weights(model, spectrum)
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])

@@ -1,4 +1,4 @@
-"""The start written into the adapter is the one that HRP.md's table states."""
+"""The start written into the adapter is the one that docs/method.md states."""
 
 from __future__ import annotations
 

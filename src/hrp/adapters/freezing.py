@@ -15,7 +15,7 @@ def freeze_factor(
 ) -> PeftModel:
     """Freeze ``lora_A`` or ``lora_B`` of an adapter; call it before the optimizer is made.
 
-    With direction "A" freeze "A" (the start that docs/theory.md, T1 and P4 speak of), with "B" freeze "B":
+    With direction "A" freeze "A" (the start of docs/theory.md, T1 and P4), with "B" freeze "B":
     the frozen factor then carries the preheated direction to the end. The other way round nothing
     would train, as the factor left would be multiplied by zeros for ever. PEFT's ``set_adapter``
     makes both factors trainable again: freeze after it.

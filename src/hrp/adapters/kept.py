@@ -88,7 +88,7 @@ def write_kept(model: PeftModel, adapter_name: str, kept: Mapping[str, Tensor]) 
 
 def _beside_factors(model: PeftModel, adapter_name: str) -> dict[str, Tensor]:
     """Parameters of an adapter that are no factor and no magnitude, named as in a saved adapter."""
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     state = get_peft_model_state_dict(model, state_dict=parameters, adapter_name=adapter_name)
     return {
         name: value for name, value in state.items() if not name.endswith((*_FACTORS, MAGNITUDE))

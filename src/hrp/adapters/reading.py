@@ -68,16 +68,25 @@ def _metric(
     With ``core_A = A V`` and ``core_B = U^T B``: ``z = core_A (Vh x)`` and
     ``g = scaling * core_B^T (U^T dL/dy)``. None where no gradient was seen.
     """
-    inputs = sums.inputs.double().cpu() / float(sums.count)
-    gradients = sums.gradients.double().cpu() / float(sums.count)
-    to_right, to_left = torch.linalg.pinv(core_A), torch.linalg.pinv(core_B.mT) / scaling
-    left = to_left @ gradients @ to_left.mT
+    inputs = _root(sums.inputs / sums.count)
+    gradients = _root(sums.gradients / sums.count)
+    left = torch.linalg.pinv(core_B.mT) / scaling @ gradients
+    right = torch.linalg.pinv(core_A) @ inputs
+    left, right = left @ left.mT, right @ right.mT
     # A mean of 1: the size of the gradient has no influence, and float32 has little room for it.
     left /= left.diagonal().mean().clamp(min=torch.finfo(left.dtype).tiny)
-    right = to_right @ inputs @ to_right.mT
     if not (left.isfinite().all() and right.isfinite().all()):
         return None
     return left.float(), right.float()
+
+
+def _root(moments: Float[Tensor, "R R"]) -> Float[Tensor, "R R"]:
+    """Return X with ``X X^T = moments`` in float64, on the CPU; rounding's negatives become 0.
+
+    Moments that are positive semi-definite stay so in any basis, however badly it is conditioned.
+    """
+    values, vectors = torch.linalg.eigh(moments.double().cpu())
+    return vectors * values.clamp(min=0).sqrt()
 
 
 def batches_by_shape(
