@@ -1,10 +1,14 @@
 import json
 
 import pytest
+import torch
 
 from helpers.spectra_made import made_spectrum
 from hrp.cli import inspect, report
+from hrp.report.shares import RULE, loss_share, share_at
 from hrp.report.spectrum_views import alignment
+from hrp.spectra.module_spectrum import ModuleSpectrum
+from hrp.spectra.spectrum import Spectrum
 
 
 @pytest.fixture
@@ -83,9 +87,42 @@ def test_inspect_s_json_holds_what_the_table_shows(spectrum, capsys):
     facts = json.loads(capsys.readouterr().out)
     module = facts["modules"]["model.layers.0.mlp.down_proj"]
     assert module["shape"] == [16, 32]
-    assert set(module["effective_rank"]) == {"entropy", "stable", "energy"}
+    assert set(module["effective_rank"]) == {"entropy", "stable", "energy", "loss"}
     assert module["energy"]["32"] == pytest.approx(1.0)
+    assert module["loss_share"] == {"4": None, "8": None, "16": None, "32": None}
+    assert facts["recommendation"]["in_loss"] is False
     assert facts["provenance"]["losses"] == [3.0, 2.5, 2.2]
+
+
+def test_inspect_shows_what_ranks_keep_in_the_metric_of_the_loss_and_recommends(tmp_path, capsys):
+    left = torch.diag(torch.tensor([1e3, *[1e-3] * 7]))
+    module = ModuleSpectrum(torch.eye(8), torch.ones(8), torch.eye(8), 1.0, left, torch.eye(8))
+    Spectrum({"layers.0.x": module, "head": made_spectrum()["model.layers.0.mlp.down_proj"]}).save(
+        tmp_path / "spectrum"
+    )
+    assert inspect.main([str(tmp_path / "spectrum")]) == 0
+    text = capsys.readouterr().out
+    head, row = (
+        next(li for li in text.splitlines() if li.startswith(n)) for n in ("head", "layers")
+    )
+    assert row.split()[-8:-4] == ["0.500", "1.000", "1.000", "1.000"]
+    kept = share_at(loss_share(module), 4)
+    assert row.split()[-4] == f"{kept:.3f}" > "0.9"
+    assert head.split()[-4:] == ["—"] * 4
+    (line,) = (line for line in text.splitlines() if "recommended" in line)
+    assert line.startswith("recommended rank 4 (the median module keeps")
+    assert "in the metric of the loss), R 16" in line
+    assert line.endswith(RULE)
+    assert inspect.main([str(tmp_path / "spectrum"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["modules"]["layers.0.x"]["loss_share"]["4"] == pytest.approx(kept)
+    assert facts["recommendation"]["kept"]["4"] == pytest.approx(kept)
+
+
+def test_the_rule_of_the_recommendation_is_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        inspect.main(["--help"])
+    assert RULE in " ".join(capsys.readouterr().out.split())
 
 
 def test_inspect_writes_its_figures(spectrum, tmp_path, capsys):
