@@ -71,14 +71,14 @@ def spectrum_table(spectrum: Spectrum) -> Table:
 
 
 def spectrum_facts(spectrum: Spectrum) -> Table:
-    """Return the provenance of a spectrum as a table; settings that are objects are spelt out."""
+    """Return the provenance of a spectrum as a table, without the flags of the command line."""
     facts: dict[str, str] = {"modules": str(len(spectrum))}
     for key, value in spectrum.provenance.items():
-        if key == "losses":
+        if key in ("losses", "settings"):
             continue
         if isinstance(value, Mapping):
             value = ", ".join(f"{name} {setting}" for name, setting in value.items())
-        facts[key.replace("_", " ")] = DASH if value is None else str(value)
+        facts[key.replace("_", " ")] = DASH if value in (None, []) else str(value)
     return Table("Provenance of the spectrum.", ("fact", "value"), tuple(facts.items()))
 
 
@@ -118,7 +118,8 @@ def _grid(values: Mapping[str, float]) -> tuple[np.ndarray, list[str], list[str]
     return grid, layers, [short[kind] for kind in kinds]
 
 
-def _map(values: Mapping[str, float], label: str, title: str = "") -> Figure:
+def module_map(values: Mapping[str, float], label: str, title: str = "") -> Figure:
+    """Draw a heat map of a number a module, layer by module kind."""
     grid, layers, kinds = _grid(values)
     with drawn(height=1.5 + 0.22 * min(max(len(layers), 3), 40)) as figure:
         axes = heat_map(figure, grid, layers, kinds, label)
@@ -130,7 +131,7 @@ def _map(values: Mapping[str, float], label: str, title: str = "") -> Figure:
 def effective_rank_map(spectrum: Spectrum) -> Figure:
     """Draw a heat map of the effective rank (entropy), layer by module kind."""
     values = {name: _effective_rank(module, "entropy") for name, module in spectrum.items()}
-    return _map(values, "effective rank")
+    return module_map(values, "effective rank")
 
 
 def energy_curves(spectrum: Spectrum) -> Figure:
@@ -179,7 +180,7 @@ def alignment(spectrum: Spectrum, other: Spectrum, rank: int, side: Side) -> dic
 def alignment_map(spectrum: Spectrum, other: Spectrum, rank: int, side: Side) -> Figure:
     """Draw a heat map of `alignment`, layer by module kind."""
     title = f"{_SIDE_NAMES[side]} ({side}), rank {rank}"
-    return _map(alignment(spectrum, other, rank, side), "alignment", title)
+    return module_map(alignment(spectrum, other, rank, side), "alignment", title)
 
 
 def alignment_curves(spectrum: Spectrum, other: Spectrum, rank: int) -> Figure:

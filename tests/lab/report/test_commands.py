@@ -3,8 +3,11 @@ import json
 import pytest
 import torch
 
+from helpers.commands import call, questions, training
 from helpers.spectra_made import made_spectrum
 from hrp.cli import inspect, report
+from hrp.files import digest
+from hrp.report.run_folder import read_run
 from hrp.report.shares import RULE, loss_share, share_at
 from hrp.report.spectrum_views import alignment
 from hrp.spectra.module_spectrum import ModuleSpectrum
@@ -25,8 +28,95 @@ def test_report_writes_one_page_of_all_spectra(spectrum, tmp_path, capsys):
     text = out.read_text()
     assert "<h1>A title</h1>" in text
     assert all(f"Spectrum {folder}" in text for folder in folders)
-    assert f"wrote {out} (2 spectra)" in capsys.readouterr().out
+    assert f"wrote {out} (2 runs)" in capsys.readouterr().out
     assert list(out.parent.iterdir()) == [out]
+
+
+def trained(folder, losses=((1, 2.0), (2, 1.5)), **record):
+    """A folder as `hrp sft` leaves it, without adapter and spectrum."""
+    folder.mkdir(parents=True)
+    log = [{"step": step, "loss": loss} for step, loss in losses]
+    state = {"global_step": len(log), "log_history": [*log, {"train_runtime": 7.0}]}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    (folder / "hrp.json").write_text(json.dumps({"settings": record}))
+    return folder
+
+
+def test_report_s_page_is_in_the_run_s_folder_and_replaces_its_own_kind_alone(tmp_path, capsys):
+    run = trained(tmp_path / "run")
+    assert report.main([str(run)]) == 0
+    assert report.main([str(run)]) == 0
+    assert capsys.readouterr().out == 2 * f"wrote {run / 'report.html'}\n"
+    (run / "report.html").write_text("mine")
+    assert report.main([str(run)]) == 2
+    assert "is no page of `hrp report` and not replaced; pass --out" in capsys.readouterr().err
+    assert (run / "report.html").read_text() == "mine"
+
+
+def test_report_s_page_is_beside_a_spectrum_which_can_still_be_replaced(spectrum, tmp_path):
+    assert report.main([str(spectrum)]) == 0
+    assert (tmp_path / "spectrum-report.html").is_file()
+    made_spectrum(1).save(spectrum, overwrite=True)
+
+
+def test_a_demo_s_record_knows_the_page_that_is_made_anew(tmp_path):
+    run = trained(tmp_path / "run")
+    (run / "results.json").write_text('{"files": {"report.html": ["old"]}}')
+    assert report.main([str(run)]) == 0
+    record = json.loads((run / "results.json").read_text())
+    assert record == {"files": {"report.html": [digest(run / "report.html")]}}
+
+
+def test_several_runs_are_side_by_side_with_their_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trained(tmp_path / "one", learning_rate=0.25)
+    trained(tmp_path / "two", learning_rate=0.5)
+    assert report.main(["one", "two"]) == 0
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("<svg") == 1
+    assert text.index("<h2>Run one</h2>") < text.index("<td>0.25</td>")
+    assert text.index("<td>0.25</td>") < text.index("<h2>Run two") < text.index("<td>0.5</td>")
+
+
+def test_a_folder_with_nothing_usable_says_what_was_looked_for(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "hrp.json").write_text("not JSON")
+    (tmp_path / "run" / "trainer_state.json").write_text('{"log_history": [3, {"loss": "x"}]}')
+    assert report.main([str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "holds nothing to show: looked for a spectrum ('spectrum.json' here" in error
+    assert "remove" not in error
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "hrp.json", "trainer_state.json",
+    ]  # fmt: skip
+
+
+def test_a_page_that_fails_does_not_fail_the_finished_run(tmp_path, capsys):
+    run = trained(tmp_path / "run")
+    (run / "report.html").mkdir()
+    assert report.write_own_page(run) is None
+    assert "no page was written: " in capsys.readouterr().err
+
+
+def test_sft_ends_with_the_page_of_what_it_did_and_can_be_run_again_over_it(tmp_path, capsys):
+    flags = training(questions(tmp_path), tmp_path / "run", "--logging_steps", "1")
+    assert call("sft", *flags) == 0
+    page = tmp_path / "run" / "report.html"
+    assert f"What the run did: {page}" in capsys.readouterr().out
+    (curve,) = read_run(tmp_path / "run").curves
+    assert len(curve.preheating) == 5
+    assert [step for step, _ in curve.fine_tuning] == [1, 2, 3, 4]
+    assert "cut to rank 4 kept a share of" in page.read_text()
+    page.unlink()
+    assert report.main([str(tmp_path / "run")]) == 0
+    assert call("sft", *flags, "--overwrite") == 0
+    assert page.is_file()
+
+
+def test_without_matplotlib_no_page_is_written_and_nothing_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    assert report.write_own_page(trained(tmp_path / "run")) is None
+    assert capsys.readouterr() == ("", "")
 
 
 def test_report_says_what_is_wrong_and_writes_nothing(tmp_path, capsys):
@@ -34,7 +124,7 @@ def test_report_says_what_is_wrong_and_writes_nothing(tmp_path, capsys):
     assert report.main(["nowhere", "--out", str(out)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("hrp report: ")
-    assert "is no spectrum folder" in error
+    assert "'nowhere' is no folder" in error
     assert not out.exists()
 
 
@@ -56,7 +146,7 @@ def test_report_without_anything_to_show_is_a_usage_error(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         report.main(["--out", str(tmp_path / "page.html")])
     assert stopped.value.code == 2
-    assert "the following arguments are required: DIR" in capsys.readouterr().err
+    assert "the following arguments are required: RUN" in capsys.readouterr().err
 
 
 def test_inspect_prints_a_row_a_module_and_the_loss_per_step(spectrum, capsys):
