@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     try:
         out = options.out or _default_place(options.runs)
-        write_page(options.runs, out, options.title)
+        write_page({str(run): run for run in options.runs}, out, options.title)
     except (OSError, SpectrumFormatError, ValueError) as error:
         print(f"hrp report: {error}", file=sys.stderr)
         return 2
@@ -61,8 +61,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def write_page(runs: Sequence[Path], out: Path, title: str | None = None) -> None:
-    """Write the page of ``runs`` into the file ``out``.
+def write_page(runs: Mapping[str, Path], out: Path, title: str | None = None) -> None:
+    """Write the page of ``runs``, folders by the names to show, into the file ``out``.
 
     Raises:
         ValueError: a folder holds nothing to show.
@@ -72,15 +72,14 @@ def write_page(runs: Sequence[Path], out: Path, title: str | None = None) -> Non
     from hrp.report.run_folder import read_run  # these draw, which is slow to import
     from hrp.report.run_page import run_page
 
-    names = ", ".join(run.resolve().name for run in runs)
-    read = {str(run): read_run(run) for run in runs}
+    names = ", ".join(Path(name).resolve().name for name in runs)
+    read = {name: read_run(folder) for name, folder in runs.items()}
     write_text(out, run_page(read, title or f"HRP: {names}"))
-    if out.parent == runs[0]:
-        _record_in_demo(out)
+    _record_in_demo(out)
 
 
-def write_own_page(folder: Path) -> Path | None:
-    """Write a finished run's page into its folder and return its path.
+def write_own_page(folder: Path, name: str | None = None) -> Path | None:
+    """Write a finished run's page into its folder and return its path; ``name`` is shown for it.
 
     Returns None, and says why, where that fails: the run is finished all the same.
     """
@@ -88,7 +87,7 @@ def write_own_page(folder: Path) -> Path | None:
         return None
     try:
         out = _default_place([folder])
-        write_page([folder], out)
+        write_page({name or str(folder): folder}, out)
     except Exception as error:  # a page is not worth a finished training's exit status
         print(f"no page was written: {error}; `hrp report {folder}` tries again", file=sys.stderr)
         return None
@@ -114,6 +113,8 @@ def _default_place(runs: Sequence[Path]) -> Path:
 def _record_in_demo(out: Path) -> None:
     """Enter the page in the record of a demo, by which its folder is known for a demo's."""
     record = out.parent / "results.json"
+    if out.name != PAGE:
+        return
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
         content["files"][out.name] = [digest(out)]
