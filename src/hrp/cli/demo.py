@@ -111,7 +111,7 @@ def _demo(config: DemoConfig, out: Path, overwrite: bool) -> None:
     from tqdm import tqdm
 
     from hrp.demo.runs import run_demo
-    from hrp.demo.table import reading, table
+    from hrp.demo.summary import reading, table
 
     best: list[Finished] = []
 

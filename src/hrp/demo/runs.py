@@ -21,7 +21,7 @@ from hrp.config import HRPConfig
 from hrp.demo.base_model import load_base
 from hrp.demo.data import answer_collator
 from hrp.demo.settings import ARMS, RECORD, Arm, DemoConfig, Run, check_earlier
-from hrp.demo.table import best_arm
+from hrp.demo.summary import best_arm
 from hrp.demo.task import (
     Task,
     answers,

@@ -47,8 +47,13 @@ def make_task(config: DemoConfig) -> Task:
     base, tokenizer = load_base()
     train = make_problems(config.train_problems, seed=0, split="train")
     test = make_problems(config.test_problems, seed=0, split="test")
-    encoded = (answer_dataset(tokenizer, problems) for problems in (train, test))
-    return Task(base, tokenizer, *encoded, shown=test[:SHOWN])
+    return Task(
+        base,
+        tokenizer,
+        train=answer_dataset(tokenizer, train),
+        test=answer_dataset(tokenizer, test),
+        shown=test[:SHOWN],
+    )
 
 
 def copy_base(task: Task, seed: int) -> PreTrainedModel:

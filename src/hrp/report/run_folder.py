@@ -145,14 +145,15 @@ def _costs(
     provenance = {} if spectrum is None else spectrum.provenance
     cost = _mapping(provenance.get("cost"))
     ran = next((a for a in arms if {k: a.get(k) for k in ("arm", "seed")} == dict(saved)), {})
-    seconds = next((r["train_runtime"] for r in _dicts(state.get("log_history"))
-                    if "train_runtime" in r), None)  # fmt: skip
+    logged = _dicts(state.get("log_history"))
+    seconds = next((row["train_runtime"] for row in logged if "train_runtime" in row), None)
     if _finite(ran.get("seconds")) is not None and _finite(cost.get("seconds")) is not None:
         seconds = ran["seconds"] - cost["seconds"]
     steps = ran.get("steps", state.get("global_step"))
     yield "optimizer steps", _text(provenance.get("steps")), _text(steps)
     yield "seconds", _text(cost.get("seconds")), _text(seconds)
-    yield "peak GPU memory, GiB", *(_text(c.get("peak_memory_gib")) for c in (cost, record))
+    peaks = _text(cost.get("peak_memory_gib")), _text(record.get("peak_memory_gib"))
+    yield "peak GPU memory, GiB", *peaks
     for name, value in cost.items():
         if name not in ("seconds", "peak_memory_gib"):
             yield str(name), _text(value), ""

@@ -82,7 +82,7 @@ def loss_figure(curves: Sequence[Curve]) -> Figure:
             label = plain(curve.name) or "fine-tuning"
             steps = [spent + step for step, _ in curve.fine_tuning]
             losses = _running_mean([loss for _, loss in curve.fine_tuning])
-            marker = {"marker": "o", "markersize": 3} if len(steps) < 3 else {}
+            marker: dict[str, Any] = {"marker": "o", "markersize": 3} if len(steps) < 3 else {}
             axes.plot(steps, losses, label=label, **colour(index), **marker)
         # Arms of one seed share their preheating, which then has no arm's colour.
         for preheating in (losses for losses, sharers in shared.items() if sharers > 1):

@@ -22,7 +22,7 @@ from hrp.demo import load_base
 from hrp.demo.data import answer_collator
 from hrp.demo.runs import run_demo
 from hrp.demo.settings import ARMS, FILES, DemoConfig, Run, check_earlier
-from hrp.demo.table import best_arm, reading, table
+from hrp.demo.summary import best_arm, reading, table
 from hrp.demo.task import exact_answers, make_task
 from hrp.demo.wordproblems import make_problems
 
