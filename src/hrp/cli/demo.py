@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
 import sys
+import textwrap
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hrp.cli.locks import held, lock_beside
-from hrp.demo.settings import DemoConfig, check_earlier
+from hrp.demo.settings import RECORD, DemoConfig, check_earlier
 from hrp.files import settle
 
+if TYPE_CHECKING:
+    from hrp.demo.runs import Finished
+
+_ANSWERS = ("before", "after", "reference")
 QUICK = {"steps": 60, "seeds": 1}
 
 INTRODUCTION = """\
@@ -24,12 +32,18 @@ HRP's starts spend {preheat_steps} of theirs on preheating at rank {preheat_rank
 """
 
 WRITTEN = """\
-Wrote {out} after {seconds:.0f} s: the HRP run of the lowest test loss as a plain PEFT adapter, its
-spectrum, and results.json with every run. Load the adapter like any other:
+Wrote {out} after {seconds:.0f} s: {arm} of seed {seed} as a plain PEFT adapter,
+its spectrum, and results.json with every run.{page}
+Load the adapter like any other:
 
     import hrp.demo, peft
     base, tokenizer = hrp.demo.load_base()
-    model = peft.PeftModel.from_pretrained(base, "{adapter}")
+    model = peft.PeftModel.from_pretrained(base, "{out}/adapter")
+
+What next:
+    hrp inspect {folder}/spectrum
+    hrp init --spectrum {folder}/spectrum --lora_r 8 --lora_alpha 16 --output_dir {folder}-r8
+    hrp sft --model_name_or_path Qwen/Qwen3-0.6B --dataset_path your.jsonl --output_dir runs/adapter
 """
 
 
@@ -94,15 +108,69 @@ def _config(options: argparse.Namespace) -> DemoConfig:
 
 def _demo(config: DemoConfig, out: Path, overwrite: bool) -> None:
     """Run, then print what came out; torch and transformers load only here."""
+    from tqdm import tqdm
+
     from hrp.demo.runs import run_demo
-    from hrp.demo.table import reading, table
+    from hrp.demo.summary import reading, table
+
+    best: list[Finished] = []
+
+    def finish(folder: Path, finished: Finished) -> None:
+        best.append(finished)
+        _add_card_and_page(folder, finished, out)
 
     print(INTRODUCTION.format(preheat_steps=config.preheat_steps, **vars(config)), flush=True)
     began = time.perf_counter()
-    with _quiet():
-        runs = run_demo(config, out, overwrite, say=lambda line: print(line, flush=True))
+    # The bar, with the time left, is for people only: not drawn where stderr is no terminal.
+    with _quiet(), tqdm(total=config.total_steps, unit="step", disable=None, leave=False) as bar:
+        runs = run_demo(config, out, overwrite, say=_above(bar), tick=bar.update, finish=finish)
     print(f"\n{table(runs)}\n\n{reading(runs)}\n")
-    print(WRITTEN.format(out=out, adapter=out / "adapter", seconds=time.perf_counter() - began))
+    print(_written(out, time.perf_counter() - began))
+
+
+def _above(bar: Any) -> Callable[[str], None]:
+    def say(line: str) -> None:
+        bar.write(line)
+        sys.stdout.flush()
+
+    return say
+
+
+def _add_card_and_page(folder: Path, best: Finished, out: Path) -> None:
+    """Add our model card and, where matplotlib is there, the run's page to a demo's folder."""
+    from hrp.cli.modelcard import CardFacts, card
+    from hrp.cli.report import write_own_page
+    from hrp.demo.base_model import BASE
+
+    facts = CardFacts(
+        command="demo",
+        base=str(BASE),
+        adapter=str(out / "adapter"),
+        lora_config=best.model.peft_config["default"].to_dict(),
+        provenance=best.spectrum.provenance,
+        start={"direction": best.arm.direction, "scale": 1.0},
+        data="made arithmetic word problems",
+    )
+    (folder / "adapter" / "README.md").write_text(card(facts), encoding="utf-8")
+    write_own_page(folder, str(out))
+
+
+def _written(out: Path, seconds: float) -> str:
+    """Say what was saved, what the saved adapter answers, and what to do next."""
+    record = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    shown = "".join(
+        f"\n{sample['question']}\n"
+        + "".join(f"  {when + ':':<11}{_one_line(sample[when])}\n" for when in _ANSWERS)
+        for sample in record["samples"]
+    )
+    page = f"\nIn pictures: {out / 'report.html'}" if (out / "report.html").exists() else ""
+    words = {"seconds": seconds, "page": page, "folder": shlex.quote(str(out))}
+    written = WRITTEN.format(out=out, **words, **record["saved"])
+    return f"The first test problems, before fine-tuning and after:\n{shown}\n{written}"
+
+
+def _one_line(answer: str) -> str:
+    return textwrap.shorten(" / ".join(answer.split("\n")), 160, placeholder=" ...")
 
 
 @contextmanager

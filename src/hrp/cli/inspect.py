@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,19 @@ EPILOG = """examples:
 """
 
 
+def _rule() -> str:
+    from hrp.report.shares import RULE
+
+    return textwrap.fill(f"The rule (of thumb): {RULE}.", width=90)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hrp inspect",
         description="Print a table of a spectrum's modules (shape, rank, effective ranks, share\n"
-        "of the energy in the leading directions) and the loss per preheating step.",
-        epilog=EPILOG,
+        "that few directions keep of the energy, and in the metric of the loss), a recommended\n"
+        "rank and preheat_rank R, and the loss per preheating step.",
+        epilog=f"{_rule()}\n\n{EPILOG}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("spectrum", type=Path, help="folder written by `hrp preheat`")
@@ -67,9 +76,12 @@ def main(argv: list[str]) -> int:
 
 
 def _facts(spectrum: Spectrum, other: Spectrum | None, rank: int) -> dict[str, Any]:
+    from hrp.report.shares import recommend
     from hrp.report.spectrum_views import SIDES, alignment, common_rank, module_facts
 
     facts: dict[str, Any] = {"provenance": spectrum.provenance, "modules": module_facts(spectrum)}
+    advice = recommend(spectrum)
+    facts["recommendation"] = None if advice is None else asdict(advice)
     if other is not None:
         rank = common_rank(spectrum, other, rank)
         facts["alignment"] = {"rank": rank}
@@ -78,11 +90,14 @@ def _facts(spectrum: Spectrum, other: Spectrum | None, rank: int) -> dict[str, A
 
 
 def _lines(spectrum: Spectrum, facts: dict[str, Any]) -> Iterator[str]:
+    from hrp.report.shares import recommend
     from hrp.report.spectrum_views import SIDES, spectrum_table
 
     table = spectrum_table(spectrum)
     yield from _columns([table.header, *table.rows])
     yield f"\n{table.caption}"
+    if advice := recommend(spectrum):
+        yield f"\n{advice.sentence}\n"
     for key, value in spectrum.provenance.items():
         if key != "losses":
             yield f"{key}: {json.dumps(value)}"

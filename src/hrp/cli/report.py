@@ -1,47 +1,123 @@
-"""``hrp report`` writes a self-contained HTML page from spectra."""
+"""``hrp report`` writes a self-contained HTML page of runs and spectra."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from hrp.errors import SpectrumFormatError
-from hrp.files import write_text
-from hrp.spectra.spectrum import Spectrum
+from hrp.files import digest, write_text
 
-EPILOG = """example:
-  hrp report runs/spectrum runs/other --out report.html
+PAGE = "report.html"
+EPILOG = """examples:
+  hrp report runs/adapter
+  hrp report runs/adapter runs/lora --out both.html
 """
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hrp report",
-        description="Write one self-contained HTML page from spectra: ranks, energy, loss\n"
-        "while preheating, provenance, and how far several agree with the first. Records of a\n"
-        "benchmark have a page of their own: `hrp-lab bench report`.",
+        description="Write one self-contained HTML page of what runs did: loss of preheating and\n"
+        "of fine-tuning on one axis, what the cut kept of each module, effective ranks, cost,\n"
+        "settings, provenance; of several runs side by side. Records of a benchmark have a page\n"
+        "of their own: `hrp-lab bench report`.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "spectra", nargs="+", type=Path, metavar="DIR", help="folder of a spectrum to show"
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="folder of `hrp sft`, `finetune`, `preheat` or `demo`, or of a spectrum",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the page to write")
-    parser.add_argument("--title", default="Spectra", help="of the page (default: %(default)s)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help=f"the page to write (default: RUN/{PAGE}; RUN-{PAGE} beside the folder of a spectrum, "
+        f"which holds nothing else; {PAGE} of several runs)",
+    )
+    parser.add_argument("--title", help="of the page (default: from the name of the run)")
     return parser
 
 
 def main(argv: list[str]) -> int:
     """Run ``hrp report`` and return the exit status."""
     options = _parser().parse_args(argv)
-    from hrp.report.spectrum_page import spectrum_page  # draws, which is slow to import
-
     try:
-        spectra = {str(folder): Spectrum.load(folder) for folder in options.spectra}
-        write_text(options.out, spectrum_page(spectra, options.title))
+        out = options.out or _default_place(options.runs)
+        write_page({str(run): run for run in options.runs}, out, options.title)
     except (OSError, SpectrumFormatError, ValueError) as error:
         print(f"hrp report: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {options.out} ({len(spectra)} spectra)")
+    several = f" ({len(options.runs)} runs)" if len(options.runs) > 1 else ""
+    print(f"wrote {out}{several}")
     return 0
+
+
+def write_page(runs: Mapping[str, Path], out: Path, title: str | None = None) -> None:
+    """Write the page of ``runs``, folders by the names to show, into the file ``out``.
+
+    Raises:
+        ValueError: a folder holds nothing to show.
+        SpectrumFormatError: a spectrum is damaged.
+        OSError: the page cannot be written.
+    """
+    from hrp.report.run_folder import read_run  # these draw, which is slow to import
+    from hrp.report.run_page import run_page
+
+    names = ", ".join(Path(name).resolve().name for name in runs)
+    read = {name: read_run(folder) for name, folder in runs.items()}
+    write_text(out, run_page(read, title or f"HRP: {names}"))
+    _record_in_demo(out)
+
+
+def write_own_page(folder: Path, name: str | None = None) -> Path | None:
+    """Write a finished run's page into its folder and return its path; ``name`` is shown for it.
+
+    Returns None, and says why, where that fails: the run is finished all the same.
+    """
+    if find_spec("matplotlib") is None:
+        return None
+    try:
+        out = _default_place([folder])
+        write_page({name or str(folder): folder}, out)
+    except Exception as error:  # a page is not worth a finished training's exit status
+        print(f"no page was written: {error}; `hrp report {folder}` tries again", file=sys.stderr)
+        return None
+    return out
+
+
+def _default_place(runs: Sequence[Path]) -> Path:
+    """Return where the page goes; raises ``FileExistsError`` if another program's file is there."""
+    from hrp.report.run_page import GENERATOR
+    from hrp.spectra.artefact import PROVENANCE_FILE
+
+    out = runs[0] / PAGE
+    if len(runs) > 1:
+        out = Path(PAGE)
+    elif (runs[0] / PROVENANCE_FILE).is_file():
+        folder = runs[0].resolve()
+        out = folder.parent / f"{folder.name}-{PAGE}"
+    if out.exists() and f'content="{GENERATOR}"' not in out.read_text("utf-8", "replace")[:2000]:
+        raise FileExistsError(f"'{out}' is no page of `hrp report` and not replaced; pass --out")
+    return out
+
+
+def _record_in_demo(out: Path) -> None:
+    """Enter the page in the record of a demo, by which its folder is known for a demo's."""
+    record = out.parent / "results.json"
+    if out.name != PAGE:
+        return
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+        content["files"][out.name] = [digest(out)]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return
+    write_text(record, json.dumps(content, indent=2) + "\n")

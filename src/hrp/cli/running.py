@@ -8,10 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import TrainerState
+
 from hrp.adapters.checks import check_preheatable
 from hrp.adapters.layers import lora_modules
 from hrp.cli.modelcard import CardFacts, card
 from hrp.cli.outputs import Output
+from hrp.cli.report import write_own_page
 from hrp.cli.trainers import warn_of_repeats
 from hrp.config import HRPConfig
 from hrp.initialization import initialize_lora_hrp_weights
@@ -30,6 +34,7 @@ from hrp.spectra.spectrum import Spectrum
 
 LOSS_NAME = "preheat/loss"
 _REPORTERS = "transformers.integrations"
+STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ def run(job: Job, output: Output, given: Spectrum | None, data: str) -> None:
     finetune(trainer, output.folder)
     _publish(job, output, spectrum, data)
     trainer.accelerator.print(f"Adapter saved to {output.folder}")
+    if trainer.is_world_process_zero() and (page := write_own_page(output.folder)):
+        print(f"What the run did: {page}")
 
 
 def _own_spectrum(job: Job, output: Output) -> Spectrum:
@@ -134,6 +141,7 @@ def preheat_into(
         f"{rate:g}" + (f", from step {checkpoint_step(resumed)} on" if resumed else "")
     )
     began = time.perf_counter()
+    _forget_peak()
     settings = dict(job.preheating)
     settings["trainer_cls"] = _reporting(settings["trainer_cls"], trainer)
     spectrum = preheat(trainer.model, config, checkpoints=checkpoints, **settings)
@@ -148,11 +156,13 @@ def preheat_into(
 def finetune(trainer: Any, folder: Path) -> None:
     """Train, from the last whole checkpoint in ``folder`` if there is one."""
     trainer.add_callback(CompletionMarker())
+    _forget_peak()
     checkpoint = last_complete(folder)
     limit = trainer.args.max_steps
     if checkpoint is not None and 0 < limit <= checkpoint_step(checkpoint):
         # HF Trainer would do one step more.
         trainer.model.load_adapter(str(checkpoint), "default", is_trainable=True)
+        trainer.state = TrainerState.load_from_json(str(checkpoint / STATE))
         return
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
@@ -176,9 +186,11 @@ def _publish(job: Job, output: Output, spectrum: Spectrum, data: str) -> None:
 
     def write(staging: Path) -> None:
         trainer.save_model(str(staging), _internal_call=True)
+        trainer.state.save_to_json(str(staging / STATE))  # its losses, for `hrp report`
         (staging / "README.md").write_text(card(facts), encoding="utf-8")
 
     output.publish(write)
+    output.update(peak_memory_gib=_peak_memory())
 
 
 def _cost(trainer: Any, spectrum: Spectrum, seconds: float) -> dict[str, Any]:
@@ -190,7 +202,20 @@ def _cost(trainer: Any, spectrum: Spectrum, seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "examples": steps * batch,
         "temporary parameters": parameter_count(spectrum, ranks),
+        **({} if (peak := _peak_memory()) is None else {"peak_memory_gib": peak}),
     }
+
+
+def _forget_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak_memory() -> float | None:
+    """Return this process's peak of GPU memory since `_forget_peak`, in GiB, if there is a GPU."""
+    return (
+        round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None
+    )
 
 
 def _reporting(trainer_cls: Any, real: Any) -> Any:

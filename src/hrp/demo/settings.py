@@ -44,6 +44,7 @@ RECORD = "results.json"
 # All that a demo's folder holds: what an earlier one left may be replaced, nothing else.
 FILES = (
     RECORD,
+    "report.html",
     "adapter",
     "adapter/README.md",
     "adapter/adapter_config.json",
@@ -89,6 +90,12 @@ class DemoConfig:
         check_integer("steps", self.steps, minimum=2)
         check_integer("seed", self.seed, minimum=0)
         check_integer("seeds", self.seeds, minimum=1)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of all runs, the preheating that arms of a seed share counted once."""
+        hrp_arms = sum(arm.direction is not None for arm in ARMS)
+        return self.seeds * (self.steps * len(ARMS) - (hrp_arms - 1) * self.preheat_steps)
 
     @property
     def preheat_steps(self) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import (
@@ -14,6 +16,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
@@ -24,15 +27,19 @@ from hrp.demo.data import IGNORED, answer_collator, answer_dataset
 from hrp.demo.settings import DemoConfig
 from hrp.demo.wordproblems import make_problems
 
+SHOWN = 3
+"""Number of test problems whose answers are shown."""
+
 
 @dataclass(frozen=True)
 class Task:
-    """The base model, itself never trained, and the encoded word problems."""
+    """Holds the base model, itself never trained, and the encoded word problems."""
 
     base: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     train: list[dict[str, list[int]]]
     test: list[dict[str, list[int]]]
+    shown: list[dict[str, str]]  # the first test problems, as text
 
 
 def make_task(config: DemoConfig) -> Task:
@@ -40,7 +47,13 @@ def make_task(config: DemoConfig) -> Task:
     base, tokenizer = load_base()
     train = make_problems(config.train_problems, seed=0, split="train")
     test = make_problems(config.test_problems, seed=0, split="test")
-    return Task(base, tokenizer, answer_dataset(tokenizer, train), answer_dataset(tokenizer, test))
+    return Task(
+        base,
+        tokenizer,
+        train=answer_dataset(tokenizer, train),
+        test=answer_dataset(tokenizer, test),
+        shown=test[:SHOWN],
+    )
 
 
 def copy_base(task: Task, seed: int) -> PreTrainedModel:
@@ -83,8 +96,21 @@ def trainer_settings(
     return {"args": args, "train_dataset": task.train, "data_collator": collator}
 
 
+class _Ticks(TrainerCallback):
+    """Tells of each optimizer step as it is done."""
+
+    def __init__(self, tick: Callable[[int], object]) -> None:
+        self.tick = tick
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.tick(1)
+
+
 def fine_tune(
-    model: PreTrainedModel | PeftModel, task: Task, settings: dict[str, Any]
+    model: PreTrainedModel | PeftModel,
+    task: Task,
+    settings: dict[str, Any],
+    tick: Callable[[int], object] = lambda steps: None,
 ) -> tuple[dict[str, float], list[float]]:
     """Train ``model`` in place; returns its test metrics and the training loss of each step."""
     trainer = Trainer(
@@ -92,12 +118,35 @@ def fine_tune(
         eval_dataset=task.test,
         compute_metrics=exact_answers,
         preprocess_logits_for_metrics=greedy_tokens,
+        callbacks=[_Ticks(tick)],
         **settings,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     metrics = trainer.evaluate()
     return metrics, [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+@torch.no_grad()
+def answers(model: PreTrainedModel | PeftModel, task: Task) -> list[str]:
+    """Return the model's greedy answer to each question of ``task.shown``, at most 64 tokens."""
+    model.eval()
+    said = []
+    for problem in task.shown:
+        prompt = task.tokenizer(
+            problem["question"] + "\n", add_special_tokens=False, return_tensors="pt"
+        )
+        ids = prompt["input_ids"]
+        written = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=64,
+            do_sample=False,
+            pad_token_id=task.tokenizer.eos_token_id,
+        )
+        answer = task.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
+        said.append(answer.strip())
+    return said
 
 
 def greedy_tokens(logits: Tensor, labels: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ table { border-collapse: collapse; width: 100%; font-size: .84rem;
   font-variant-numeric: tabular-nums; }
 th, td { padding: .4em .7em; text-align: left; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
-td.long { white-space: normal; min-width: 16em; }
+td.long { white-space: pre-line; min-width: 16em; }
 tbody tr:last-child td { border-bottom: 0; }
 th { background: var(--panel); font-weight: 600; }
 th:first-child, td:first-child { position: sticky; left: 0; background: var(--panel);
@@ -80,13 +80,17 @@ def tag(name: str, *children: str, **attributes: str) -> Html:
     return Html(f"<{name}{given}>{inner}</{name}>")
 
 
-def page(title: str, lead: str, sections: Iterable[Section]) -> str:
-    """Return the whole document, with a menu that links to each section."""
+def page(title: str, lead: str, sections: Iterable[Section], generator: str = "hrp") -> str:
+    """Return the whole document, with a menu that links to each section.
+
+    ``generator`` names the program that made the page, in its head.
+    """
     numbered = [(f"part-{number}", section) for number, section in enumerate(sections)]
     head = [
         tag("meta", charset="utf-8"),
         tag("meta", name_="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("meta", name_="generator", content=generator),
         tag("title", title),
         tag("style", Html(_STYLE)),
     ]

@@ -1,23 +1,14 @@
-"""The page of ``hrp report``, which shows what spectra hold, with no script and nothing loaded."""
+"""The sections of a page that show what spectra hold."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
 from hrp.report.blocks import Section, TableBlock
-from hrp.report.html import page
 from hrp.report.spectrum_views import spectrum_facts, spectrum_figures, spectrum_table
 from hrp.spectra.spectrum import Spectrum
 
 ALIGNMENT_RANK = 8
-_LEAD = "Made from the spectra named below; nothing on this page is loaded from elsewhere."
-
-
-def spectrum_page(spectra: Mapping[str, Spectrum], title: str = "Spectra") -> str:
-    """Return the HTML page of ``spectra`` by name; raises ``ValueError`` if there are none."""
-    if not spectra:
-        raise ValueError("`spectra` must have something to show, got none")
-    return page(title, _LEAD, spectrum_sections(spectra))
 
 
 def spectrum_sections(spectra: Mapping[str, Spectrum]) -> Iterator[Section]:

@@ -11,41 +11,37 @@ from matplotlib.ticker import MaxNLocator
 
 from hrp.report.blocks import FigureBlock
 from hrp.report.figures import INK, colour, drawn, heat_map, plain
+from hrp.report.shares import SHOWN_RANKS, energy, loss_share, share_at
 from hrp.report.table import DASH, Table, number
 from hrp.spectra.module_spectrum import ModuleSpectrum, Side
 from hrp.spectra.spectrum import Spectrum
 
-ENERGY_RANKS = (4, 8, 16, 32)
 SIDES: tuple[Side, ...] = ("U", "Vh")
 _SIDE_NAMES = {"U": "outputs", "Vh": "inputs"}
 _KINDS = ("entropy", "stable", "energy")
-
-
-def energy(module: ModuleSpectrum) -> np.ndarray:
-    """Return the share of ``sum(S^2)`` in the 1, 2, ... leading directions; NaN without update."""
-    held = np.cumsum(module.S.double().numpy() ** 2)
-    return held / held[-1] if held[-1] > 0 else np.full(len(held), np.nan)
-
-
-def energy_at(module: ModuleSpectrum, rank: int) -> float:
-    """Return the share of the energy in the ``rank`` leading directions, or in all if fewer."""
-    return float(energy(module)[min(rank, module.rank) - 1])
+_ALL_KINDS = (*_KINDS, "loss")
 
 
 def _effective_rank(module: ModuleSpectrum, kind: Any) -> float:
-    # A module whose update stayed zero has no effective rank.
-    return module.effective_rank(kind) if module.S.max() > 0 else float("nan")
+    # A module whose update stayed zero has no effective rank, one without a metric none of it.
+    defined = module.S.max() > 0 and (kind != "loss" or module.has_metric)
+    return module.effective_rank(kind) if defined else float("nan")
 
 
 def module_facts(spectrum: Spectrum) -> dict[str, dict[str, Any]]:
-    """Return shape, rank, effective ranks and energy by module, as JSON types (NaN as None)."""
+    """Return shape, rank, effective ranks and kept shares by module, as JSON types (NaN as None).
+
+    "energy" and "loss_share" hold what ranks keep of the plain energy and in the metric of the
+    loss.
+    """
     return {
         name: {
             "shape": list(module.shape),
             "rank": module.rank,
             "scaling": module.scaling,
-            "effective_rank": {kind: _or_none(_effective_rank(module, kind)) for kind in _KINDS},
-            "energy": {str(rank): _or_none(energy_at(module, rank)) for rank in ENERGY_RANKS},
+            "effective_rank": {k: _or_none(_effective_rank(module, k)) for k in _ALL_KINDS},
+            "energy": {str(r): _or_none(share_at(energy(module), r)) for r in SHOWN_RANKS},
+            "loss_share": {str(r): _or_none(share_at(loss_share(module), r)) for r in SHOWN_RANKS},
         }
         for name, module in spectrum.items()
     }
@@ -56,31 +52,33 @@ def _or_none(value: float) -> float | None:
 
 
 def spectrum_table(spectrum: Spectrum) -> Table:
-    """Return a row for each module: shape, rank, effective ranks, energy in few directions."""
+    """Return a row for each module: shape, rank, effective ranks, what few directions keep."""
     rows = []
     for name, module in spectrum.items():
         shape = f"{module.shape[0]} x {module.shape[1]}"
         ranks = [number(_effective_rank(module, kind), 1) for kind in _KINDS]
-        shares = [number(energy_at(module, rank), 3) for rank in ENERGY_RANKS]
+        curves = (energy(module), loss_share(module))
+        shares = [number(share_at(curve, r), 3) for curve in curves for r in SHOWN_RANKS]
         rows.append((name, shape, str(module.rank), *ranks, *shares))
     names = ("module", "shape", "rank", "eff. rank", "stable rank", "90 % rank")
-    header = (*names, *(f"E({rank})" for rank in ENERGY_RANKS))
+    header = (*names, *(f"{letter}({rank})" for letter in "EL" for rank in SHOWN_RANKS))
     caption = (
         "Shape (d_out x d_in) and preheated rank; effective rank by entropy, stable rank, "
-        "directions that hold 90 % of the energy; E(r): share of the energy in r directions."
+        "directions that hold 90 % of the energy; E(r): share of the energy in r directions; "
+        "L(r): share that rank r keeps in the metric of the loss, a dash where it was not observed."
     )
     return Table(caption, header, tuple(rows))
 
 
 def spectrum_facts(spectrum: Spectrum) -> Table:
-    """Return the provenance of a spectrum as a table; settings that are objects are spelt out."""
+    """Return the provenance of a spectrum as a table, without the flags of the command line."""
     facts: dict[str, str] = {"modules": str(len(spectrum))}
     for key, value in spectrum.provenance.items():
-        if key == "losses":
+        if key in ("losses", "settings"):
             continue
         if isinstance(value, Mapping):
             value = ", ".join(f"{name} {setting}" for name, setting in value.items())
-        facts[key.replace("_", " ")] = DASH if value is None else str(value)
+        facts[key.replace("_", " ")] = DASH if value in (None, []) else str(value)
     return Table("Provenance of the spectrum.", ("fact", "value"), tuple(facts.items()))
 
 
@@ -120,7 +118,8 @@ def _grid(values: Mapping[str, float]) -> tuple[np.ndarray, list[str], list[str]
     return grid, layers, [short[kind] for kind in kinds]
 
 
-def _map(values: Mapping[str, float], label: str, title: str = "") -> Figure:
+def module_map(values: Mapping[str, float], label: str, title: str = "") -> Figure:
+    """Draw a heat map of a number a module, layer by module kind."""
     grid, layers, kinds = _grid(values)
     with drawn(height=1.5 + 0.22 * min(max(len(layers), 3), 40)) as figure:
         axes = heat_map(figure, grid, layers, kinds, label)
@@ -132,7 +131,7 @@ def _map(values: Mapping[str, float], label: str, title: str = "") -> Figure:
 def effective_rank_map(spectrum: Spectrum) -> Figure:
     """Draw a heat map of the effective rank (entropy), layer by module kind."""
     values = {name: _effective_rank(module, "entropy") for name, module in spectrum.items()}
-    return _map(values, "effective rank")
+    return module_map(values, "effective rank")
 
 
 def energy_curves(spectrum: Spectrum) -> Figure:
@@ -181,7 +180,7 @@ def alignment(spectrum: Spectrum, other: Spectrum, rank: int, side: Side) -> dic
 def alignment_map(spectrum: Spectrum, other: Spectrum, rank: int, side: Side) -> Figure:
     """Draw a heat map of `alignment`, layer by module kind."""
     title = f"{_SIDE_NAMES[side]} ({side}), rank {rank}"
-    return _map(alignment(spectrum, other, rank, side), "alignment", title)
+    return module_map(alignment(spectrum, other, rank, side), "alignment", title)
 
 
 def alignment_curves(spectrum: Spectrum, other: Spectrum, rank: int) -> Figure:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -101,9 +102,19 @@ class Spectrum(Mapping[str, ModuleSpectrum]):
                 cut[name] = self[name].with_core(P, Q)
         return cut
 
-    def effective_rank(self, kind: EffectiveRankKind = "entropy") -> dict[str, float]:
-        """Effective rank of each module, by name; see `effective_rank` for the kinds."""
-        return {name: module.effective_rank(kind) for name, module in self.items()}
+    def effective_rank(
+        self, kind: EffectiveRankKind | Literal["loss"] = "entropy"
+    ) -> dict[str, float]:
+        """Return the effective rank of each module, by name; see `ModuleSpectrum.effective_rank`.
+
+        With ``"loss"`` it is NaN for a module whose metric was not observed.
+        """
+        return {
+            name: math.nan
+            if kind == "loss" and not module.has_metric
+            else module.effective_rank(kind)
+            for name, module in self.items()
+        }
 
     def subspace_alignment(
         self, other: Spectrum, rank: int, side: Side = "U"

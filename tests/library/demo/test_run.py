@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +15,16 @@ from peft import PeftModel
 from transformers import EvalPrediction
 
 from hrp import Spectrum
-from hrp.cli.demo import main
+from hrp.cli import main as run_command
+from hrp.cli import report
+from hrp.cli.demo import _add_card_and_page, main
 from hrp.demo import load_base
 from hrp.demo.data import answer_collator
 from hrp.demo.runs import run_demo
-from hrp.demo.settings import ARMS, FILES, DemoConfig, Run
-from hrp.demo.table import reading, table
+from hrp.demo.settings import ARMS, FILES, DemoConfig, Run, check_earlier
+from hrp.demo.summary import best_arm, reading, table
 from hrp.demo.task import exact_answers, make_task
+from hrp.demo.wordproblems import make_problems
 
 TINY = DemoConfig(steps=5, seeds=1, batch_size=2, train_problems=16, test_problems=8)
 
@@ -29,9 +35,22 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Run], lis
     out.mkdir()
     (out / "results.json").write_text('{"files": {}}')
     said: list[str] = []
+    ticks.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", refuse_to_connect)
-        return out, run_demo(TINY, out, overwrite=True, say=said.append), said
+        runs = run_demo(
+            TINY,
+            out,
+            overwrite=True,
+            say=said.append,
+            tick=ticks.append,
+            finish=lambda folder, best: _add_card_and_page(folder, best, out),
+        )
+        return out, runs, said
+
+
+ticks: list[int] = []
+"""Steps that the demo told of as done."""
 
 
 def refuse_to_connect(*_: object) -> None:
@@ -49,12 +68,47 @@ def test_every_arm_gets_the_same_total_of_steps_preheating_included(demo) -> Non
     assert [run.preheat_steps for run in runs] == [0, 1, 1, 1, 0]
     assert all(len(run.losses) == run.steps for run in runs)
     assert len(said) == len(runs)
+    assert all(re.search(r"about \d+ s left\)$", line) for line in said)
+    assert sum(ticks) == TINY.total_steps == 5 * TINY.steps - 2 * TINY.preheat_steps
 
 
 def test_a_and_b_begin_at_the_loss_of_the_default_start_and_ab_does_not(demo) -> None:
     default, a, b, ab = (run.losses[0] for run in demo[1][:4])
     assert a == b == pytest.approx(default, rel=1e-6)
     assert ab < default
+
+
+def test_preheating_s_rate_is_that_of_the_config_and_of_the_spectrum_s_provenance(demo) -> None:
+    provenance = Spectrum.load(demo[0] / "spectrum").provenance
+    assert provenance["learning_rate"] == DemoConfig().preheat_learning_rate
+    assert provenance["config"]["learning_rate"] == DemoConfig().preheat_learning_rate
+    assert provenance["cost"]["examples"] == TINY.preheat_steps * TINY.batch_size
+
+
+def test_the_run_has_its_page_and_the_adapter_our_card(demo) -> None:
+    out = demo[0]
+    page = (out / "report.html").read_text()
+    assert f"<h2>Spectrum {out}</h2>" in page
+    assert "Answers before and after" in page
+    card = (out / "adapter" / "README.md").read_text()
+    assert "Trained with `hrp demo` on `made arithmetic word problems`" in card
+    assert "| preheat_learning_rate | `0.002` |" in card
+
+
+def test_the_first_test_problems_are_answered_before_and_after(demo) -> None:
+    samples = json.loads((demo[0] / "results.json").read_text())["samples"]
+    problems = make_problems(TINY.test_problems, seed=0, split="test")
+    assert [sample["question"] for sample in samples] == [p["question"] for p in problems[:3]]
+    assert [sample["reference"] for sample in samples] == [p["answer"] for p in problems[:3]]
+    assert all(sample["before"] != sample["after"] for sample in samples)
+
+
+def test_a_demo_whose_page_was_made_anew_is_still_a_demo_s(demo, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    shutil.copytree(demo[0], out)
+    (out / "report.html").unlink()
+    assert report.main([str(out)]) == 0
+    check_earlier(out)
 
 
 def test_the_saved_adapter_loads_in_plain_peft_with_the_reported_loss(demo) -> None:
@@ -78,7 +132,7 @@ def test_the_record_holds_every_run_and_names_the_saved_one(demo) -> None:
     out, runs, _ = demo
     record = json.loads((out / "results.json").read_text())
     assert [Run(**row) for row in record["runs"]] == runs
-    best = min((run for run in runs if run.preheat_steps), key=lambda run: run.test_loss)
+    best = min((run for run in runs if run.arm == best_arm(runs)), key=lambda run: run.test_loss)
     assert record["saved"] == {"arm": best.arm, "seed": best.seed}
 
 
@@ -146,8 +200,9 @@ def test_the_command_prints_the_table_and_the_lines_that_load_the_adapter(
 ) -> None:
     given: list[DemoConfig] = []
 
-    def finished(config: DemoConfig, out: Path, overwrite: bool, say: object) -> list[Run]:
+    def finished(config: DemoConfig, out: Path, overwrite: bool, **_: object) -> list[Run]:
         given.append(config)
+        shutil.copytree(demo[0], out)
         return demo[1]
 
     monkeypatch.setattr("hrp.demo.runs.run_demo", finished)
@@ -158,6 +213,15 @@ def test_the_command_prints_the_table_and_the_lines_that_load_the_adapter(
     assert all(f"\n{arm.name}" in printed for arm in ARMS)
     assert "base, tokenizer = hrp.demo.load_base()" in printed
     assert f'model = peft.PeftModel.from_pretrained(base, "{out / "adapter"}")' in printed
+    assert f"In pictures: {out / 'report.html'}\n" in printed
+    assert f"{best_arm(demo[1])} of seed 0 as a plain PEFT adapter" in printed
+    assert printed.count("  before: ") == printed.count("  after: ") == 3
+    *next_commands, sft = re.findall(r"^    hrp (.+)$", printed, re.M)
+    assert len(next_commands) == 2
+    for command in next_commands:
+        assert run_command(shlex.split(command)) == 0
+    flags = dict(zip(*[iter(shlex.split(sft)[1:])] * 2, strict=True))
+    assert flags.keys() == {"--model_name_or_path", "--dataset_path", "--output_dir"}
 
 
 @pytest.mark.slow
@@ -198,6 +262,34 @@ def test_the_table_shows_means_spreads_and_differences() -> None:
 def test_the_reading_counts_the_seeds_on_which_the_best_hrp_start_was_lower() -> None:
     said = reading(make_runs([1.0, 1.0], [0.25, 1.25]))
     assert "HRP is the best HRP start, 0.2500 below default (lower on 1 of 2 seeds)" in said
+
+
+def test_the_arm_said_to_be_best_has_the_lowest_mean_and_not_the_luckiest_run() -> None:
+    runs = [
+        make_run(arm, seed, loss, 0 if arm == "default" else 2)
+        for arm, losses in {"default": (2.0, 2.0), "lucky": (0.1, 1.9), "good": (0.6, 0.7)}.items()
+        for seed, loss in enumerate(losses)
+    ]
+    assert best_arm(runs) == "good"
+    assert "good is the best HRP start" in reading(runs)
+
+
+def test_the_reading_says_what_goes_against_hrp() -> None:
+    runs = make_runs([1.0, 1.0], [0.25, 1.25])
+    said = " ".join(reading(runs).split())
+    assert "exact answers are 50.0% with HRP and 50.0% with default, no evidence either way" in said
+    fewer = [replace(run, exact=0.1 if run.arm == "HRP" else 0.5) for run in runs]
+    assert "50.0% with default, fewer" in " ".join(reading(fewer).split())
+    full = Run("full", 0, 0, 10, 1e-3, 0.1, 0.5, 1.0, [])
+    other = make_run("other HRP", 0, 1.5, 2)
+    said = " ".join(reading([*make_runs([1.0], [0.5]), full, other]).split())
+    assert "other HRP ends above default; full reaches a lower loss still." in said
+
+
+def test_the_reading_names_the_default_direction_where_another_is_best() -> None:
+    runs = [*make_runs([1.0], [0.5]), make_run('HRP "AB"', 0, 1.25, 2)]
+    said = " ".join(reading(runs).split())
+    assert '"AB", the default direction, is +0.2500 against default (lower on 0 of 1 seeds)' in said
 
 
 def test_the_reading_says_so_where_no_hrp_start_wins() -> None:

@@ -1,7 +1,13 @@
 import pytest
 
 from helpers.spectra_made import made_spectrum
-from hrp.report.spectrum_page import spectrum_page
+from hrp.report.html import page
+from hrp.report.run_page import run_page
+from hrp.report.spectrum_page import spectrum_sections
+
+
+def spectrum_page(spectra, title="Spectra"):
+    return page(title, "", spectrum_sections(spectra))
 
 
 def test_spectra_make_a_page_of_sections():
@@ -15,7 +21,7 @@ def test_spectra_make_a_page_of_sections():
 
 def test_a_page_of_nothing_is_refused():
     with pytest.raises(ValueError, match="must have something to show"):
-        spectrum_page({})
+        run_page({})
 
 
 def test_spectra_of_other_models_stand_beside_each_other_without_alignment():

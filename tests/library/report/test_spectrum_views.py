@@ -8,14 +8,13 @@ import torch
 import hrp.report.spectrum_views
 from helpers.spectra_made import KINDS, made_spectrum
 from hrp.report.figures import to_svg
+from hrp.report.shares import energy, share_at
 from hrp.report.spectrum_views import (
     alignment,
     alignment_curves,
     alignment_map,
     common_rank,
     effective_rank_map,
-    energy,
-    energy_at,
     energy_curves,
     layer_and_kind,
     module_facts,
@@ -38,8 +37,8 @@ def test_the_doctests_hold():
 
 def test_energy_is_the_cumulated_share_of_squares():
     assert energy(with_values([3.0, 4.0**0.5, 0.0])) == pytest.approx([9 / 13, 1, 1])
-    assert energy_at(with_values([2.0, 1.0]), 1) == pytest.approx(0.8)
-    assert energy_at(with_values([2.0, 1.0]), 32) == 1
+    assert share_at(energy(with_values([2.0, 1.0])), 1) == pytest.approx(0.8)
+    assert share_at(energy(with_values([2.0, 1.0])), 32) == 1
 
 
 def test_a_module_whose_update_is_zero_has_no_effective_rank_and_breaks_nothing():
@@ -113,7 +112,7 @@ def test_the_table_has_a_row_a_module_as_the_spectrum_says():
     module = spectrum["model.layers.0.self_attn.q_proj"]
     assert row[1:3] == ("24 x 16", "8")
     assert row[3] == f"{module.effective_rank():.1f}"
-    assert row[6] == f"{energy_at(module, 4):.3f}"
+    assert row[6] == f"{share_at(energy(module), 4):.3f}"
 
 
 @pytest.mark.parametrize("draw", [effective_rank_map, energy_curves])

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Sequence
 from statistics import mean
 
 from hrp.demo.settings import DemoConfig, Run
+
+OURS = 'HRP "AB"'
+"""Name of the arm whose start is the library's default."""
 
 HEADER = (
     f"{'arm':<17}{'preheating':>11}{'fine-tuning':>12}{'learning':>10}{'test loss':>11}"
@@ -32,20 +37,55 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def reading(runs: Sequence[Run]) -> str:
-    """Say what the numbers say and what not; the first arm is PEFT's default start."""
-    default = runs[0].arm
-    preheated = _arms([run for run in runs if run.preheat_steps])
-    best = min(preheated, key=lambda arm: _loss(arm, runs))
-    pairs = list(zip(_of(best, runs), _of(default, runs), strict=True))
-    wins = sum(own.test_loss < other.test_loss for own, other in pairs)
+    """Say what the numbers say, for HRP and against it; the first arm is PEFT's default start."""
+    default, best = runs[0].arm, best_arm(runs)
     difference = _loss(best, runs) - _loss(default, runs)
     if difference < 0:
         said = f"{best} is the best HRP start, {-difference:.4f} below {default}"
     else:
         said = f"no HRP start wins; the best, {best}, is {difference:.4f} above {default}"
-    said += f" (lower on {wins} of {len(pairs)} seeds)"
-    caution = CAUTION.format(seeds=len(pairs), steps=DemoConfig().steps)
-    return f"Reading: {said}.\n{caution}"
+    lines = [f"Reading: {said} (lower on {_wins(best, runs)})."]
+    if best != OURS and OURS in _arms(runs):
+        lines.append(
+            f"{OURS}, the default direction, is {_loss(OURS, runs) - _loss(default, runs):+.4f} "
+            f"against {default} (lower on {_wins(OURS, runs)})."
+        )
+    lines.append(_against(best, default, runs))
+    caution = CAUTION.format(seeds=len(_of(best, runs)), steps=DemoConfig().steps)
+    return "\n".join([*(textwrap.fill(line, 96) for line in lines), caution])
+
+
+def best_arm(runs: Sequence[Run]) -> str:
+    """Return the preheated arm of the lowest mean test loss, whose run is also the one saved."""
+    preheated = _arms([run for run in runs if run.preheat_steps])
+    return min(preheated, key=lambda arm: _loss(arm, runs))
+
+
+def _against(best: str, default: str, runs: Sequence[Run]) -> str:
+    """Say what goes against HRP: exact answers, preheated arms that lose, arms that beat it."""
+    right, usual = (mean(run.exact for run in _of(arm, runs)) for arm in (best, default))
+    # Two standard errors of a difference of shares; seeds share their problems.
+    share = (right + usual) / 2
+    chance = 2 * math.sqrt(2 * share * (1 - share) / DemoConfig().test_problems)
+    said = f"Against it: exact answers are {right:.1%} with {best} and {usual:.1%} with {default}, "
+    if abs(right - usual) <= chance:
+        said += f"no evidence either way (within {chance:.1%} is chance)"
+    else:
+        said += "more, which speaks for it" if right > usual else "fewer"
+    preheated = _arms([run for run in runs if run.preheat_steps])
+    worse = [arm for arm in preheated if _loss(arm, runs) > _loss(default, runs)]
+    if worse:
+        said += f"; {' and '.join(worse)} {'end' if worse[1:] else 'ends'} above {default}"
+    lower = [arm for arm in _arms(runs) if _loss(arm, runs) < _loss(best, runs)]
+    if lower:
+        said += f"; {' and '.join(lower)} {'reach' if lower[1:] else 'reaches'} a lower loss still"
+    return f"{said}."
+
+
+def _wins(arm: str, runs: Sequence[Run]) -> str:
+    pairs = list(zip(_of(arm, runs), _of(runs[0].arm, runs), strict=True))
+    wins = sum(preheated.test_loss < usual.test_loss for preheated, usual in pairs)
+    return f"{wins} of {len(pairs)} seeds"
 
 
 def _arms(runs: Sequence[Run]) -> list[str]:
