@@ -150,11 +150,9 @@ def test_every_make_target_and_extra_that_the_readme_prints_is_there():
     assert targets
     assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    pages = (
-        README,
-        *((ROOT / page).read_text() for page in ("docs/index.md", "examples/README.md")),
-    )
-    named = re.findall(r"pip install '\.\[(\w+)\]'", "".join(pages))
+    names = ("docs/index.md", "examples/README.md")
+    pages = README + "".join((ROOT / name).read_text() for name in names)
+    named = re.findall(r"pip install '\.\[(\w+)\]'", pages)
     assert named
     assert set(named) <= set(project["optional-dependencies"])
 
