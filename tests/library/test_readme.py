@@ -98,13 +98,14 @@ ROWS = {
 
 
 def losses_at_best_rate(experiment: str, arm: str, budget: str = "equal_total") -> list[float]:
-    """Return the losses of an arm's seeds at the learning rate of their lowest mean."""
-    by_rate: dict[float, list[float]] = {}
+    """Return the losses of an arm's three seeds at the rate, and length, of their lowest mean."""
+    settings: dict[tuple[float, int], list[float]] = {}
     for record in load_records(ROOT / "experiments/results" / f"{experiment}.jsonl"):
         run = record.run
         if run.arm == arm and run.config["budget"] == budget and record.status == "ok":
-            by_rate.setdefault(run.learning_rate, []).append(record.metrics["eval_loss"])
-    return min((values for values in by_rate.values() if len(values) == 3), key=fmean)
+            setting = (run.learning_rate, run.config.get("hrp", {}).get("preheat_steps", 0))
+            settings.setdefault(setting, []).append(record.metrics["eval_loss"])
+    return min((losses for losses in settings.values() if len(losses) == 3), key=fmean)
 
 
 @pytest.mark.parametrize(("column", "steps"), [(1, 450), (2, 930)])
@@ -134,6 +135,25 @@ def test_the_numbers_beside_the_readme_s_table_are_those_of_the_records(
         for steps in (450, 930)
     ]
     assert sentence.format(*means) in " ".join(README.split())
+
+
+@pytest.mark.parametrize(
+    ("row", "experiment"),
+    [
+        ("r = 4", "kept-gsm8k-450"),
+        ("r = 8", "kept-gsm8k-r8"),
+        ("r = 16", "kept-gsm8k-r16"),
+        ("r = 32", "kept-gsm8k-r32"),
+        ("r = 4, 1860 steps", "kept-gsm8k-1860"),
+    ],
+)
+def test_the_losses_at_other_ranks_in_the_docs_are_those_of_the_records(row, experiment):
+    text = (ROOT / "docs/choosing.md").read_text()
+    (line,) = re.findall(rf"^\| {row} \|(.*)\|$", text, re.M)
+    for cell, arm in zip(line.split("|"), ("lora", "hrp-ab", "dora", "dora-hrp-ab"), strict=True):
+        if cell.strip():
+            loss = fmean(losses_at_best_rate(experiment, arm))
+            assert cell.split()[0] == f"{loss:.4f}", arm
 
 
 def test_the_other_starts_are_none_below_lora_as_the_readme_says():
