@@ -29,7 +29,7 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "lab" / "README.md",
     ROOT / "examples" / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 PROGRAMS = {"hrp": COMMANDS, "hrp-lab": LAB_COMMANDS}
 TRAINING = ("sft", "preheat")
@@ -111,7 +111,9 @@ def test_the_site_names_every_page():
             for value in entry.values():
                 yield from pages(value) if isinstance(value, list) else [value]
 
-    assert sorted(pages(site["nav"])) == sorted(p.name for p in (ROOT / "docs").glob("*.md"))
+    docs = ROOT / "docs"
+    written = sorted(page.relative_to(docs).as_posix() for page in docs.rglob("*.md"))
+    assert sorted(pages(site["nav"])) == written
 
 
 def test_the_site_has_previous_and_next_and_links_the_repository_that_it_is_told(monkeypatch):
