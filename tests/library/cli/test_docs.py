@@ -9,8 +9,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-import yaml
+from mkdocs.utils.yaml import yaml_load
 
+import hrp
 from hrp.cli import COMMANDS
 from hrp.cli.arguments import (
     DataArguments,
@@ -27,7 +28,8 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "lab" / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "examples" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 PROGRAMS = {"hrp": COMMANDS, "hrp-lab": LAB_COMMANDS}
 TRAINING = ("sft", "preheat")
@@ -97,12 +99,42 @@ def test_every_flag_of_ours_is_documented():
             assert f"`--{name}" in text, name
 
 
+def site_settings() -> dict:
+    return yaml_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+
+
 def test_the_site_names_every_page():
-    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    site = site_settings()
 
     def pages(entries):
         for entry in entries:
             for value in entry.values():
                 yield from pages(value) if isinstance(value, list) else [value]
 
-    assert sorted(pages(site["nav"])) == sorted(p.name for p in (ROOT / "docs").glob("*.md"))
+    docs = ROOT / "docs"
+    written = sorted(page.relative_to(docs).as_posix() for page in docs.rglob("*.md"))
+    assert sorted(pages(site["nav"])) == written
+
+
+def test_the_site_has_previous_and_next_and_links_the_repository_that_it_is_told(monkeypatch):
+    monkeypatch.delenv("REPOSITORY_URL", raising=False)
+    assert "navigation.footer" in site_settings()["theme"]["features"]
+    assert site_settings()["repo_url"] is None
+    monkeypatch.setenv("REPOSITORY_URL", "https://example.org/hrp")
+    assert site_settings()["repo_url"] == "https://example.org/hrp"
+
+
+def test_the_api_reference_has_every_public_name_and_each_is_where_it_says():
+    text = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    paths = re.findall(r"^::: ([\w.]+)$", text, re.M)
+    for path in paths:
+        module, _, name = path.rpartition(".")
+        assert hasattr(importlib.import_module(module), name), path
+    headed = re.findall(r"heading: hrp\.(\w+)", text)
+    assert sorted(headed) == sorted(hrp.__all__)
+    assert {path.rpartition(".")[2] for path in paths} == {*headed, "Checkpoints"}
+
+
+def test_no_page_speaks_of_the_folder_as_it_was_called_before():
+    for page in PAGES:
+        assert not re.search(r"(?<!-)\bpreheating/(?!\s)", page.read_text("utf-8")), page
