@@ -8,6 +8,7 @@ import numpy as np
 
 from hrp_lab.bench.costs import Costs
 from hrp_lab.bench.record import Record, RunSpec
+from hrp_lab.bench.sweeps import Best
 
 RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 ARMS = ("lora", "orthogonal", "pissa", "hrp-a", "hrp-b", "hrp-ab")
@@ -98,3 +99,8 @@ def benchmark(totals=(450,)):
         for seed in range(3)
         for rate in (1e-3, 2e-3, 4e-3)
     ]
+
+
+def at_best(**arms):
+    """Arms at their best rate, by the values over seeds 0, 1, ..."""
+    return {arm: Best(arm, 1e-3, {1e-3: dict(enumerate(values))}) for arm, values in arms.items()}

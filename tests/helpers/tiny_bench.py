@@ -89,3 +89,19 @@ def ragged_task() -> Task:
     tokenizer = load_base()[1]
     padded = DataCollatorForSeq2Seq(tokenizer, padding=True)
     return dataclasses.replace(tiny_task(), train=rows, collator=padded, tokenizer=tokenizer)
+
+
+FEW = {
+    "experiment": "few",
+    "tasks": [{"name": "wordproblems", "options": {"train_rows": 16, "test_rows": 4}}],
+    "model": "demo",
+    "dtype": "float32",
+    "arms": ["lora", "hrp-a"],
+    "steps": 3,
+    "batch_size": 2,
+    "seeds": [0],
+    "learning_rates": [1e-2],
+    "lora": {"r": 2, "target_modules": "all-linear"},
+    "hrp": {"preheat_rank": 4, "preheat_steps": 1},
+    "widen": 0,
+}

@@ -11,11 +11,11 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
-from test_spectrum import module_spectrum
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
 import hrp
+from helpers.factors import module_spectrum
 from helpers.tiny import (
     assert_identical,
     collate,

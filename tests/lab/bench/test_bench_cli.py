@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_engines import FEW
 
+from helpers.tiny_bench import FEW
 from hrp_lab.bench.record_store import load_records
 from hrp_lab.cli.bench_commands import main
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.tiny_bench import FEW
 from hrp_lab.bench import engines
 from hrp_lab.bench.context import Places
 from hrp_lab.bench.driver import Driver
@@ -25,20 +26,6 @@ from hrp_lab.cli.bench_commands import _engine, main
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes started here
 STANDIN = Path(__file__).parents[3] / "experiments" / "standin-wordproblems.yaml"
 COMMAND = "import sys; from hrp_lab.cli.bench_commands import main; sys.exit(main(sys.argv[1:]))"
-FEW = {
-    "experiment": "few",
-    "tasks": [{"name": "wordproblems", "options": {"train_rows": 16, "test_rows": 4}}],
-    "model": "demo",
-    "dtype": "float32",
-    "arms": ["lora", "hrp-a"],
-    "steps": 3,
-    "batch_size": 2,
-    "seeds": [0],
-    "learning_rates": [1e-2],
-    "lora": {"r": 2, "target_modules": "all-linear"},
-    "hrp": {"preheat_rank": 4, "preheat_steps": 1},
-    "widen": 0,
-}
 
 
 def options(tmp_path: Path) -> list[str]:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from test_stats import at_best
 
+from helpers.synthetic import at_best
 from hrp_lab.bench.oracle_gap import gap_closed
 from hrp_lab.bench.stats import shared_pool
 

@@ -6,9 +6,9 @@ import pytest
 from scipy.stats import bootstrap
 from scipy.stats import t as student
 
-from helpers.synthetic import ARMS, planted_scores, records_of
+from helpers.synthetic import ARMS, at_best, planted_scores, records_of
 from hrp_lab.bench.stats import bootstrap_interval, compare, compare_pairs, holm, pool, shared_pool
-from hrp_lab.bench.sweeps import Best, scores, select
+from hrp_lab.bench.sweeps import scores, select
 
 
 def judged(values, arms=ARMS):
@@ -25,11 +25,6 @@ def family_wise_errors(benchmarks, seed, **settings):
         )
         for _ in range(benchmarks)
     )
-
-
-def at_best(**arms):
-    """Arms at their best rate, by the values over seeds 0, 1, ..."""
-    return {arm: Best(arm, 1e-3, {1e-3: dict(enumerate(values))}) for arm, values in arms.items()}
 
 
 @pytest.mark.parametrize("curvature", [0.0, 0.4, 3.0])

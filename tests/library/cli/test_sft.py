@@ -88,7 +88,7 @@ def test_only_the_start_differs_from_trl(finished, data, tmp_path, monkeypatch):
 
     from hrp.cli import running
 
-    monkeypatch.setattr(running, "initialize_lora_hrp_weights", lambda *args: None)
+    monkeypatch.setattr(running, "initialize_lora_hrp_weights", lambda *args, **settings: None)
     given = ("--spectrum", finished / "spectrum")
     assert call("sft", *training(data, tmp_path / "ours", *given)) == 0
     from datasets import Dataset

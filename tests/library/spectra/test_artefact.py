@@ -8,9 +8,9 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_spectrum import module_spectrum
 
 import hrp
+from helpers.factors import module_spectrum
 from hrp.spectra import artefact
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_spectrum import factors, sine
 
+from helpers.factors import factors, sine
 from hrp.spectra.factorization import cholesky_svd, factored_svd, householder_svd
 
 
