@@ -16,9 +16,14 @@ base = AutoModel{kind}.from_pretrained({base!r})
 model = PeftModel.from_pretrained(base, {adapter!r})
 ```
 """
-KINDS = {"CAUSAL_LM": "ForCausalLM", "SEQ_2_SEQ_LM": "ForSeq2SeqLM"} | {
-    "SEQ_CLS": "ForSequenceClassification"
-}
+LOADING_CLASSIFIER = """\
+```python
+config = AutoConfig.from_pretrained({adapter!r})  # with the number and names of the classes
+base = AutoModelForSequenceClassification.from_pretrained({base!r}, config=config)
+model = PeftModel.from_pretrained(base, {adapter!r})
+```
+"""
+KINDS = {"CAUSAL_LM": "ForCausalLM", "SEQ_2_SEQ_LM": "ForSeq2SeqLM"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class CardFacts:
 def card(facts: CardFacts) -> str:
     """Write the card as Markdown with the metadata that the hub reads."""
     trained = facts.command != "init"
+    task = str(facts.lora_config.get("task_type"))
     parts = [
         _metadata(facts),
         f"# LoRA adapter of {_code(facts.base)}\n",
@@ -55,10 +61,8 @@ def card(facts: CardFacts) -> str:
         + ": its LoRA starts from the leading directions of a high-rank preheating (HRP, "
         "[arXiv 2502.07739](https://arxiv.org/abs/2502.07739)). It is a plain PEFT adapter"
         + (".\n" if trained else ", not yet fine-tuned: pass `is_trainable=True` to go on.\n"),
-        LOADING.format(
-            kind=KINDS.get(str(facts.lora_config.get("task_type")), ""),
-            base=facts.base,
-            adapter=facts.adapter,
+        (LOADING_CLASSIFIER if task == "SEQ_CLS" else LOADING).format(
+            kind=KINDS.get(task, ""), base=facts.base, adapter=facts.adapter
         ),
         _table("Settings", _settings(facts)),
         _table("Preheating cost", _cost(facts.provenance)),
