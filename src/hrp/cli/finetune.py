@@ -39,9 +39,8 @@ from hrp.cli.trainers import HRPClassifierTrainer, HRPSeq2SeqTrainer, preheating
 
 DESCRIPTION = """\
 Fine-tune an encoder-decoder (--task seq2seq: columns prompt and completion) or a classifier
-(--task classification: columns text and label, text_pair where there are two texts, or
---prompt_template, which makes text) on HF's trainers, with LoRA started from a high-rank
-preheating. Flags as for `hrp sft`, and HF's Seq2SeqTrainingArguments.
+(--task classification: columns label, text and, for pairs, text_pair; --prompt_template makes text)
+on HF's trainers, with a preheated LoRA. Flags as for `hrp sft`, and HF's Seq2SeqTrainingArguments.
 """
 EXAMPLE = """\
   hrp finetune --task classification --model_name_or_path FacebookAI/roberta-base \\

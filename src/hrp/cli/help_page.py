@@ -20,30 +20,23 @@ GROUPS: dict[str, dict[str, str]] = {
         "lora_r": "rank",
         "lora_alpha": "scaling is lora_alpha / r",
         "lora_target_modules": "names such as q_proj v_proj, or all-linear",
-        "lora_exclude_modules": "names that get no LoRA",
     },
     "preheating": {
         "preheat_rank": "rank of the temporary LoRA",
-        "preheat_steps": "steps, share of fine-tuning's or auto (default: 0.2; classifiers 0.05)",
+        "preheat_steps": "steps, a share, or auto (default: 0.2; classifiers: 0.05)",
         "direction": "start lora_A, lora_B or both from it",
         "spectrum": "start from a folder of `hrp preheat`; no preheating now",
     },
     "training": {
-        "learning_rate": "of fine-tuning; preheating's follows from it. Sweep it",
+        "learning_rate": "preheating's follows from it; sweep it",
         "num_train_epochs": "passes over the data",
-        "max_steps": "optimizer steps, instead of epochs, where above 0",
         "per_device_train_batch_size": "rows a step on each device",
-        "max_length": "most tokens of a row; the rest is cut",
-        "test_split_size": "share of the training rows to hold out as test data",
-        "eval_strategy": "when to measure the loss on test data",
-        "bf16": "train in bfloat16 (default: true; false on a CPU that lacks it)",
+        "bf16": "train in bfloat16",
     },
-    "output": {
+    "output, and more": {
         "output_dir": "adapter folder to write",
         "resume": "go on with the interrupted run that is there",
         "overwrite": "throw away what an earlier run left there",
-    },
-    "more": {
         "config": "YAML file whose keys are flags; flags override it",
         "help-all": "every flag, TRL's and HF's included",
     },
@@ -56,12 +49,12 @@ _WIDTH = 100
 def short_help(parser: argparse.ArgumentParser) -> str:
     """Return the description, the usage, the flags of `GROUPS` that ``parser`` has, the example."""
     actions = {option: a for a in parser._actions for option in a.option_strings}
-    parts = [str(parser.description).strip(), f"\nusage: {parser.usage}"]
+    parts = [str(parser.description).strip(), f"usage: {parser.usage}"]
     for title, flags in GROUPS.items():
         rows = [_row(name, text, actions.get(f"--{name}")) for name, text in flags.items()]
         shown = [row for row in rows if row]
         parts += ["", f"{title}:", *shown] if shown else []
-    return "\n".join([*parts, "", str(parser.epilog).rstrip(), ""])
+    return "\n".join([*parts, "", str(parser.epilog).rstrip()])
 
 
 def _row(name: str, text: str, action: argparse.Action | None) -> str:
@@ -75,6 +68,9 @@ def _told(name: str, text: str, action: argparse.Action | None) -> Iterator[str]
     """Give what a flag does, its choices where they are few, and its true default."""
     yield text
     if action is None or name in _WITHOUT or "default:" in text:
+        return
+    if name == "bf16" and action.default is None:  # TRL's way to say so
+        yield "(default: True; False on a CPU that lacks it)"
         return
     choices = list(map(str, action.choices or ()))
     few = f"{', '.join(choices)}; " if choices else ""

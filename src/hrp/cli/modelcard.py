@@ -75,7 +75,7 @@ def start_card(
     base: str, lora_config: Any, provenance: Mapping[str, Any], options: Mapping[str, Any]
 ) -> str:
     """Card of an adapter that `hrp init` made."""
-    start = {name: options[name] for name in ("direction", "scale", "allocation")}
+    start = {name: options[name] for name in ("direction", "scale", "truncation", "allocation")}
     adapter = str(options["output_dir"])
     return card(CardFacts("init", base, adapter, lora_config.to_dict(), provenance, start))
 
