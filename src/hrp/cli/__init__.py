@@ -45,7 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         for text in too_old(*_EXTRAS.get(arguments[0], ())):
             print(f"hrp {arguments[0]}: {text}", file=sys.stderr)
             return 2
-    return run_command("hrp", "High-Rank Preheating for LoRA", COMMANDS, arguments)
+    try:
+        return run_command("hrp", "High-Rank Preheating for LoRA", COMMANDS, arguments)
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] == "hrp":
+            raise
+        absent = f"the package {error.name!r} is not installed; pip install 'hrp-lora[cli]'"
+        print(f"hrp {arguments[0]}: {absent}", file=sys.stderr)
+        return 2
 
 
 def run_command(program: str, title: str, commands: Commands, arguments: list[str]) -> int:

@@ -38,9 +38,8 @@ from hrp.cli.sft import Request, carry_out, check_common, held_out
 from hrp.cli.trainers import HRPClassifierTrainer, HRPSeq2SeqTrainer, preheating
 
 DESCRIPTION = """\
-Fine-tune an encoder-decoder (--task seq2seq: columns prompt and completion) or a classifier
-(--task classification: columns label, text and, for pairs, text_pair; --prompt_template makes text)
-on HF's trainers, with a preheated LoRA. Flags as for `hrp sft`, and HF's Seq2SeqTrainingArguments.
+Fine-tune an encoder-decoder (--task seq2seq: columns prompt, completion) or a classifier (--task
+classification: columns label, text, for pairs text_pair) with a preheated LoRA, by HF's trainers.
 """
 EXAMPLE = """\
   hrp finetune --task classification --model_name_or_path FacebookAI/roberta-base \\
