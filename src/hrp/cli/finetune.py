@@ -161,6 +161,7 @@ def _classifier(request: FinetuneRequest) -> Any:
         "AutoModelForSequenceClassification",
         tokenizer,
         id2label=dict(enumerate(labels.names)),
+        ignore_mismatched_sizes=True,  # a base's head for other classes gives way to a fresh one
         label2id={name: number for number, name in enumerate(labels.names)},
     )
     return HRPClassifierTrainer(

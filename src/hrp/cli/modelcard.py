@@ -19,7 +19,9 @@ model = PeftModel.from_pretrained(base, {adapter!r})
 LOADING_CLASSIFIER = """\
 ```python
 config = AutoConfig.from_pretrained({adapter!r})  # with the number and names of the classes
-base = AutoModelForSequenceClassification.from_pretrained({base!r}, config=config)
+base = AutoModelForSequenceClassification.from_pretrained(
+    {base!r}, config=config, ignore_mismatched_sizes=True
+)
 model = PeftModel.from_pretrained(base, {adapter!r})
 ```
 """
