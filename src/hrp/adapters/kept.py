@@ -88,8 +88,18 @@ def write_kept(model: PeftModel, adapter_name: str, kept: Mapping[str, Tensor]) 
 
 def _beside_factors(model: PeftModel, adapter_name: str) -> dict[str, Tensor]:
     """Parameters of an adapter that are no factor and no magnitude, named as in a saved adapter."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    state = get_peft_model_state_dict(model, state_dict=parameters, adapter_name=adapter_name)
+    others = [f".lora_B.{name}." for name in model.peft_config if name != adapter_name]
+    parameters = {  # PEFT 0.18 takes the biases of all adapters for those of each
+        name: parameter
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if not any(other in name for other in others)
+    }
+    state = get_peft_model_state_dict(
+        model,
+        state_dict=parameters,
+        adapter_name=adapter_name,
+        save_embedding_layers=False,  # "auto" would add the base's own, and ask the hub
+    )
     return {
         name: value for name, value in state.items() if not name.endswith((*_FACTORS, MAGNITUDE))
     }

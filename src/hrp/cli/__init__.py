@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from hrp.versions import own_version
+from hrp.versions import own_version, too_old
 
 Commands = Mapping[str, tuple[str, str]]
 """Name -> (module, one line of help); each module is imported only when its command runs."""
@@ -26,6 +27,9 @@ COMMANDS: Commands = {
 _MOVED = ("bench", "theory")
 """Commands of the lab, which is a distribution of its own."""
 
+_EXTRAS = {"sft": ("cli",), "finetune": ("cli",), "preheat": ("cli",)}
+"""Optional parts of HRP that a command needs."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (2 for an unknown command)."""
@@ -37,7 +41,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    return run_command("hrp", "High-Rank Preheating for LoRA", COMMANDS, arguments)
+    if arguments and arguments[0] in COMMANDS:
+        for text in too_old(*_EXTRAS.get(arguments[0], ())):
+            print(f"hrp {arguments[0]}: {text}", file=sys.stderr)
+            return 2
+    try:
+        return run_command("hrp", "High-Rank Preheating for LoRA", COMMANDS, arguments)
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] == "hrp":
+            raise
+        absent = f"the package {error.name!r} is not installed; pip install 'hrp-lora[cli]'"
+        print(f"hrp {arguments[0]}: {absent}", file=sys.stderr)
+        return 2
 
 
 def run_command(program: str, title: str, commands: Commands, arguments: list[str]) -> int:
@@ -61,7 +76,9 @@ def _run(program: str, title: str, commands: Commands, arguments: list[str]) -> 
     name, *rest = arguments
     if name not in commands:
         known = ", ".join(commands)
-        print(f"{program}: unknown command {name!r}; choose from {known}", file=sys.stderr)
+        near = difflib.get_close_matches(name, commands, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        print(f"{program}: unknown command {name!r}; choose from {known}{hint}", file=sys.stderr)
         return 2
     command = importlib.import_module(commands[name][0])
     return int(command.main(rest))

@@ -10,17 +10,27 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 import yaml
-from trl import TrlParser
+from trl import ModelConfig, TrlParser, get_peft_config
 
+from hrp.adapters.bfloat16 import has_native_bfloat16
 from hrp.cli.failures import UsageError
+from hrp.cli.help_page import short_help
+from hrp.cli.outputs import say
 from hrp.config import HRPConfig
 from hrp.validation import check_integer, check_positive
 
 _PATHS = {"dataset_path", "dataset_name", "model_name_or_path", "spectrum", "chat_template_path"}
 _MOST_NODES = 10_000  # of a config file
+# `trl sft` passes these on to Accelerate's launcher.
+_LAUNCHER = {
+    *("accelerate_config", "config_file", "num_processes", "num_machines", "machine_rank"),
+    *("main_process_ip", "main_process_port", "gpu_ids", "multi_gpu", "mixed_precision"),
+    *("use_deepspeed", "deepspeed_config_file", "zero_stage", "use_fsdp", "num_cpu_threads"),
+}
 
 
 @dataclass
@@ -45,13 +55,35 @@ class HRPArguments:
     preheat_seed: int | None = field(
         default=None, metadata={"help": "Seed of preheating; --seed if not given."}
     )
-    direction: str = field(
+    preheat_warmup_share: float = field(
+        default=HRPConfig.warmup_share,
+        metadata={"help": "Share of preheating's steps over which its learning rate rises."},
+    )
+    direction: Literal["A", "B", "AB"] = field(
         default=HRPConfig.direction,
         metadata={"help": "Start lora_A (A), lora_B (B) or both (AB) from what preheating found."},
     )
     scale: float = field(default=1.0, metadata={"help": "Norm of each direction; 1 with AB."})
-    train_factors: str = field(
-        default="both", metadata={"help": "Factors trained in preheating: both, A or B."}
+    truncation: Literal["loss", "frobenius"] = field(
+        default=HRPConfig.truncation,
+        metadata={
+            "help": "How the preheated update is cut to --lora_r: in the metric of the loss, or by "
+            "the plain SVD."
+        },
+    )
+    statistics_steps: int = field(
+        default=HRPConfig.statistics_steps,
+        metadata={"help": "Last steps of preheating over which that metric is observed."},
+    )
+    keep: bool = field(
+        default=HRPConfig.keep,
+        metadata={
+            "help": "With AB: keep what preheating trained beside the factors (heads, DoRA "
+            "magnitudes, biases, token rows)."
+        },
+    )
+    train_factors: Literal["both", "A", "B"] = field(
+        default=HRPConfig.train_factors, metadata={"help": "Factors trained in preheating."}
     )
     max_preheat_steps: int = field(
         default=200, metadata={"help": "With 'auto': most steps of preheating."}
@@ -77,9 +109,13 @@ class HRPArguments:
         return HRPConfig(
             preheat_rank=self.preheat_rank,
             preheat_steps=_steps(self.preheat_steps),
-            direction=self.direction,  # type: ignore[arg-type]  # HRPConfig checks it
+            direction=self.direction,
             scale=self.scale,
-            train_factors=self.train_factors,  # type: ignore[arg-type]  # likewise
+            truncation=self.truncation,
+            statistics_steps=self.statistics_steps,
+            keep=self.keep,
+            warmup_share=self.preheat_warmup_share,
+            train_factors=self.train_factors,
             learning_rate=self.preheat_learning_rate,
             seed=seed if self.preheat_seed is None else self.preheat_seed,
             max_preheat_steps=self.max_preheat_steps,
@@ -136,15 +172,70 @@ class OutputArguments:
     )
 
 
+@dataclass
+class LoraModelConfig(ModelConfig):
+    """TRL's flags of the base model and its LoRA, and one that TRL lacks."""
+
+    lora_exclude_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "Modules that get no LoRA, though --lora_target_modules covers them."},
+    )
+
+    def lora_config(self) -> Any:
+        """Return PEFT's config of the LoRA that the flags describe."""
+        config = get_peft_config(self)
+        if config is not None:
+            config.exclude_modules = self.lora_exclude_modules
+        return config
+
+
 class _Parser(TrlParser):
     """TRL's parser, which raises instead of printing its two hundred flags."""
 
+    in_float32 = False
+
     def error(self, message: str) -> Any:
+        """Raise what is wrong with the flags, for `hrp.cli.failures` to tell."""
         raise UsageError(message)
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the help of one screen; ``--help-all`` prints the rest."""
+        print(short_help(self), file=file)
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse, refuse unknown flags, and settle the precision where nobody asked for one."""
+        flags, rest = super().parse_known_args(*args, **kwargs)
+        if rest:
+            unknown = [text for text in rest if text.startswith("--")] or rest
+            raise UsageError(_unknown(unknown[0], self))
+        # TRL's `--bf16` is None where it is not given, and then true.
+        if getattr(flags, "bf16", False) is None and not flags.fp16:
+            flags.use_cpu = flags.use_cpu or not torch.accelerator.is_available()
+            if flags.use_cpu and not has_native_bfloat16():
+                flags.bf16, self.in_float32 = False, True
+        return flags, rest
+
+    def set_defaults_with_config(self, **settings: Any) -> list[str]:
+        """Take the values of a config file; refuse a key that is no flag."""
+        rest = super().set_defaults_with_config(**settings)
+        if rest:
+            raise UsageError(_unknown(rest[0], self, "key in the config file"))
+        return []
+
+
+class _HelpAll(argparse.Action):
+    """Prints every flag and stops."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
+        print(parser.format_help())
+        parser.exit()
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults beside the flags, and the example as it was written."""
+    """Shows defaults beside the flags, but for None, and the example as it was written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def parse(
@@ -164,17 +255,16 @@ def parse(
         formatter_class=_Help,
         usage=f"hrp {command} [--config FILE.yaml] [--flag value ...]",
     )
+    parser.add_argument(
+        "--help-all", action=_HelpAll, nargs=0, dest=argparse.SUPPRESS, help="show every flag"
+    )
     arguments = [part for text in argv for part in _split_config(text)]
     for flag, path in itertools.pairwise(arguments):
         if flag == "--config":
             check_config(Path(path))
-    *parsed, from_config, from_flags = parser.parse_args_and_config(
-        arguments, return_remaining_strings=True, separate_remaining_strings=True
-    )
-    unknown = [text for text in [*from_flags, *from_config] if text.startswith("--")]
-    unknown += [text for text in from_flags if not text.startswith("--")]
-    if unknown:
-        raise UsageError(_unknown(unknown[0], parser))
+    parsed = parser.parse_args_and_config(arguments)
+    if parser.in_float32:
+        say("this CPU cannot compute in bfloat16: training in float32 (--bf16 true overrides)")
     for group in parsed:
         for name in _PATHS & set(vars(group)):
             if isinstance(path := getattr(group, name), str):
@@ -213,10 +303,20 @@ def _split_config(text: str) -> list[str]:
     return text.split("=", 1) if text.startswith("--config=") else [text]
 
 
-def _unknown(flag: str, parser: argparse.ArgumentParser) -> str:
+def _unknown(flag: str, parser: argparse.ArgumentParser, kind: str = "flag") -> str:
     if not flag.startswith("--"):
         return f"unexpected argument {flag!r}; every value follows a --flag"
-    known = [option for action in parser._actions for option in action.option_strings]
-    near = difflib.get_close_matches(flag.split("=")[0], known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"{parser.prog} --help lists the flags"
-    return f"unknown flag {flag!r}; {hint}"
+    name = flag.split("=")[0][2:].replace("-", "_")
+    if name in _LAUNCHER:
+        passed = "config_file" if name == "accelerate_config" else name
+        return (
+            f"`--{name}` is a flag of the launcher: accelerate launch --{passed} ... "
+            f"-m {parser.prog} ..."
+        )
+    known = [option[2:] for action in parser._actions for option in action.option_strings]
+    near = difflib.get_close_matches(name, known, n=1)
+    dashes = "--" if kind == "flag" else ""
+    hint = (
+        f"did you mean {dashes}{near[0]}?" if near else f"{parser.prog} --help-all lists the flags"
+    )
+    return f"unknown {kind} {flag if dashes else name!r}; {hint}"

@@ -15,16 +15,12 @@ from transformers import (
     Seq2SeqTrainingArguments,
     set_seed,
 )
-from trl import (
-    ModelConfig,
-    ScriptArguments,
-    get_peft_config,
-    get_quantization_config,
-)
+from trl import ScriptArguments, get_quantization_config
 
 from hrp.cli.arguments import (
     DataArguments,
     HRPArguments,
+    LoraModelConfig,
     OutputArguments,
     SpectrumArguments,
     parse,
@@ -38,14 +34,12 @@ from hrp.cli.datasets import (
     with_templates,
 )
 from hrp.cli.failures import UsageError, reported
-from hrp.cli.sft import Request, carry_out, check_common
-from hrp.cli.trainers import HRPSeq2SeqTrainer, HRPTrainer, preheating
+from hrp.cli.sft import Request, carry_out, check_common, held_out
+from hrp.cli.trainers import HRPClassifierTrainer, HRPSeq2SeqTrainer, preheating
 
 DESCRIPTION = """\
-Fine-tune an encoder-decoder (--task seq2seq: columns prompt and completion) or a classifier
-(--task classification: columns text and label, text_pair where there are two texts, or
---prompt_template, which makes text) on HF's trainers, with LoRA started from a high-rank
-preheating. Flags as for `hrp sft`, and HF's Seq2SeqTrainingArguments.
+Fine-tune an encoder-decoder (--task seq2seq: columns prompt, completion) or a classifier (--task
+classification: columns label, text, for pairs text_pair) with a preheated LoRA, by HF's trainers.
 """
 EXAMPLE = """\
   hrp finetune --task classification --model_name_or_path FacebookAI/roberta-base \\
@@ -66,6 +60,10 @@ class FinetuneArguments:
     max_length: int = field(
         default=512, metadata={"help": "Most tokens of a text; the rest is cut."}
     )
+    test_split_size: float | None = field(
+        default=None,
+        metadata={"help": "Share of the training rows to hold out as the test split."},
+    )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run code that comes with the model."}
     )
@@ -85,7 +83,7 @@ def main(argv: list[str]) -> int:
 
 def _run(argv: list[str]) -> int:
     ours = (HRPArguments, SpectrumArguments, DataArguments, OutputArguments)
-    theirs = (ScriptArguments, Seq2SeqTrainingArguments, ModelConfig)
+    theirs = (ScriptArguments, Seq2SeqTrainingArguments, LoraModelConfig)
     types = [*ours, *theirs, FinetuneArguments]
     request = FinetuneRequest(*parse("finetune", DESCRIPTION, EXAMPLE, types, argv))
     check_common(request.training, request.model)
@@ -97,7 +95,8 @@ def _run(argv: list[str]) -> int:
 def _splits(request: FinetuneRequest) -> tuple[Any, Any]:
     """Training data and, where evaluation is asked for, test data (else None)."""
     script = request.script
-    splits = load_splits(script, request.data)
+    share, seed = request.finetune.test_split_size, request.training.seed
+    splits = held_out(load_splits(script, request.data), script, share, seed)
     train = split_of(splits, script.dataset_train_split, "dataset_train_split")
     if request.training.eval_strategy == "no":
         return train, None
@@ -162,8 +161,10 @@ def _classifier(request: FinetuneRequest) -> Any:
         "AutoModelForSequenceClassification",
         tokenizer,
         id2label=dict(enumerate(labels.names)),
+        ignore_mismatched_sizes=True,  # a base's head for other classes gives way to a fresh one
+        label2id={name: number for number, name in enumerate(labels.names)},
     )
-    return HRPTrainer(
+    return HRPClassifierTrainer(
         model=model,
         args=request.training,
         train_dataset=train,
@@ -234,7 +235,7 @@ def _lora_model(request: FinetuneRequest, auto_class: str, tokenizer: Any, **set
     )
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    model = get_peft_model(model, get_peft_config(flags))
+    model = get_peft_model(model, flags.lora_config())
     if training.gradient_checkpointing:
         model.enable_input_require_grads()
     return model

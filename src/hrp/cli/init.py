@@ -20,6 +20,11 @@ EXAMPLE = """examples:
       --output_dir runs/start-by-energy
 """
 RECORD = "hrp.json"  # lists the files that the command wrote, as `hrp.cli.outputs` has it
+# These are in the adapter's config though they have PEFT's default: other readers want them.
+_ALWAYS = {
+    *("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout"),
+    *("bias", "target_modules", "init_lora_weights", "inference_mode"),
+}
 AUTO_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
@@ -36,6 +41,7 @@ class InitOptions:
     trust_remote_code: bool
     direction: Any
     scale: float
+    truncation: Any
     lora_r: int
     lora_alpha: float
     lora_dropout: float
@@ -70,6 +76,12 @@ def _parser() -> argparse.ArgumentParser:
         help="start lora_A (A), lora_B (B) or both (AB) from the spectrum (default: AB)",
     )
     add("--scale", type=float, default=1.0, help="norm of each direction; 1 with AB (default: 1)")
+    add(
+        "--truncation",
+        choices=("loss", "frobenius"),
+        default="loss",
+        help="cut to the rank in the metric of the loss, or by the plain SVD (default: loss)",
+    )
     add("--lora_r", type=int, default=16, help="rank, at most the spectrum's (default: 16)")
     add("--lora_alpha", type=float, default=32, help="scaling is lora_alpha / r (default: 32)")
     add("--lora_dropout", type=float, default=0.05, help="of later training (default: 0.05)")
@@ -138,6 +150,7 @@ def _write(options: InitOptions) -> int:
 
         # PEFT would add the base's own embeddings where they have a LoRA.
         model.save_pretrained(folder, save_embedding_layers=False)
+        _shorten_config(folder / "adapter_config.json")
         (folder / "README.md").write_text(
             start_card(base, model.peft_config["default"], spectrum.provenance, vars(options)),
             encoding="utf-8",
@@ -149,6 +162,20 @@ def _write(options: InitOptions) -> int:
     write_folder(options.output_dir, write, options.overwrite)
     print(f"wrote {options.output_dir}: {note}")
     return 0
+
+
+def _shorten_config(path: Path) -> None:
+    """Leave out PEFT's defaults: an older PEFT warns of every key that it does not know."""
+    from peft import LoraConfig
+
+    defaults = json.loads(json.dumps(LoraConfig().to_dict(), default=list))
+    config = json.loads(path.read_text(encoding="utf-8"))
+    kept = {
+        name: value
+        for name, value in config.items()
+        if name in _ALWAYS or (name in defaults and value != defaults[name])
+    }
+    path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _check(options: InitOptions) -> None:
@@ -219,7 +246,9 @@ def _adapter(options: InitOptions, spectrum: Spectrum, base: str) -> PeftModel:
     with mistakes_told(None, f"--lora_task_type {options.lora_task_type}", base):
         skeleton = empty_base(base, auto_class, options.trust_remote_code)
     model = with_adapter(skeleton, _lora_config(options, spectrum, skeleton))
-    initialize_lora_hrp_weights(model, spectrum, options.direction, options.scale)
+    initialize_lora_hrp_weights(
+        model, spectrum, options.direction, options.scale, truncation=options.truncation
+    )
     if options.lora_target_modules is None:
         _check_whole(model, spectrum)
     return model

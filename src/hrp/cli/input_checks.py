@@ -46,7 +46,7 @@ def as_names(targets: list[str] | str | None) -> list[str] | str | None:
     return targets
 
 
-_SUCH = "give such as q_proj v_proj, or all-linear"
+_SUCH = "give such as q_proj v_proj"
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def mistakes_told(targets: list[str] | str | None, task: str, model: str) -> Ite
         if "not found in the base model" in str(error):
             raise UsageError(
                 f"`--lora_target_modules` must name modules of the base model, got {targets!r}; "
-                + _SUCH
+                f"{_SUCH}, or all-linear"
             ) from error
         if "Unrecognized configuration class" in str(error):
             raise UsageError(
@@ -67,13 +67,15 @@ def mistakes_told(targets: list[str] | str | None, task: str, model: str) -> Ite
         raise
 
 
-def check_targets(targets: list[str] | str | None, model: Any) -> None:
+def check_targets(
+    targets: list[str] | str | None, model: Any, flag: str = "lora_target_modules"
+) -> None:
     """Raise ``UsageError`` for a target that is no module of ``model``: PEFT passes over it."""
     modules = [name for name, _ in model.named_modules()]
     for target in targets if isinstance(targets, list) else ():
         if not any(name == target or name.endswith(f".{target}") for name in modules):
             near = difflib.get_close_matches(target, {n.rpartition(".")[2] for n in modules}, n=1)
             raise UsageError(
-                f"`--lora_target_modules` must name modules of the base model, got {target!r}; "
+                f"`--{flag}` must name modules of the base model, got {target!r}; "
                 + (f"did you mean {near[0]}?" if near else _SUCH)
             )

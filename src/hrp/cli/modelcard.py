@@ -16,9 +16,16 @@ base = AutoModel{kind}.from_pretrained({base!r})
 model = PeftModel.from_pretrained(base, {adapter!r})
 ```
 """
-KINDS = {"CAUSAL_LM": "ForCausalLM", "SEQ_2_SEQ_LM": "ForSeq2SeqLM"} | {
-    "SEQ_CLS": "ForSequenceClassification"
-}
+LOADING_CLASSIFIER = """\
+```python
+config = AutoConfig.from_pretrained({adapter!r})  # with the number and names of the classes
+base = AutoModelForSequenceClassification.from_pretrained(
+    {base!r}, config=config, ignore_mismatched_sizes=True
+)
+model = PeftModel.from_pretrained(base, {adapter!r})
+```
+"""
+KINDS = {"CAUSAL_LM": "ForCausalLM", "SEQ_2_SEQ_LM": "ForSeq2SeqLM"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class CardFacts:
 def card(facts: CardFacts) -> str:
     """Write the card as Markdown with the metadata that the hub reads."""
     trained = facts.command != "init"
+    task = str(facts.lora_config.get("task_type"))
     parts = [
         _metadata(facts),
         f"# LoRA adapter of {_code(facts.base)}\n",
@@ -55,10 +63,8 @@ def card(facts: CardFacts) -> str:
         + ": its LoRA starts from the leading directions of a high-rank preheating (HRP, "
         "[arXiv 2502.07739](https://arxiv.org/abs/2502.07739)). It is a plain PEFT adapter"
         + (".\n" if trained else ", not yet fine-tuned: pass `is_trainable=True` to go on.\n"),
-        LOADING.format(
-            kind=KINDS.get(str(facts.lora_config.get("task_type")), ""),
-            base=facts.base,
-            adapter=facts.adapter,
+        (LOADING_CLASSIFIER if task == "SEQ_CLS" else LOADING).format(
+            kind=KINDS.get(task, ""), base=facts.base, adapter=facts.adapter
         ),
         _table("Settings", _settings(facts)),
         _table("Preheating cost", _cost(facts.provenance)),
@@ -71,7 +77,7 @@ def start_card(
     base: str, lora_config: Any, provenance: Mapping[str, Any], options: Mapping[str, Any]
 ) -> str:
     """Card of an adapter that `hrp init` made."""
-    start = {name: options[name] for name in ("direction", "scale", "allocation")}
+    start = {name: options[name] for name in ("direction", "scale", "truncation", "allocation")}
     adapter = str(options["output_dir"])
     return card(CardFacts("init", base, adapter, lora_config.to_dict(), provenance, start))
 

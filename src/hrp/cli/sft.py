@@ -7,18 +7,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from trl import (
-    DatasetMixtureConfig,
-    ModelConfig,
-    ScriptArguments,
-    SFTConfig,
-    get_peft_config,
-    get_quantization_config,
-)
+import datasets
+from trl import DatasetMixtureConfig, ScriptArguments, SFTConfig, get_quantization_config
 
 from hrp.cli.arguments import (
     DataArguments,
     HRPArguments,
+    LoraModelConfig,
     OutputArguments,
     SpectrumArguments,
     parse,
@@ -42,8 +37,7 @@ from hrp.spectra.spectrum import Spectrum
 
 DESCRIPTION = """\
 Supervised fine-tuning as `trl sft` does it, with LoRA started from a high-rank preheating. Takes
-every flag of `trl sft`, from the command line or from --config FILE.yaml (flags override), and
-HRP's own, which come first below.
+every flag of `trl sft`, from the command line or from --config FILE.yaml, and HRP's own.
 """
 EXAMPLE = """\
   hrp sft --model_name_or_path Qwen/Qwen3-0.6B --dataset_path train.jsonl \\
@@ -64,7 +58,7 @@ class Request:
     output: OutputArguments
     script: ScriptArguments
     training: Any
-    model: ModelConfig
+    model: LoraModelConfig
 
     def settings(self) -> dict[str, Any]:
         """Return what a resumed run must have in common, the content of local files included."""
@@ -153,13 +147,13 @@ def carry_out(
 def parse_sft(command: str, description: str, example: str, argv: list[str]) -> SFTRequest:
     """Parse the flags of ``hrp sft`` and ``hrp preheat``; raises ``UsageError``."""
     ours = (HRPArguments, SpectrumArguments, DataArguments, OutputArguments)
-    theirs = (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig)
+    theirs = (ScriptArguments, SFTConfig, LoraModelConfig, DatasetMixtureConfig)
     request = SFTRequest(*parse(command, description, example, [*ours, *theirs], argv))
     check_common(request.training, request.model)
     return request
 
 
-def check_common(training: Any, model: ModelConfig) -> None:
+def check_common(training: Any, model: LoraModelConfig) -> None:
     """Raise ``UsageError`` on what no command can do; LoRA is implied, and that is said."""
     if not model.model_name_or_path:
         raise UsageError("`--model_name_or_path` is needed: a hub id or a local folder")
@@ -180,7 +174,9 @@ def built(request: Any, build: Callable[[Any], Any]) -> Any:
     task = f"--task {request.finetune.task}" if hasattr(request, "finetune") else "hrp sft"
     with mistakes_told(flags.lora_target_modules, task, flags.model_name_or_path):
         trainer = build(request)
-    check_targets(flags.lora_target_modules, trainer.model.get_base_model())
+    base = trainer.model.get_base_model()
+    check_targets(flags.lora_target_modules, base)
+    check_targets(flags.lora_exclude_modules, base, "lora_exclude_modules")
     check_enough(trainer)
     return trainer
 
@@ -202,7 +198,7 @@ def build_trainer(request: SFTRequest) -> HRPSFTTrainer:
         train_dataset=train,
         eval_dataset=test,
         quantization_config=get_quantization_config(model),
-        peft_config=get_peft_config(model),
+        peft_config=model.lora_config(),
     )
 
 
@@ -210,6 +206,8 @@ def _data(request: SFTRequest) -> tuple[Any, Any]:
     """Training data and, where evaluation is asked for, test data, with columns that TRL knows."""
     script, data = request.script, request.data
     splits = load_splits(script, data, request.mixture)
+    if not request.mixture.datasets:  # TRL divides a mixture itself
+        splits = held_out(splits, script, request.mixture.test_split_size, request.training.seed)
     templates = {"prompt": data.prompt_template, "completion": data.completion_template}
     forms = (*SFT_FORMS, {request.training.dataset_text_field})
 
@@ -223,3 +221,22 @@ def _data(request: SFTRequest) -> tuple[Any, Any]:
     evaluated = request.training.eval_strategy != "no"
     test = prepared(script.dataset_test_split, "dataset_test_split") if evaluated else None
     return train, test
+
+
+def held_out(splits: Any, script: ScriptArguments, share: float | None, seed: int) -> Any:
+    """Set a ``share`` of the training rows aside as test data; raises ``UsageError``."""
+    train_name, test_name = script.dataset_train_split, script.dataset_test_split
+    if share is None:
+        return splits
+    if not 0 < share < 1:
+        raise UsageError(f"`--test_split_size` must be in (0, 1), got {share}")
+    if test_name in splits:
+        raise UsageError(
+            f"the data have a split {test_name!r} already; leave out --test_split_size, or give "
+            "the new one another name by --dataset_test_split"
+        )
+    train = split_of(splits, train_name, "dataset_train_split")
+    if not isinstance(train, datasets.Dataset):
+        raise UsageError("`--test_split_size` cannot divide streamed data; name a test split")
+    parts = train.train_test_split(test_size=share, seed=seed)
+    return {**splits, train_name: parts["train"], test_name: parts["test"]}

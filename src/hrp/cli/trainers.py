@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sized
+from pathlib import Path
 from typing import Any
 
 from transformers import Seq2SeqTrainer, Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
 from hrp.cli.failures import UsageError
@@ -31,8 +33,16 @@ class HRPSeq2SeqTrainer(_HRPCard, Seq2SeqTrainer):
     """HF's trainer of encoder-decoders."""
 
 
-class HRPTrainer(_HRPCard, Trainer):
-    """HF's trainer, here of classifiers."""
+class HRPClassifierTrainer(_HRPCard, Trainer):
+    """HF's trainer of classifiers, which also saves what the classes are called."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the adapter, and, but in a checkpoint, the base's config with ``id2label``."""
+        super().save_model(output_dir, _internal_call)
+        folder = Path(output_dir or self.args.output_dir)
+        if self.args.should_save and not folder.name.startswith(PREFIX_CHECKPOINT_DIR):
+            model = self.accelerator.unwrap_model(self.model)
+            model.get_base_model().config.save_pretrained(folder)
 
 
 def sft_preheating(trainer: SFTTrainer) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def test_a_head_of_another_shape_is_refused_by_name_and_nothing_is_written():
     hrp.initialize_lora_hrp_weights(other, spectrum, keep=False)
 
 
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # PEFT 0.18 leaves it there
 def test_an_adapter_without_the_head_says_so():
     spectrum = hrp.preheat(classifier(), CONFIG, dataloader=sentences())
     base = classifier().unload()

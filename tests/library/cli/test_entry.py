@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
-from importlib.metadata import version
+import time
+from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
+from hrp import versions
 from hrp.cli import COMMANDS, main
 
 
@@ -35,6 +37,80 @@ def test_python_m_hrp_is_hrp():
 def test_an_unknown_command_is_one_line_with_those_there_are(capsys):
     assert main(["fit"]) == 2
     assert capsys.readouterr().err.startswith("hrp: unknown command 'fit'; choose from demo, sft")
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("stf", "sft"), ("finetun", "finetune")])
+def test_a_misspelt_command_is_told_what_was_meant(capsys, typed, meant):
+    assert main([typed]) == 2
+    assert capsys.readouterr().err.rstrip().endswith(f"; did you mean {meant}?")
+
+
+def test_an_unheard_of_command_gets_no_guess(capsys):
+    assert main(["xyzzy"]) == 2
+    assert "did you mean" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Let HRP ask for other versions than it does."""
+
+    def ask(*texts: str) -> None:
+        monkeypatch.setattr(versions, "requires", lambda package: [*texts])
+
+    return ask
+
+
+def test_an_older_package_is_named_in_one_line_before_anything_is_loaded(asked, capsys):
+    asked("peft>=99", "torch>=2", "not-installed-anywhere>=1")
+    assert main(["sft", "--help"]) == 2
+    assert capsys.readouterr().err == (
+        f"hrp sft: peft {version('peft')} is installed and peft>=99 is needed; "
+        "pip install 'peft>=99'\n"
+    )
+
+
+def test_packages_of_an_extra_count_only_for_the_commands_that_need_it(asked, capsys):
+    asked("trl>=99; extra == 'cli'", "peft>=0.1")
+    assert main(["preheat", "--help"]) == 2
+    assert "trl>=99 is needed" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["init", "--help"])
+    assert capsys.readouterr().err == ""
+
+
+def test_the_library_warns_of_an_older_package(asked):
+    asked("peft>=99")
+    with pytest.warns(UserWarning, match="peft>=99 is needed"):
+        versions.warn_of_old_versions()
+
+
+def test_a_source_tree_that_is_not_installed_asks_for_nothing(monkeypatch):
+    def absent(package):
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(versions, "requires", absent)
+    assert versions.too_old("cli") == []
+
+
+def test_a_command_whose_packages_are_not_installed_says_so_in_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    for name in [name for name in sys.modules if name.startswith("hrp.cli.")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert main(["sft", "--help"]) == 2
+    assert capsys.readouterr().err == (
+        "hrp sft: the package 'trl' is not installed; pip install 'hrp-lora[cli]'\n"
+    )
+
+
+def test_help_and_import_are_quick():
+    """Half a second and 0.3 s are promised; a loaded machine gets the best of three tries."""
+    for code, limit in (("from hrp.cli import main; main(['--help'])", 0.5), ("import hrp", 0.3)):
+        times = []
+        for _ in range(3):
+            began = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+            times.append(time.perf_counter() - began)
+        assert min(times) < limit, code
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from peft import PeftModel
 from transformers import (
+    AutoConfig,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     BertConfig,
@@ -82,6 +85,39 @@ def test_a_classifier_is_fine_tuned_with_its_head(bases, data, tmp_path, capsys)
     assert any("classifier" in name for name in model.state_dict() if "modules_to_save" in name)
     assert call("finetune", *flags("classification", bases / "bert", data, output, *split)) == 0
     assert "is finished: nothing to do" in capsys.readouterr().out
+
+
+MOODS = ["calm", 'it\'s "odd"', "joy", "rage"]
+
+
+def test_a_classifier_of_four_worded_classes_is_loaded_by_its_card_s_code(bases, tmp_path):
+    """The code is run as printed, in a process that knows nothing else."""
+    path = tmp_path / "rows.jsonl"
+    rows = [{"text": f"{i} plus 1", "mood": MOODS[i % 4]} for i in range(16)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = tmp_path / "out"
+    given = ("--label_column", "mood")
+    assert call("finetune", *flags("classification", bases / "bert", path, output, *given)) == 0
+    config = AutoConfig.from_pretrained(output)
+    assert config.num_labels == 4
+    assert config.id2label == dict(enumerate(MOODS))
+    assert config.label2id == {name: number for number, name in enumerate(MOODS)}
+    assert not list(output.glob("checkpoint-*/config.json"))  # HF's Trainer would take it for ours
+    code = (output / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    names = "AutoConfig, AutoModelForSequenceClassification"
+    script = f"from transformers import {names}\nfrom peft import PeftModel\n{code}"
+    script += "print([model.config.id2label[n] for n in range(model.config.num_labels)])\n"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(MOODS)
+
+
+def test_a_share_of_the_rows_is_held_out_as_test_data(bases, data, tmp_path, capsys):
+    given = (*CLASSES, "--eval_strategy", "steps", "--eval_steps", "4", "--test_split_size", "0.25")
+    output = tmp_path / "out"
+    assert call("finetune", *flags("classification", bases / "bert", data, output, *given)) == 0
+    assert "eval_accuracy" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 
 import hrp
@@ -66,9 +66,39 @@ def test_the_config_is_plain_and_names_the_base(base, spectrum, tmp_path):
     config = json.loads((tmp_path / "start" / "adapter_config.json").read_text())
     assert config["init_lora_weights"] is True
     assert config["base_model_name_or_path"] == str(base)
-    assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (4, 8, {})
+    assert (config["r"], config["lora_alpha"], config["bias"]) == (4, 8, "none")
     kinds = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert set(config["target_modules"]) == kinds
+
+
+def test_the_config_has_no_key_that_an_older_peft_would_warn_of(spectrum, tmp_path):
+    """Beside what every reader wants, only what differs from PEFT's defaults is written."""
+    assert run(spectrum, tmp_path / "plain") == 0
+    assert run(spectrum, tmp_path / "rslora", "--use_rslora") == 0
+    plain, rslora = (
+        json.loads((tmp_path / name / "adapter_config.json").read_text())
+        for name in ("plain", "rslora")
+    )
+    assert plain.keys() == {
+        *("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout"),
+        *("bias", "target_modules", "init_lora_weights", "inference_mode"),
+    }
+    assert rslora.keys() - plain.keys() == {"use_rslora"}
+    loaded = PeftConfig.from_pretrained(tmp_path / "rslora")
+    assert (loaded.use_rslora, loaded.rank_pattern, loaded.use_dora) == (True, {}, False)
+
+
+def test_the_truncation_is_the_one_asked_for(base, spectrum, tmp_path):
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    states = []
+    for truncation in ("loss", "frobenius"):
+        assert run(spectrum, tmp_path / truncation, "--truncation", truncation) == 0
+        loaded = PeftModel.from_pretrained(load(base), tmp_path / truncation)
+        made = get_peft_model(load(base), config)
+        hrp.initialize_lora_hrp_weights(made, hrp.Spectrum.load(spectrum), truncation=truncation)
+        states.append(loaded.state_dict())
+        assert all(torch.equal(t, states[-1][name]) for name, t in made.state_dict().items())
+    assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_the_start_is_a_no_op(base, spectrum, tmp_path, batch):

@@ -15,7 +15,9 @@ from transformers import TrainingArguments
 
 import hrp
 from helpers.commands import QUICK, assert_same_spectrum, call, questions, training
+from hrp.cli import arguments
 from hrp.cli.running import Job, with_steps
+from hrp.cli.sft import parse_sft
 from hrp.demo import BASE, load_base
 from hrp.preheating.checkpoints import MARKER
 
@@ -307,10 +309,93 @@ def test_preheating_losses_are_reported_under_their_own_name(data, tmp_path, mon
     assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
 
 
-def test_help_has_our_flags_first_and_an_example(capsys):
-    with pytest.raises(SystemExit) as stop:
-        call("sft", "--help")
-    text = capsys.readouterr().out
-    assert stop.value.code == 0
-    assert text.index("--preheat_rank") < text.index("--dataset_name")
-    assert text.rstrip().splitlines()[-3].startswith("  hrp sft --model_name_or_path")
+@pytest.fixture
+def avx2_only(monkeypatch):
+    monkeypatch.setattr(arguments, "has_native_bfloat16", lambda: False)
+
+
+PARSED = ("--model_name_or_path", str(BASE), "--output_dir", "out")
+IN_FLOAT32 = "this CPU cannot compute in bfloat16: training in float32"
+
+
+@pytest.mark.parametrize(
+    ("flags", "bf16"),
+    [((), False), (("--bf16", "true"), True), (("--bf16", "false"), False)],
+)
+def test_a_cpu_without_bfloat16_trains_in_float32_unless_told_otherwise(
+    avx2_only, capsys, flags, bf16
+):
+    request = parse_sft("sft", "", "", [*PARSED, "--use_cpu", *flags])
+    assert request.training.bf16 is bf16
+    assert (IN_FLOAT32 in capsys.readouterr().out) is (not flags)
+
+
+def test_a_config_file_can_ask_for_bfloat16_there(avx2_only, tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text("bf16: true\nuse_cpu: true\n")
+    flags = [*PARSED, "--config", str(tmp_path / "run.yaml")]
+    assert parse_sft("sft", "", "", flags).training.bf16 is True
+    assert IN_FLOAT32 not in capsys.readouterr().out
+
+
+def test_a_cpu_with_bfloat16_trains_in_it_as_trl_does(monkeypatch, capsys):
+    monkeypatch.setattr(arguments, "has_native_bfloat16", lambda: True)
+    assert parse_sft("sft", "", "", [*PARSED, "--use_cpu"]).training.bf16 is True
+    assert IN_FLOAT32 not in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="trains on the accelerator")
+def test_without_an_accelerator_nobody_has_to_say_that_it_is_the_cpu():
+    assert parse_sft("sft", "", "", [*PARSED]).training.use_cpu is True
+
+
+def test_every_setting_of_hrp_has_its_flag():
+    flags = ["--truncation", "frobenius", "--statistics_steps", "3", "--keep", "false"]
+    flags += ["--preheat_warmup_share", "0.25", "--preheat_steps", "0.1", "--direction", "B"]
+    flags += ["--preheat_rank", "64", "--scale", "2", "--train_factors", "A"]
+    flags += ["--preheat_learning_rate", "1e-3", "--preheat_seed", "5"]
+    flags += ["--max_preheat_steps", "90", "--subspace_tolerance", "0.1", "--subspace_window", "7"]
+    request = parse_sft("sft", "", "", [*PARSED, "--use_cpu", "--bf16", "false", *flags])
+    config = request.hrp.hrp_config(0)
+    assert config == hrp.HRPConfig(
+        *(64, 0.1, "B", 2.0, "A", 1e-3, 5, 90, 0.1, 7),
+        truncation="frobenius",
+        statistics_steps=3,
+        keep=False,
+        warmup_share=0.25,
+    )
+    assert not [
+        field.name
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) == getattr(hrp.HRPConfig(), field.name)
+    ]
+
+
+def test_excluded_modules_get_no_lora_and_no_spectrum(data, tmp_path):
+    flags = training(data, tmp_path / "adapter", "--lora_exclude_modules", "q_proj", "v_proj")
+    assert call("sft", *flags) == 0
+    spectrum = hrp.Spectrum.load(tmp_path / "adapter" / "spectrum")
+    kinds = {name.rpartition(".")[2] for name in spectrum}
+    assert kinds == {"k_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert not [name for name in adapter(tmp_path / "adapter") if "q_proj" in name]
+
+
+def test_a_share_of_the_rows_is_held_out_as_test_data(data, tmp_path, capsys):
+    flags = training(data, tmp_path / "adapter", "--test_split_size", "0.25")
+    assert call("sft", *flags, "--eval_strategy", "steps", "--eval_steps", "4") == 0
+    assert "eval_loss" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--test_split_size", "1.5"], "`--test_split_size` must be in (0, 1), got 1.5"),
+        (
+            ["--test_split_size", "0.5", "--dataset_test_split", "train"],
+            "the data have a split 'train' already",
+        ),
+    ],
+)
+def test_a_share_that_cannot_be_held_out_is_refused(data, tmp_path, capsys, flags, message):
+    assert call("sft", *training(data, tmp_path / "adapter", *flags)) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "adapter").exists()

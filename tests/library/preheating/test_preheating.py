@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+import transformers
 from accelerate import Accelerator
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
@@ -253,7 +254,10 @@ def test_trainer_and_dataloader_give_the_same_subspace_on_the_same_batches(model
     kwargs = trainer_arguments(tmp_path)
     by_trainer = hrp.preheat(model, CONFIG, trainer_cls=InOrder, **kwargs)
     by_loader = hrp.preheat(model, CONFIG, dataloader=loader())
-    assert by_trainer.provenance["losses"] == pytest.approx(by_loader.provenance["losses"], 1e-5)
+    # The Trainer of transformers 5.0.0 counts each row's first token, which nothing predicts.
+    factor = 11 / 12 if transformers.__version__ == "5.0.0" else 1
+    expected = [factor * loss for loss in by_loader.provenance["losses"]]
+    assert by_trainer.provenance["losses"] == pytest.approx(expected, 1e-5)
     for side in ("U", "Vh"):
         for cosines in by_trainer.subspace_alignment(by_loader, 4, side).values():
             assert cosines.min() > 0.9999
@@ -341,6 +345,7 @@ def test_asymmetric_preheating_freezes_the_other_factor(model, factor, frozen):
     assert all(module.S[0] > 0 for module in spectrum.values())
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # PEFT 0.18 says so
 def test_modules_to_save_are_trained_along_on_a_copy_that_is_dropped():
     model = with_lora(tiny_llama(), target_modules=["q_proj"], modules_to_save=["lm_head"])
     before, trained = fingerprint(model), set()
