@@ -84,9 +84,7 @@ def initialize_lora_hrp_weights(
         check_rank_and_scaling(name, module)
     if not force:
         check_untrained(adapter_name, modules)
-    unreached = spectrum.provenance.get("unreached", ())
-    modules = {name: module for name, module in modules.items() if name not in unreached}
-    _check_match(modules, spectrum)
+    modules = check_match(modules, spectrum)
     kept = spectrum.kept if keep and direction == "AB" else {}
     check_kept(peft_model, adapter_name, kept)
     ranks = {name: module.rank for name, module in modules.items()}
@@ -171,7 +169,13 @@ def _factors(
     return root[:, None] * cut.Vh, cut.U * root
 
 
-def _check_match(modules: dict[str, LoraModule], spectrum: Spectrum) -> None:
+def check_match(modules: dict[str, LoraModule], spectrum: Spectrum) -> dict[str, LoraModule]:
+    """Return the modules that ``spectrum`` can start: all that a gradient had reached.
+
+    Raises ``ValueError`` where it lacks one of them, or holds it in another shape or a lower rank.
+    """
+    unreached = spectrum.provenance.get("unreached", ())
+    modules = {name: module for name, module in modules.items() if name not in unreached}
     lacking = [name for name in modules if name not in spectrum]
     if lacking:
         raise ValueError(
@@ -195,3 +199,4 @@ def _check_match(modules: dict[str, LoraModule], spectrum: Spectrum) -> None:
                 f"`spectrum` must have at least the adapter's rank {module.rank}, got rank "
                 f"{spectrum[name].rank} for module {name!r}; preheat with a higher `preheat_rank`"
             )
+    return modules

@@ -89,7 +89,10 @@ def write_kept(model: PeftModel, adapter_name: str, kept: Mapping[str, Tensor]) 
 def _beside_factors(model: PeftModel, adapter_name: str) -> dict[str, Tensor]:
     """Parameters of an adapter that are no factor and no magnitude, named as in a saved adapter."""
     parameters = dict(model.named_parameters())
-    state = get_peft_model_state_dict(model, state_dict=parameters, adapter_name=adapter_name)
+    # PEFT would add the base's own embeddings where they have a LoRA.
+    state = get_peft_model_state_dict(
+        model, state_dict=parameters, adapter_name=adapter_name, save_embedding_layers=False
+    )
     return {
         name: value for name, value in state.items() if not name.endswith((*_FACTORS, MAGNITUDE))
     }

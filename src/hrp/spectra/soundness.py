@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from hrp.validation import is_finite
 
 _DTYPES = (torch.float32, torch.float64)
 _ORTHONORMAL_TOLERANCE = 1e-3
@@ -32,7 +33,7 @@ def fault_of(U: Any, S: Any, Vh: Any, scaling: Any, *metrics: Any) -> str | None
         return f"its rank must be from 1 to min(d_out, d_in) = {min(d_out, d_in)}, got {rank}"
     if shapes[3:] != [(rank, rank)] * len(metrics):
         return f"a metric must be ({rank}, {rank}), got {shapes[3:]}"
-    if any(part.dtype not in _DTYPES for part in parts) or not _is_finite(scaling):
+    if any(part.dtype not in _DTYPES for part in parts) or not _is_number(scaling):
         return "dtypes must be float32 or float64, scaling finite"
     if not _is_svd(U, S, Vh):
         return (
@@ -44,13 +45,9 @@ def fault_of(U: Any, S: Any, Vh: Any, scaling: Any, *metrics: Any) -> str | None
     return None
 
 
-def _is_finite(scaling: Any) -> bool:
-    if not isinstance(scaling, int | float) or isinstance(scaling, bool):
-        return False
-    try:
-        return math.isfinite(scaling)
-    except OverflowError:  # an integer beyond all floats
-        return False
+def _is_number(scaling: Any) -> bool:
+    number = isinstance(scaling, int | float) and not isinstance(scaling, bool)
+    return number and is_finite(scaling)
 
 
 def _is_svd(U: Tensor, S: Tensor, Vh: Tensor) -> bool:

@@ -146,7 +146,7 @@ def test_a_name_cannot_break_out_of_the_card():
     ("flags", "message"),
     [
         (["--lora_r", "0"], "`lora_r` must be an integer >= 1, got 0"),
-        (["--lora_r", "40"], "must be at most min(d_in, d_out) = 32, got 40"),
+        (["--lora_r", "40"], "must have at least the adapter's rank 40, got rank 16"),
         (["--direction", "AB", "--scale", "2"], "`scale` must be 1 with `direction` 'AB'"),
         (["--rank_budget", "99"], "`--rank_budget` goes with `--allocation energy`"),
         (
@@ -271,3 +271,30 @@ def test_an_adapter_that_has_been_trained_since_is_not_replaced(spectrum, tmp_pa
     assert run(spectrum, start, "--overwrite") == 2
     assert "which hrp did not write, or not as it is now" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in start.iterdir()} == before
+
+
+def edited_base(base, folder, **changes):
+    """Copy the base model's config with changes; `hrp init` reads no weights."""
+    folder.mkdir()
+    config = json.loads((base / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 10**9, "head_dim": 8}, "`spectrum` has other shapes (d_out, d_in)"),
+        ({"intermediate_size": 10**9}, "`spectrum` has other shapes (d_out, d_in)"),
+        ({"num_hidden_layers": 10**9}, "`num_hidden_layers` of"),
+    ],
+)
+def test_a_base_of_absurd_size_is_refused_before_it_takes_memory(
+    base, spectrum, tmp_path, capsys, changes, message
+):
+    huge = edited_base(base, tmp_path / "huge", **changes)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert run(spectrum, tmp_path / "start", "--model_name_or_path", huge) == 2
+    assert message in capsys.readouterr().err
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024  # KiB
+    assert not (tmp_path / "start").exists()

@@ -93,7 +93,9 @@ def find_records(source: Path) -> dict[str, Record]:
     singles, lines = _single_files(source), _lines(packed_path(source))
     broken: list[str] = []
     packed = _parsed(lines, broken)
-    single = _parsed([(f"'{path}'", path.read_bytes()) for path in singles], broken)
+    broken += [f"'{path}': no file" for path in singles if not path.is_file()]  # a pipe, a device
+    texts = [(f"'{path}'", path.read_bytes()) for path in singles if path.is_file()]
+    single = _parsed(texts, broken)
     for run_id in packed.keys() & single.keys():
         (line, kept), (file, again) = packed[run_id], single[run_id]
         if again.ended < kept.ended:
@@ -107,14 +109,22 @@ def find_records(source: Path) -> dict[str, Record]:
 
 
 def _single_files(source: Path) -> list[Path]:
-    paths = records_folder(source).rglob("*.json")
-    return sorted(path for path in paths if not path.name.startswith("."))
+    """List the files that may be records: hidden ones, as in the staging of writers, are not."""
+    folder = records_folder(source)
+    shown = (
+        path
+        for path in folder.rglob("*.json")
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    return sorted(shown)
 
 
 def _lines(packed: Path) -> list[tuple[str, bytes]]:
     """Return every line of a packed file, with its place for error messages."""
-    if not packed.is_file():
+    if not packed.exists():
         return []
+    if not packed.is_file():
+        raise RecordError(f"'{packed}' is no file; move it elsewhere")
     lines = packed.read_bytes().removesuffix(b"\n").split(b"\n")
     return [(f"'{packed}', line {number}", line) for number, line in enumerate(lines, start=1)]
 
@@ -164,7 +174,7 @@ def pack(source: Path) -> tuple[Path, int]:
     """
     packed = packed_path(source)
     with _locked(packed.parent):
-        texts = {path: path.read_bytes() for path in _single_files(source)}
+        texts = {path: path.read_bytes() for path in _single_files(source) if path.is_file()}
         records = load_records(source)
         if texts:
             write_text(packed, "".join(record.to_line() for record in records))
