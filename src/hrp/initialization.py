@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Trainer
 
-from hrp.adapters.checks import check_scaling, check_start, check_untrained
+from hrp.adapters.checks import check_in_memory, check_scaling, check_start, check_untrained
 from hrp.adapters.kept import check_kept, write_kept
 from hrp.adapters.layers import LoraModule, lora_modules
 from hrp.config import Direction, HRPConfig, Truncation
@@ -86,6 +86,7 @@ def initialize_lora_hrp_weights(
     check_start(peft_model, adapter_name)
     for name, module in modules.items():
         check_scaling(name, module)
+    check_in_memory(adapter_name, modules)
     if not force:
         check_untrained(adapter_name, modules)
     modules = check_match(modules, spectrum)

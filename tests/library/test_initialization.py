@@ -274,3 +274,32 @@ def test_with_auto_steps_a_rank_over_a_module_s_size_is_looked_at_as_far_as_it_g
     model, batch = gated(), {"ids": torch.randint(5, (4, 3))}
     config = hrp.HRPConfig(6, "auto", max_preheat_steps=8, subspace_window=2, learning_rate=0.01)
     assert hrp.preheat(model, config, dataloader=[batch])["gate"].rank == 1
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_an_adapter_without_memory_is_refused_in_words(force):
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
+    model = get_peft_model(tiny_llama(), config, low_cpu_mem_usage=True)
+    message = r"must be in memory, got the meta device for module '.*'; make it without `low_cpu"
+    spectrum = hrp.preheat(with_lora(tiny_llama()), CONFIG, dataloader=loader())
+    with pytest.raises(ValueError, match=message):
+        hrp.initialize_lora_hrp_weights(model, spectrum, force=force)
+    with pytest.raises(ValueError, match=message):
+        hrp.apply_hrp(model, CONFIG, dataloader=loader(), force=force)
+    with pytest.raises(ValueError, match=message):
+        hrp.preheat(model, CONFIG, dataloader=loader())
+
+
+def test_an_adapter_prepared_for_compiled_hotswapping_is_preheated_and_started(batch):
+    from peft.utils.hotswap import prepare_model_for_compiled_hotswap
+
+    plain, padded = with_lora(tiny_llama()), with_lora(tiny_llama())
+    prepare_model_for_compiled_hotswap(padded, target_rank=8)
+    for model in (plain, padded):
+        hrp.apply_hrp(model, CONFIG, dataloader=loader())
+    assert torch.allclose(logits(plain, batch), logits(padded, batch), atol=1e-5)
+    for module in lora_modules(padded, "default").values():
+        lora_A, lora_B = module.matrices()
+        assert lora_A.shape[0] == 8
+        assert not lora_A[4:].any()
+        assert not lora_B[:, 4:].any()

@@ -27,6 +27,7 @@ def check_preheatable(
             "needs; delete or rename it"
         )
     check_start(model, adapter_name)
+    check_in_memory(adapter_name, modules)
     _check_active(model, adapter_name, modules)
     for name, module in modules.items():
         check_scaling(name, module)
@@ -48,8 +49,19 @@ def check_start(model: PeftModel, adapter_name: str) -> None:
         )
 
 
+def check_in_memory(adapter_name: str, modules: dict[str, LoraModule]) -> None:
+    """Raise ``ValueError`` where the adapter's factors have no memory yet."""
+    for name, module in modules.items():
+        if module.device.type == "meta":
+            raise ValueError(
+                f"adapter {adapter_name!r} must be in memory, got the meta device for module "
+                f"{name!r}; make it without `low_cpu_mem_usage=True`"
+            )
+
+
 def check_untrained(adapter_name: str, modules: dict[str, LoraModule]) -> None:
     """Raise ``ValueError`` if the adapter changes the model already, which would be lost."""
+    check_in_memory(adapter_name, modules)
     for name, module in modules.items():
         if _is_update(module):
             raise ValueError(

@@ -119,6 +119,7 @@ class BuiltTrainerSource:
                 return optimizer
 
             trainer.create_optimizer = create_optimizer
+            progress.empty_batches.watch(trainer)
             set_seed(config.seed)
             with interrupts_allowed():
                 trainer.train()

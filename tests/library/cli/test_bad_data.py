@@ -511,3 +511,50 @@ def test_cells_that_are_no_text_are_named_with_their_row(tmp_path, capsys, rows,
     flags = ["--model_name_or_path", BASE, "--dataset_path", path, *LORA, *QUICK]
     assert message in refused(capsys, "sft", *flags, "--output_dir", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+NESTED = {"q": {"text": "1+1?", "by": {"name": "me"}}, "tags": ["a"], "a.b": "dotted", "n": None}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_template_names_a_part_of_an_object(tmp_path, streaming):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(NESTED) + "\n")
+    script = ScriptArguments(dataset_streaming=streaming)
+    rows = load_splits(script, DataArguments(dataset_path=str(path)))["train"]
+    assert isinstance(rows, datasets.IterableDataset) == streaming
+    made = with_templates(rows, {"prompt": "{q.text} {q.by.name}", "completion": "{a.b}"})
+    assert next(iter(made)) == {"prompt": "1+1? me", "completion": "dotted"}
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{q}", "row 1 of the data holds an object with ['by', 'text'] in column 'q', where a"),
+        ("{q.by}", "row 1 of the data holds an object with ['name'] in column 'q.by'"),
+        ("{tags}", "row 1 of the data holds a list in column 'tags'"),
+        ("{q.absent}", "row 1 of the data has no value in column 'q.absent'"),
+        ("{q.text.more}", "row 1 of the data has no value in column 'q.text.more'"),
+        ("{n}", "row 1 of the data has no value in column 'n'"),
+        ("{absent.part}", "`--prompt_template` has the field 'absent.part', but the columns are"),
+    ],
+)
+def test_objects_and_lists_never_become_text_by_themselves(template, message):
+    rows = datasets.Dataset.from_list([NESTED])
+    with pytest.raises(UsageError) as refusal:
+        with_templates(rows, {"prompt": template, "completion": "{a.b}"})
+    assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "saved"])
+def test_local_data_are_streamed_where_asked_for(tmp_path, kind):
+    path = questions(tmp_path, count=8)
+    if kind == "folder":
+        path = tmp_path
+    elif kind == "saved":
+        datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+        path = tmp_path / "saved"
+    script = ScriptArguments(dataset_streaming=True)
+    splits = load_splits(script, DataArguments(dataset_path=str(path)))
+    assert isinstance(splits["train"], datasets.IterableDataset)
+    assert "question" in next(iter(splits["train"]))
