@@ -196,7 +196,9 @@ def with_templates(
     if lacking:
         raise UsageError(f"templates go together: {' and '.join(lacking)} is missing")
     columns = column_names(dataset)
-    compiled = {name: _compile(name, text, columns) for name, text in given.items()}
+    features = dataset.features or dict.fromkeys(columns, {})  # not known of streamed data
+    objects = [name for name in columns if isinstance(features[name], dict)]
+    compiled = {name: _compile(name, text, columns, objects) for name, text in given.items()}
     return dataset.map(
         lambda row, number: {name: _fill(parts, row, number) for name, parts in compiled.items()},
         with_indices=True,
@@ -204,8 +206,10 @@ def with_templates(
     )
 
 
-def _compile(name: str, template: str, columns: list[str]) -> list[tuple[str, str | None]]:
-    """Split a template into (literal text, column name or None)."""
+def _compile(
+    name: str, template: str, columns: list[str], objects: list[str]
+) -> list[tuple[str, str | None]]:
+    """Split a template into (literal text, column name or None); ``objects`` have parts."""
     template = re.sub(r"\\([nt\\])", lambda escape: _ESCAPES[escape[1]], template)
     try:
         pieces = list(Formatter().parse(template))
@@ -214,7 +218,7 @@ def _compile(name: str, template: str, columns: list[str]) -> list[tuple[str, st
             f"`--{name}_template` {template!r}: {error}; write a brace as {{{{ or }}}}"
         ) from error
     for _, field, spec, conversion in pieces:
-        known = field is None or field in columns or field.split(".")[0] in columns
+        known = field is None or field in columns or field.split(".")[0] in objects
         if not known or spec or conversion:
             raise UsageError(
                 f"`--{name}_template` has the field {field!r}, but the columns are {columns}"
