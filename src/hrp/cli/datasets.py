@@ -196,7 +196,7 @@ def with_templates(
     if lacking:
         raise UsageError(f"templates go together: {' and '.join(lacking)} is missing")
     columns = column_names(dataset)
-    features = dataset.features or dict.fromkeys(columns, {})  # not known of streamed data
+    features = dataset.features or {key: {} for key in columns}  # not known if streamed
     objects = [name for name in columns if isinstance(features[name], dict)]
     compiled = {name: _compile(name, text, columns, objects) for name, text in given.items()}
     return dataset.map(

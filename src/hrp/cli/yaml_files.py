@@ -10,6 +10,7 @@ import yaml
 
 MOST_NODES = 10_000
 _MOST_BYTES = 1 << 20
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # Python's own is quadratic in the depth
 # What PyYAML lets through for such as `!!int ''`, `!!bool x` and `!!timestamp x`.
 _FAULTS = (ValueError, TypeError, LookupError, AttributeError, OverflowError)
 
@@ -27,16 +28,22 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(f"'{path}' must have at most {_MOST_BYTES} bytes, got more")
     text = path.read_bytes()
     try:
-        node = yaml.compose(text.decode("utf-8"), Loader=yaml.SafeLoader)
+        node = yaml.compose(text.decode("utf-8"), Loader=_LOADER)
         if _size(node, {}) > MOST_NODES:
             raise RecursionError
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_LOADER)  # noqa: S506  # it is a safe one
     except RecursionError as error:
-        raise ValueError(f"'{path}' must have at most {MOST_NODES} values, got more") from error
+        raise _too_large(path) from error
     except UnicodeDecodeError as error:
         raise ValueError(f"'{path}' is not a text in UTF-8 ({error})") from error
     except (yaml.YAMLError, *_FAULTS) as error:
+        if "nesting depth" in str(error):
+            raise _too_large(path) from error
         raise ValueError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _too_large(path: Path) -> ValueError:
+    return ValueError(f"'{path}' must have at most {MOST_NODES} values, got more")
 
 
 def _size(node: Any, sizes: dict[int, int]) -> int:
