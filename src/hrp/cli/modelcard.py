@@ -90,24 +90,25 @@ def _settings(facts: CardFacts) -> dict[str, Any]:
     if config.get("rank_pattern"):
         ranks = config["rank_pattern"].values()
         settings["rank_pattern"] = f"{len(ranks)} modules of {min(ranks)} to {max(ranks)}"
-    hrp = dict(facts.provenance.get("config", {}))
+    hrp = dict(facts.provenance.get("config") or {})
     names = ["preheat_rank", "preheat_steps", "train_factors"]
     if hrp.get("preheat_steps") == "auto":
         names += ["max_preheat_steps", "subspace_tolerance", "subspace_window"]
     preheating = {name: hrp.get(name) for name in names}
     rate = facts.provenance.get("learning_rate") or hrp.get("learning_rate")  # older spectra
-    preheating["preheat_learning_rate"] = None if rate is None else float(f"{rate:.3g}")
+    is_number = isinstance(rate, int | float)
+    preheating["preheat_learning_rate"] = float(f"{rate:.3g}") if is_number else rate
     preheating["preheat_seed"] = hrp.get("seed")
     return settings | dict(facts.start) | preheating
 
 
 def _cost(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    cost = {"optimizer steps": provenance.get("steps")} | dict(provenance.get("cost", {}))
+    cost = {"optimizer steps": provenance.get("steps")} | dict(provenance.get("cost") or {})
     losses = provenance.get("losses") or []
     if losses:
         cost["loss, first and last step"] = f"{losses[0]:.4f}, {losses[-1]:.4f}"
-    if "stopping" in provenance:
-        cost["subspaces settled"] = provenance["stopping"]["settled"]
+    if stopping := provenance.get("stopping"):
+        cost["subspaces settled"] = stopping.get("settled")
     return cost
 
 

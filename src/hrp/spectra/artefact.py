@@ -20,6 +20,7 @@ from torch import Tensor
 from hrp.errors import SpectrumFormatError
 from hrp.files import check_replaceable, named, read_folder, write_folder
 from hrp.spectra.module_spectrum import ModuleSpectrum
+from hrp.spectra.provenance import odd_value
 from hrp.spectra.soundness import fault_of
 
 TENSORS_FILE = "spectrum.safetensors"
@@ -64,6 +65,8 @@ def _header(
 ) -> str:
     """Return the JSON of a spectrum that `load` will read, or raise; see `save`."""
     _check_names((*modules, *kept))
+    if odd := odd_value(provenance):
+        raise TypeError(f"the spectrum cannot be saved: {odd}")
     for name, module in modules.items():
         metrics = (module.left_metric, module.right_metric) if module.has_metric else ()
         if fault := fault_of(module.U, module.S, module.Vh, module.scaling, *metrics):
@@ -239,6 +242,8 @@ def _read_header(folder: Path) -> dict[str, Any]:
     modules, provenance = header.get("modules"), header.get("provenance")
     if not isinstance(modules, dict) or not modules or not isinstance(provenance, dict):
         raise _bad(folder, "`modules` and `provenance` must be JSON objects, `modules` not empty")
+    if odd := odd_value(provenance):
+        raise _bad(folder, odd)
     return header
 
 
