@@ -74,7 +74,7 @@ INTERNALS_OF_THE_LAB = {
     },
     "hrp.report.spectrum_page": {"spectrum_parts"},
     "hrp.report.spectrum_views": {"preheating_curves"},
-    "hrp.report.table": {"DASH", "Table", "number"},
+    "hrp.report.table": {"DASH", "Table", "markdown_text", "number"},
     "hrp.spectra.factorization": {"factored_svd"},
     "hrp.validation": {"check_choice", "check_integer", "check_positive", "is_finite"},
     "hrp.versions": {"installed_versions"},

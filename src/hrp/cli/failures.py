@@ -95,6 +95,16 @@ def _cannot_write(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(words in text for words in _TORCH_CANNOT_WRITE)
 
 
+def printable(text: str) -> str:
+    """Return text that a terminal only shows: control characters are spelt out.
+
+    >>> printable("a\x1b[2Jb")
+    'a\\x1b[2Jb'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def _told(command: str, message: str) -> int:
-    print(f"hrp {command}: {' '.join(message.split())}", file=sys.stderr)  # libraries fold lines
+    one_line = " ".join(message.split())  # libraries fold lines
+    print(f"hrp {command}: {printable(one_line)}", file=sys.stderr)
     return 2

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hrp.report.table import markdown_text
 from hrp.versions import installed_versions
 
 LOADING = """\
@@ -49,16 +50,16 @@ def card(facts: CardFacts) -> str:
     trained = facts.command != "init"
     parts = [
         _metadata(facts),
-        f"# LoRA adapter of {_code(facts.base)}\n",
+        f"# LoRA adapter of {_code(_public(facts.base))}\n",
         f"{'Trained' if trained else 'Made'} with `hrp {facts.command}`"
-        + (f" on {_code(facts.data)}" if facts.data else "")
+        + (f" on {_code(_public(facts.data))}" if facts.data else "")
         + ": its LoRA starts from the leading directions of a high-rank preheating (HRP, "
         "[arXiv 2502.07739](https://arxiv.org/abs/2502.07739)). It is a plain PEFT adapter"
         + (".\n" if trained else ", not yet fine-tuned: pass `is_trainable=True` to go on.\n"),
         LOADING.format(
             kind=KINDS.get(str(facts.lora_config.get("task_type")), ""),
-            base=facts.base,
-            adapter=facts.adapter,
+            base=_public(facts.base),
+            adapter=_public(facts.adapter),
         ),
         _table("Settings", _settings(facts)),
         _table("Preheating cost", _cost(facts.provenance)),
@@ -114,7 +115,21 @@ def _cost(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 def _table(title: str, rows: Mapping[str, Any]) -> str:
     lines = [f"## {title}\n", "| | |", "| --- | --- |"]
-    return "\n".join([*lines, *(f"| {name} | {_code(_text(v))} |" for name, v in rows.items()), ""])
+    return "\n".join(
+        [
+            *lines,
+            *(f"| {markdown_text(name)} | {_code(_text(v))} |" for name, v in rows.items()),
+            "",
+        ]
+    )
+
+
+def _public(name: str) -> str:
+    """Return a hub id or a relative path as it is, and only the last part of an absolute one.
+
+    A card is published, and where things lie on the user's machine is nobody's business.
+    """
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _text(value: Any) -> str:

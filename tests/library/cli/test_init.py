@@ -117,7 +117,9 @@ def test_all_linear_is_no_name(base, spectrum, tmp_path):
     assert {name.rpartition(".")[2] for name in model.targeted_module_names} > {"q_proj", "up_proj"}
 
 
-def test_the_card_tells_settings_cost_versions_and_how_to_load(base, spectrum, tmp_path):
+def test_the_card_tells_settings_cost_versions_and_how_to_load(
+    base, spectrum, tmp_path, monkeypatch
+):
     assert run(spectrum, tmp_path / "start", "--direction", "B") == 0
     text = (tmp_path / "start" / "README.md").read_text()
     for part in ("library_name: peft", "| direction | `B` |", "| preheat_rank | `16` |"):
@@ -130,6 +132,8 @@ def test_the_card_tells_settings_cost_versions_and_how_to_load(base, spectrum, t
 
     names = {"AutoModelForCausalLM": AutoModelForCausalLM, "PeftModel": PeftModel}
     (tmp_path / "loading.py").write_text(code)
+    (tmp_path / base.name).symlink_to(base)  # the card has no absolute path
+    monkeypatch.chdir(tmp_path)
     result = runpy.run_path(str(tmp_path / "loading.py"), init_globals=names)
     assert isinstance(result["model"], PeftModel)
 
@@ -298,3 +302,30 @@ def test_a_base_of_absurd_size_is_refused_before_it_takes_memory(
     assert message in capsys.readouterr().err
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024  # KiB
     assert not (tmp_path / "start").exists()
+
+
+def test_no_key_of_a_spectrum_is_live_in_the_card_and_no_path_of_the_user_s_is_in_it():
+    from hrp.cli.modelcard import CardFacts, card
+
+    provenance = {"cost": {"<img src=x onerror=alert(1)>": 1, "[a](http://evil)": "`<b>`"}}
+    base, data = "/home/me/secret/base", "/home/me/secret/rows.jsonl"
+    text = card(CardFacts("sft", base, "/home/me/secret/out", {}, provenance, {}, data))
+    assert "\\<img src=x onerror=alert(1)\\>" in text
+    assert "\\[a\\](http://evil)" in text
+    assert "secret" not in text
+    assert "from_pretrained(base, 'out')" in text
+    assert "`rows.jsonl`" in text
+    assert "org/model" in card(CardFacts("sft", "org/model", "runs/out", {}, {}, {}))
+
+
+def test_terminal_escapes_in_a_spectrum_are_spelt_out(tmp_path, capsys):
+    from helpers.spectra_made import made_spectrum
+
+    name = "a\x1b[2J\x07\u202eb"
+    hostile = made_spectrum(layers=1, prefix=name, **{name: "x"})
+    hostile.save(tmp_path / "spectrum")
+    for flags in ([], ["--json"]):
+        assert call("inspect", tmp_path / "spectrum", *flags) == 0
+        out = capsys.readouterr().out
+        assert "\\x1b[2J" in out or "\\u001b[2J" in out
+        assert not set(out) & {"\x1b", "\x07", "\u202e"}
