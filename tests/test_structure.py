@@ -43,6 +43,7 @@ INTERNALS_OF_THE_LAB = {
     "hrp.adapters.layers": {"lora_modules"},
     "hrp.cli": {"run_command"},
     "hrp.cli.outputs": {"check_place"},
+    "hrp.cli.yaml_files": {"read_yaml"},
     "hrp.config": {"Direction"},
     "hrp.demo.base_model": {"BASE", "load_base"},
     "hrp.demo.data": {"answer_collator", "answer_dataset"},
@@ -73,9 +74,9 @@ INTERNALS_OF_THE_LAB = {
     },
     "hrp.report.spectrum_page": {"spectrum_parts"},
     "hrp.report.spectrum_views": {"preheating_curves"},
-    "hrp.report.table": {"DASH", "Table", "number"},
+    "hrp.report.table": {"DASH", "Table", "markdown_text", "number"},
     "hrp.spectra.factorization": {"factored_svd"},
-    "hrp.validation": {"check_choice", "check_integer", "check_positive"},
+    "hrp.validation": {"check_choice", "check_integer", "check_positive", "is_finite"},
     "hrp.versions": {"installed_versions"},
 }
 

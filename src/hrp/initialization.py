@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import Any, TypeVar, get_args
 
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Trainer
 
-from hrp.adapters.checks import check_rank_and_scaling, check_start, check_untrained
+from hrp.adapters.checks import check_in_memory, check_scaling, check_start, check_untrained
 from hrp.adapters.kept import check_kept, write_kept
 from hrp.adapters.layers import LoraModule, lora_modules
 from hrp.config import Direction, HRPConfig, Truncation
@@ -21,6 +22,8 @@ from hrp.spectra.spectrum import Spectrum
 from hrp.validation import check_choice, check_scale
 
 Model = TypeVar("Model", bound=nn.Module)
+
+logger = logging.getLogger(__name__)
 
 _SHOWN = 3
 # TRL's: given a PeftModel, they copy the adapter as it starts, and are held near that copy.
@@ -47,7 +50,8 @@ def initialize_lora_hrp_weights(
       what preheating has trained beside the factors.
 
     "A" and "B" leave the logits exactly those of the base model. Base weights are never written.
-    Modules that no gradient had reached while preheating keep PEFT's start. The adapter's
+    Modules that no gradient had reached while preheating keep PEFT's start, and so do, with zeros
+    in one factor, directions over a module's ``min(d_in, d_out)``. The adapter's
     ``init_lora_weights`` becomes True, so that a saved adapter loads as any other.
 
     Args:
@@ -81,15 +85,15 @@ def initialize_lora_hrp_weights(
     modules = lora_modules(peft_model, adapter_name)
     check_start(peft_model, adapter_name)
     for name, module in modules.items():
-        check_rank_and_scaling(name, module)
+        check_scaling(name, module)
+    check_in_memory(adapter_name, modules)
     if not force:
         check_untrained(adapter_name, modules)
-    unreached = spectrum.provenance.get("unreached", ())
-    modules = {name: module for name, module in modules.items() if name not in unreached}
-    _check_match(modules, spectrum)
+    modules = check_match(modules, spectrum)
     kept = spectrum.kept if keep and direction == "AB" else {}
     check_kept(peft_model, adapter_name, kept)
-    ranks = {name: module.rank for name, module in modules.items()}
+    ranks = {name: module.useful_rank for name, module in modules.items()}
+    _say_what_is_left(modules)
     device = next((module.device for module in modules.values()), "cpu")
     cut = spectrum.truncated(ranks, truncation, device=device)
     for name, module in modules.items():
@@ -171,7 +175,25 @@ def _factors(
     return root[:, None] * cut.Vh, cut.U * root
 
 
-def _check_match(modules: dict[str, LoraModule], spectrum: Spectrum) -> None:
+def _say_what_is_left(modules: dict[str, LoraModule]) -> None:
+    over = [name for name, module in modules.items() if module.rank > module.max_rank]
+    if over:
+        logger.warning(
+            "the adapter's rank is over min(d_in, d_out) on %d of %d modules, such as %r; the "
+            "directions beyond start with no update",
+            len(over),
+            len(modules),
+            over[0],
+        )
+
+
+def check_match(modules: dict[str, LoraModule], spectrum: Spectrum) -> dict[str, LoraModule]:
+    """Return the modules that ``spectrum`` can start: all that a gradient had reached.
+
+    Raises ``ValueError`` where it lacks one of them, or holds it in another shape or a lower rank.
+    """
+    unreached = spectrum.provenance.get("unreached", ())
+    modules = {name: module for name, module in modules.items() if name not in unreached}
     lacking = [name for name in modules if name not in spectrum]
     if lacking:
         raise ValueError(
@@ -190,8 +212,9 @@ def _check_match(modules: dict[str, LoraModule], spectrum: Spectrum) -> None:
             f"modules: {'; '.join(other[:_SHOWN])}; preheat on this model"
         )
     for name, module in modules.items():
-        if spectrum[name].rank < module.rank:
+        if spectrum[name].rank < module.useful_rank:
             raise ValueError(
-                f"`spectrum` must have at least the adapter's rank {module.rank}, got rank "
+                f"`spectrum` must have at least the adapter's rank {module.useful_rank}, got rank "
                 f"{spectrum[name].rank} for module {name!r}; preheat with a higher `preheat_rank`"
             )
+    return modules

@@ -28,8 +28,20 @@ def check_positive(name: str, value: object) -> None:
     """Raise ``ValueError`` unless ``value`` is a finite number above 0."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"`{name}` must be a number > 0, got {value!r}")
-    if not (math.isfinite(value) and value > 0):
+    if not (is_finite(value) and value > 0):
         raise ValueError(f"`{name}` must be finite and > 0, got {value!r}")
+
+
+def is_finite(value: float) -> bool:
+    """Tell whether a number is finite as a float, which an integer may be too large for.
+
+    >>> is_finite(1.5), is_finite(10**400), is_finite(float("nan"))
+    (True, False, False)
+    """
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def check_share(name: str, value: object) -> None:

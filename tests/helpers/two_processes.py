@@ -25,6 +25,7 @@ from transformers import Trainer, TrainingArguments
 
 import hrp
 from helpers.tiny import collate, fingerprint, tiny_llama, token_rows, with_lora
+from hrp.preheating import stopping
 
 ON_CPU = "true" in os.environ.get("ACCELERATE_USE_CPU", "") or "DS_ACCELERATOR" in os.environ
 CONFIG = hrp.HRPConfig(preheat_rank=8, preheat_steps=4, learning_rate=1e-2)
@@ -151,9 +152,29 @@ def zero(folder: Path) -> None:
         by_trainer.save(folder / "by_trainer")
 
 
+def at_once(folder: Path) -> None:
+    """Preheat before anything else has set Accelerate up, with "auto", where the ranks disagree."""
+    rank = int(os.environ["RANK"])
+    stopping.subspace_turn = lambda *_: float(rank)  # the first has settled, the other has not
+    config = hrp.HRPConfig(8, "auto", max_preheat_steps=12, subspace_window=2, learning_rate=1e-2)
+    data = DataLoader(token_rows(), batch_size=4, collate_fn=collate)
+    try:
+        spectrum = hrp.preheat(with_lora(tiny_llama()), config, dataloader=data)
+        content = {
+            "steps": spectrum.provenance["steps"],
+            "U": {n: m.U for n, m in spectrum.items()},
+        }
+    except ValueError as error:
+        content = {"error": str(error)}
+    torch.save(content, folder / f"state-{rank}.pt")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     engine, target = sys.argv[1], Path(sys.argv[2])
+    if engine == "at_once":
+        at_once(target)
+        sys.exit()
     PartialState(cpu=ON_CPU)
     if engine == "fsdp":
         fsdp(target)

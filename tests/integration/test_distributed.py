@@ -88,6 +88,21 @@ def test_nan_in_one_rank_stops_all_with_a_clear_message(ddp_folder):
         assert "the loss is nan at preheating step 1" in message
 
 
+def test_processes_on_cpus_train_together_and_stop_at_the_first_one_s_word(tmp_path):
+    launch("at_once", tmp_path)
+    first, second = saved(tmp_path, "state")
+    assert first["steps"] == second["steps"] == 4
+    for name, U in first["U"].items():
+        assert torch.equal(U, second["U"][name]), name
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs they are together by themselves")
+def test_processes_that_would_each_train_alone_are_told_so(tmp_path):
+    launch("at_once", tmp_path, ACCELERATE_USE_CPU="false")
+    for state in saved(tmp_path, "state"):
+        assert "2 processes were launched, and Accelerate would let each" in state["error"]
+
+
 def test_fsdp2_gives_the_spectrum_of_one_process_on_the_same_global_batches(fsdp_folder):
     parallel = hrp.Spectrum.load(fsdp_folder / "spectrum")
     single = preheated(with_lora(tiny_llama()), processes=1)

@@ -56,10 +56,10 @@ def test_an_unknown_adapter_is_refused_with_those_there_are(model):
         preheat(model, dataloader=UnreadLoader(), adapter_name="other")
 
 
-def test_an_adapter_rank_over_the_module_size_is_refused():
-    model = with_lora(tiny_llama(), r=20)
-    with pytest.raises(ValueError, match=r"at most min\(d_in, d_out\) = 16, got 20 for module"):
-        preheat(model, hrp.HRPConfig(64, 2), dataloader=UnreadLoader())
+def test_a_preheat_rank_is_held_against_the_directions_that_a_module_has():
+    model = with_lora(tiny_llama(), r=40)  # 16 of k_proj and v_proj, 32 of the others
+    with pytest.raises(ValueError, match="at least the adapter's rank 32, got 31 for module"):
+        preheat(model, hrp.HRPConfig(31, 2), dataloader=UnreadLoader())
 
 
 def test_a_preheat_rank_below_the_adapter_rank_is_refused(model):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -214,3 +216,90 @@ def test_all_matching_rows_of_data_reach_the_demo_of_the_whole_chain(model):
         with model.disable_adapter():
             base = model(**rows).loss
     assert started < base
+
+
+class Gated(nn.Module):
+    """A linear layer behind a gate of one output, as in Qwen2-MoE, and its own loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = {"model_type": "gated"}
+        self.embed = nn.Embedding(5, 6)
+        self.up = nn.Linear(6, 8)
+        self.conv = nn.Conv1d(8, 2, 1)
+        self.gate = nn.Linear(6, 1)
+
+    def forward(self, ids, labels=None, **_):
+        x = self.embed(ids)
+        up = self.conv(self.up(x).transpose(1, 2)).sum(1)
+        logits = up * torch.sigmoid(self.gate(x)).squeeze(-1)
+        return SimpleNamespace(logits=logits, loss=(logits - 1).square().mean())
+
+
+def gated() -> PeftModel:
+    torch.manual_seed(0)
+    targets = ["embed", "up", "conv", "gate"]
+    return get_peft_model(Gated(), LoraConfig(r=4, lora_alpha=8, target_modules=targets))
+
+
+@pytest.mark.parametrize("direction", ["A", "B", "AB"])
+def test_a_rank_over_a_module_s_size_leaves_directions_that_add_nothing_and_learn(
+    direction, caplog
+):
+    model, batch = gated(), {"ids": torch.randint(5, (4, 3))}
+    spectrum = hrp.preheat(model, hrp.HRPConfig(6, 4, learning_rate=0.1), dataloader=[batch])
+    assert (spectrum["gate"].rank, spectrum["conv"].rank, spectrum["up"].rank) == (1, 2, 6)
+    with caplog.at_level("WARNING"):
+        hrp.initialize_lora_hrp_weights(model, spectrum, direction)
+    assert "over min(d_in, d_out) on 2 of 4 modules, such as 'conv'" in caplog.text
+    assert len(caplog.records) == 1
+    for name, rank in (("gate", 1), ("conv", 2)):
+        module = lora_modules(model, "default")[name]
+        lora_A, lora_B = module.matrices()
+        update = module.scaling * lora_B @ lora_A
+        start = spectrum.truncated({name: rank})[name]
+        expected = start.U @ torch.diag(start.S) @ start.Vh if direction == "AB" else 0 * update
+        assert torch.allclose(update, expected, atol=1e-5)
+        assert lora_A[rank:].any(1).all()
+        assert not lora_B[:, rank:].any()
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(**batch).loss.backward()
+    optimizer.step()
+    changed = model.base_model.model.gate.lora_B["default"].weight
+    assert (changed != before["base_model.model.gate.lora_B.default.weight"])[:, 1:].all()
+
+
+def test_with_auto_steps_a_rank_over_a_module_s_size_is_looked_at_as_far_as_it_goes():
+    model, batch = gated(), {"ids": torch.randint(5, (4, 3))}
+    config = hrp.HRPConfig(6, "auto", max_preheat_steps=8, subspace_window=2, learning_rate=0.01)
+    assert hrp.preheat(model, config, dataloader=[batch])["gate"].rank == 1
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_an_adapter_without_memory_is_refused_in_words(force):
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
+    model = get_peft_model(tiny_llama(), config, low_cpu_mem_usage=True)
+    message = r"must be in memory, got the meta device for module '.*'; make it without `low_cpu"
+    spectrum = hrp.preheat(with_lora(tiny_llama()), CONFIG, dataloader=loader())
+    with pytest.raises(ValueError, match=message):
+        hrp.initialize_lora_hrp_weights(model, spectrum, force=force)
+    with pytest.raises(ValueError, match=message):
+        hrp.apply_hrp(model, CONFIG, dataloader=loader(), force=force)
+    with pytest.raises(ValueError, match=message):
+        hrp.preheat(model, CONFIG, dataloader=loader())
+
+
+def test_an_adapter_prepared_for_compiled_hotswapping_is_preheated_and_started(batch):
+    from peft.utils.hotswap import prepare_model_for_compiled_hotswap
+
+    plain, padded = with_lora(tiny_llama()), with_lora(tiny_llama())
+    prepare_model_for_compiled_hotswap(padded, target_rank=8)
+    for model in (plain, padded):
+        hrp.apply_hrp(model, CONFIG, dataloader=loader())
+    assert torch.allclose(logits(plain, batch), logits(padded, batch), atol=1e-5)
+    for module in lora_modules(padded, "default").values():
+        lora_A, lora_B = module.matrices()
+        assert lora_A.shape[0] == 8
+        assert not lora_A[4:].any()
+        assert not lora_B[:, 4:].any()

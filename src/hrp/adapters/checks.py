@@ -27,12 +27,13 @@ def check_preheatable(
             "needs; delete or rename it"
         )
     check_start(model, adapter_name)
+    check_in_memory(adapter_name, modules)
     _check_active(model, adapter_name, modules)
     for name, module in modules.items():
-        check_rank_and_scaling(name, module)
-        if config.preheat_rank < module.rank:
+        check_scaling(name, module)
+        if config.preheat_rank < module.useful_rank:
             raise ValueError(
-                f"`preheat_rank` must be at least the adapter's rank {module.rank}, got "
+                f"`preheat_rank` must be at least the adapter's rank {module.useful_rank}, got "
                 f"{config.preheat_rank} for module {name!r}; raise `preheat_rank`"
             )
 
@@ -48,8 +49,19 @@ def check_start(model: PeftModel, adapter_name: str) -> None:
         )
 
 
+def check_in_memory(adapter_name: str, modules: dict[str, LoraModule]) -> None:
+    """Raise ``ValueError`` where the adapter's factors have no memory yet."""
+    for name, module in modules.items():
+        if module.device.type == "meta":
+            raise ValueError(
+                f"adapter {adapter_name!r} must be in memory, got the meta device for module "
+                f"{name!r}; make it without `low_cpu_mem_usage=True`"
+            )
+
+
 def check_untrained(adapter_name: str, modules: dict[str, LoraModule]) -> None:
     """Raise ``ValueError`` if the adapter changes the model already, which would be lost."""
+    check_in_memory(adapter_name, modules)
     for name, module in modules.items():
         if _is_update(module):
             raise ValueError(
@@ -84,17 +96,10 @@ def _check_active(model: PeftModel, adapter_name: str, modules: dict[str, LoraMo
         )
 
 
-def check_rank_and_scaling(name: str, module: LoraModule) -> None:
-    """Raise ``ValueError`` if the rank is over ``min(d_in, d_out)``, or the scaling not over 0."""
+def check_scaling(name: str, module: LoraModule) -> None:
+    """Raise ``ValueError`` if the scaling is not over 0."""
     if not module.scaling > 0:
         raise ValueError(
             f"the scaling must be > 0, got {module.scaling} for module {name!r}; set a positive "
             "`lora_alpha`"
-        )
-    if module.rank > module.max_rank:
-        d_out, d_in = module.shape
-        raise ValueError(
-            f"the adapter's rank `r` must be at most min(d_in, d_out) = {module.max_rank}, got "
-            f"{module.rank} for module {name!r} (d_in {d_in}, d_out {d_out}); lower `r`, or give "
-            "the module its own rank in `rank_pattern`"
         )

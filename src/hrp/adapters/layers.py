@@ -62,6 +62,11 @@ class LoraModule:
         """Largest rank that the update can have: min(d_out, d_in)."""
         return min(self.shape)
 
+    @property
+    def useful_rank(self) -> int:
+        """Number of directions that the update can have: what is over `max_rank` starts empty."""
+        return min(self.rank, self.max_rank)
+
     def parameters(self) -> tuple[nn.Parameter, nn.Parameter]:
         """The trainable tensors (lora_A, lora_B), in PEFT's own shapes."""
         if isinstance(self.layer, lora.Embedding):
@@ -158,12 +163,18 @@ class LoraModule:
     ) -> None:
         """Copy both factors into the adapter, in its own dtype and on its own device.
 
-        A bias of ``lora_B`` becomes zero and a DoRA magnitude follows, so that the layer computes
+        Where they are of a lower rank than the adapter, the directions beyond keep one factor as
+        it is and get zeros in the other, so that they add nothing and can learn. A bias of
+        ``lora_B`` becomes zero and a DoRA magnitude follows, so that the layer computes
         ``base + scaling * lora_B @ lora_A``.
         """
         factors = [whole(parameter) for parameter in self.parameters()]
         targets = factors if self.expert is None else self._of_expert(*factors)
-        for target, value in zip(targets, (lora_A, lora_B), strict=True):
+        rank = lora_A.shape[0]
+        rows, columns = targets[0][rank:], targets[1][:, rank:]
+        (columns if rows.any() else rows).zero_()
+        leading = targets[0][:rank], targets[1][:, :rank]
+        for target, value in zip(leading, (lora_A, lora_B), strict=True):
             target.copy_(value.reshape(target.shape))
         for parameter, value in zip(self.parameters(), factors, strict=True):
             scatter(parameter, value)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import operator
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,19 +29,21 @@ def restored_model(model: nn.Module) -> Iterator[None]:
     """Undo, on exit, every change to ``model`` but the place (device) of its tensors.
 
     Restored: module tree and attributes (hence adapters, hooks, active adapter, train mode), the
-    model's configs, ``requires_grad``, gradients, and the values of buffers. Values of parameters
-    are not copied: the caller freezes those that must not change.
+    model's configs, ``requires_grad``, gradients, the memory of parameters (one that was resized
+    gets its own back), and the values of buffers. Values of parameters are not copied: the caller
+    freezes those that must not change. Enter it in `interrupts.interrupts_held`.
     """
     holders = [*model.modules(), *_configs(model)]
     attributes = [(holder, _copied(vars(holder))) for holder in holders]
-    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    parameters = [(p, p.requires_grad, p.grad, p.data) for p in model.parameters()]
     buffers = _copied_buffers(model)
     try:
         yield
     finally:
         for holder, saved in attributes:
             _restore_attributes(holder, saved)
-        for parameter, requires_grad, grad in parameters:
+        for parameter, requires_grad, grad, data in parameters:
+            _restore_data(parameter, data)
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
         for module, name, value in buffers:
@@ -49,15 +52,40 @@ def restored_model(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def restored_rng() -> Iterator[None]:
-    """Restore, on exit, the global generators of Python, NumPy and torch (CPU and CUDA)."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
+    """Restore, on exit, the global generators of Python, NumPy and torch, on all its devices."""
+    restorers = [
+        partial(random.setstate, random.getstate()),
+        partial(np.random.set_state, np.random.get_state()),
+        partial(torch.set_rng_state, torch.get_rng_state()),
+        *_accelerator_generators(),
+    ]
+    try:
+        yield
+    finally:
+        for restore in restorers:
+            restore()
+
+
+def _accelerator_generators() -> list[Callable[[], object]]:
+    """Return what puts the generators of CUDA, XPU, MPS and others back to where they are now.
+
+    CUDA and XPU are started for it: a seed that was set before would be lost with the first one
+    that preheating sets.
+    """
+    if not torch.accelerator.is_available():
+        return []
+    device = torch.accelerator.current_accelerator()
+    module: Any = torch.get_device_module(device)
+    if device is not None and device.type == "mps":  # which is always one
+        return [partial(module.set_rng_state, module.get_rng_state())]
+    try:
+        module.init()
+    except RuntimeError:  # as in a fork of a process that uses it
+        return []
+    return [
+        partial(module.set_rng_state, module.get_rng_state(index), index)
+        for index in range(module.device_count())
+    ]
 
 
 @contextmanager
@@ -149,6 +177,18 @@ def _restore_tensor_keys(tensors: dict[str, Any], content: dict[str, Any]) -> No
         new = current.get(name)
         moved = new is not None and value is not None and new.device != value.device
         tensors[name] = new if moved else value
+
+
+def _restore_data(parameter: nn.Parameter, data: Tensor) -> None:
+    """Give a parameter its memory back if that was exchanged; one that only moved stays there."""
+    current = parameter.data
+    same = (current.shape, current.dtype) == (data.shape, data.dtype)
+    if current.device == data.device:
+        plain = type(current) is Tensor and current.layout == torch.strided
+        if not same or (plain and current.data_ptr() != data.data_ptr()):
+            parameter.data = data
+    elif not same and type(parameter) is nn.Parameter:  # others are packed when they move
+        parameter.data = data.to(current.device)
 
 
 def _copied_buffers(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:

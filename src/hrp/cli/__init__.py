@@ -60,6 +60,9 @@ def run_command(program: str, title: str, commands: Commands, arguments: list[st
     try:
         status = _run(program, title, commands, arguments)
         sys.stdout.flush()
+    except KeyboardInterrupt:  # while it starts; a command that is at work says so itself
+        print(f"\n{program}: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # `hrp inspect DIR | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return 1

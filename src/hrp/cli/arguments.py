@@ -13,18 +13,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from hrp.adapters.bfloat16 import has_native_bfloat16
 from hrp.cli.failures import UsageError
 from hrp.cli.help_page import short_help
 from hrp.cli.outputs import say
+from hrp.cli.yaml_files import read_yaml
 from hrp.config import HRPConfig
 from hrp.validation import check_integer, check_positive
 
 _PATHS = {"dataset_path", "dataset_name", "model_name_or_path", "spectrum", "chat_template_path"}
-_MOST_NODES = 10_000  # of a config file
 # `trl sft` passes these on to Accelerate's launcher.
 _LAUNCHER = {
     *("accelerate_config", "config_file", "num_processes", "num_machines", "machine_rank"),
@@ -245,7 +244,7 @@ def parse(
 
     Raises:
         UsageError: an unknown flag (with the nearest known one), a value of the wrong type.
-        OSError, yaml.YAMLError: the config file cannot be read.
+        OSError: the config file cannot be read.
     """
     parser = _Parser(
         types,
@@ -273,29 +272,13 @@ def parse(
 
 
 def check_config(path: Path) -> None:
-    """Raise ``UsageError`` on a YAML file that is none, or whose aliases make it grow too large."""
-    if path.exists() and not path.is_file():
-        raise UsageError(f"`--config` '{path}' must be a file")
-    sizes: dict[int, int] = {}
-
-    def size(node: Any) -> int:
-        """Count the nodes with every alias written out."""
-        if id(node) not in sizes:
-            sizes[id(node)] = _MOST_NODES  # of a node that holds itself
-            parts = node.value if isinstance(node, yaml.CollectionNode) else ()
-            flat = itertools.chain(*parts) if isinstance(node, yaml.MappingNode) else parts
-            sizes[id(node)] = 1 + sum(map(size, flat))
-        return sizes[id(node)]
-
+    """Raise ``UsageError`` on a file that is no YAML mapping, or too large; see `read_yaml`."""
     try:
-        with path.open(encoding="utf-8") as file:
-            too_large = size(yaml.compose(file, Loader=yaml.SafeLoader)) > _MOST_NODES
-    except RecursionError:
-        too_large = True
-    except UnicodeDecodeError as error:
-        raise UsageError(f"`--config` '{path}' is not a text in UTF-8 ({error})") from error
-    if too_large:
-        raise UsageError(f"`--config` '{path}' must have at most {_MOST_NODES} values, got more")
+        content = read_yaml(path)
+    except ValueError as error:
+        raise UsageError(f"`--config`: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"`--config` '{path}' must hold a mapping, got {type(content).__name__}")
 
 
 def _split_config(text: str) -> list[str]:

@@ -43,7 +43,7 @@ def load_splits(script: Any, data: DataArguments, mixture: Any = None) -> Any:
         raise UsageError(f"exactly one of --dataset_path and --dataset_name is needed, got {given}")
     named = data.dataset_path or script.dataset_name
     if data.dataset_path or Path(named).is_file():
-        return _load_local(Path(named))
+        return _load_local(Path(named), script.dataset_streaming)
     if Path(named).is_dir():
         _check_literal(Path(named))
     try:
@@ -56,15 +56,20 @@ def load_splits(script: Any, data: DataArguments, mixture: Any = None) -> Any:
         ) from error
 
 
-def _load_local(path: Path) -> Any:
+def _load_local(path: Path, streaming: bool) -> Any:
     if not path.exists():
         raise FileNotFoundError(f"`--dataset_path` '{path}' does not exist")
     if path.is_dir():
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             loaded = datasets.load_from_disk(str(path))
-            return loaded if isinstance(loaded, dict) else {"train": loaded}
+            splits = loaded if isinstance(loaded, dict) else {"train": loaded}
+            return {
+                name: split.to_iterable_dataset() if streaming else split
+                for name, split in splits.items()
+            }
         _check_literal(path)
-        return _checked_load(str(path), [file for file in path.rglob("*") if file.is_file()])
+        files = [file for file in path.rglob("*") if file.is_file()]
+        return _checked_load(str(path), files, streaming=streaming)
     if not path.is_file():
         raise UsageError(f"`--dataset_path` '{path}' is neither a file nor a folder")
     if path.suffix.lower() not in FORMATS:
@@ -75,7 +80,8 @@ def _load_local(path: Path) -> Any:
     _check_literal(path, _CHAINS)
     # `datasets` takes every path for a pattern.
     literal = glob.escape(str(path))
-    return _checked_load(FORMATS[path.suffix.lower()], [path], data_files=literal)
+    kind = FORMATS[path.suffix.lower()]
+    return _checked_load(kind, [path], data_files=literal, streaming=streaming)
 
 
 def _check_literal(path: Path, marks: tuple[str, ...] = (*_CHAINS, *"[*?")) -> None:
@@ -176,7 +182,8 @@ def with_templates(
 ) -> Any:
     """Replace all columns but ``keep`` by those that ``templates`` (name -> template) make.
 
-    ``{name}`` stands for a column's text, ``{{`` for a brace; ``\\n``, ``\\t`` and ``\\\\`` as a
+    ``{name}`` stands for a column's text, ``{name.part}`` for that of a part of an object, ``{{``
+    for a brace; ``\\n``, ``\\t`` and ``\\\\`` as a
     shell passes them are a line end, a tab and a backslash.
 
     Raises:
@@ -189,7 +196,9 @@ def with_templates(
     if lacking:
         raise UsageError(f"templates go together: {' and '.join(lacking)} is missing")
     columns = column_names(dataset)
-    compiled = {name: _compile(name, text, columns) for name, text in given.items()}
+    features = dataset.features or {key: {} for key in columns}  # not known if streamed
+    objects = [name for name in columns if isinstance(features[name], dict)]
+    compiled = {name: _compile(name, text, columns, objects) for name, text in given.items()}
     return dataset.map(
         lambda row, number: {name: _fill(parts, row, number) for name, parts in compiled.items()},
         with_indices=True,
@@ -197,8 +206,10 @@ def with_templates(
     )
 
 
-def _compile(name: str, template: str, columns: list[str]) -> list[tuple[str, str | None]]:
-    """Split a template into (literal text, column name or None)."""
+def _compile(
+    name: str, template: str, columns: list[str], objects: list[str]
+) -> list[tuple[str, str | None]]:
+    """Split a template into (literal text, column name or None); ``objects`` have parts."""
     template = re.sub(r"\\([nt\\])", lambda escape: _ESCAPES[escape[1]], template)
     try:
         pieces = list(Formatter().parse(template))
@@ -207,7 +218,8 @@ def _compile(name: str, template: str, columns: list[str]) -> list[tuple[str, st
             f"`--{name}_template` {template!r}: {error}; write a brace as {{{{ or }}}}"
         ) from error
     for _, field, spec, conversion in pieces:
-        if field is not None and (field not in columns or spec or conversion):
+        known = field is None or field in columns or field.split(".")[0] in objects
+        if not known or spec or conversion:
             raise UsageError(
                 f"`--{name}_template` has the field {field!r}, but the columns are {columns}"
             )
@@ -215,7 +227,24 @@ def _compile(name: str, template: str, columns: list[str]) -> list[tuple[str, st
 
 
 def _fill(parts: list[tuple[str, str | None]], row: dict[str, Any], number: int) -> str:
-    empty = [field for _, field in parts if field is not None and row[field] is None]
-    if empty:
-        raise UsageError(f"row {number + 1} of the data has no value in column {empty[0]!r}")
-    return "".join(text + ("" if field is None else str(row[field])) for text, field in parts)
+    return "".join(
+        text + ("" if field is None else _cell(row, field, number)) for text, field in parts
+    )
+
+
+def _cell(row: dict[str, Any], field: str, number: int) -> str:
+    """Return a cell, or the named part of it, as text; raises ``UsageError`` with the row."""
+    column, *path = [field] if field in row else field.split(".")
+    value: Any = row[column]
+    for part in path:
+        value = value.get(part) if isinstance(value, dict) else None
+    place = f"row {number + 1} of the data"
+    if value is None:
+        raise UsageError(f"{place} has no value in column {field!r}")
+    if isinstance(value, dict | list):
+        held = f"an object with {sorted(value)}" if isinstance(value, dict) else "a list"
+        raise UsageError(
+            f"{place} holds {held} in column {field!r}, where a template needs text; name a part "
+            f"of an object as {{{field}.part}}"
+        )
+    return str(value)

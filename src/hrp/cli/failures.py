@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import errno
 import sys
 import warnings
@@ -19,19 +20,13 @@ class UsageError(ValueError):
 
 # Anything else is a fault of ours and keeps its traceback. An ImportError names a package that a
 # flag needs, such as bitsandbytes.
-EXPECTED_ERRORS = (
-    ImportError,
-    OSError,
-    PreheatingError,
-    SafetensorError,
-    TypeError,
-    ValueError,
-    yaml.YAMLError,
-)
+_EXPECTED = (ImportError, OSError, PreheatingError, SafetensorError, ValueError, yaml.YAMLError)
+# These the interpreter raises too, where a program is wrong: only those that somebody wrote count.
+_AMBIGUOUS = (TypeError, ValueError)
+_NETWORK = ("httpx", "httpcore", "requests", "urllib3", "aiohttp")
 # What torch.save says, and no more, where the disk is full or a file may not grow.
 _TORCH_CANNOT_WRITE = ("iostream error", "inline_container", "PytorchStreamWriter")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_REMEDY = "; make room on the disk and run the command again"
+_RAISE = dis.opmap["RAISE_VARARGS"]
 
 
 def reported(command: str, job: Callable[[], int]) -> int:
@@ -43,20 +38,73 @@ def reported(command: str, job: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"\nhrp {command}: interrupted", file=sys.stderr)
         return 130
-    except EXPECTED_ERRORS as error:
-        return _told(command, str(error) + (_REMEDY if _is_full(error) else ""))
-    except RuntimeError as error:
-        if not any(words in str(error) for words in _TORCH_CANNOT_WRITE):
+    except Exception as error:
+        if not _is_expected(error):
             raise
-        return _told(command, f"a checkpoint could not be written ({error}){_REMEDY}")
+        return _told(command, _message(error))
 
 
-def _is_full(error: Exception) -> bool:
-    if isinstance(error, SafetensorError):
-        return "I/O error" in str(error)
-    return isinstance(error, OSError) and error.errno in _FULL
+def _is_expected(error: Exception) -> bool:
+    if type(error) in _AMBIGUOUS:
+        return _was_written(error)
+    if isinstance(error, RuntimeError):
+        return bool(_remedy(error)) or isinstance(error, PreheatingError)
+    return isinstance(error, _EXPECTED) or _is_network(error)
+
+
+def _was_written(error: Exception) -> bool:
+    """Return whether the error comes from a ``raise``, rather than from such as ``len(None)``."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code.co_code[trace.tb_lasti] == _RAISE
+
+
+def _is_network(error: Exception) -> bool:
+    return type(error).__module__.partition(".")[0] in _NETWORK
+
+
+def _message(error: Exception) -> str:
+    notes = getattr(error, "__notes__", [])
+    prefix = "a checkpoint could not be written: " if _cannot_write(error) else ""
+    return "; ".join([prefix + (str(error) or type(error).__name__), *notes, *_remedy(error)])
+
+
+def _remedy(error: Exception) -> list[str]:
+    """Return what the user can do about it, where the message does not say so itself."""
+    text = str(error)
+    number = getattr(error, "errno", None)
+    broken = isinstance(error, SafetensorError) and "I/O error" in text
+    if number == errno.EFBIG or (broken and "os error 27" in text):
+        return ["raise the limit on the size of files (`ulimit -f`) and run the command again"]
+    if number in (errno.ENOSPC, errno.EDQUOT) or broken or _cannot_write(error):
+        return ["make room on the disk and run the command again"]
+    if _is_network(error):
+        return ["is the network there? HF_HUB_OFFLINE=1 uses what has been loaded before"]
+    if "support bf16" in text:
+        return ["pass --bf16 false"]
+    if isinstance(error, RuntimeError) and "requires" in text and "install" in text:
+        return ["or pass --report_to none"]
+    if type(error).__name__ == "OutOfMemoryError":
+        return ["lower --per_device_train_batch_size"]
+    return []
+
+
+def _cannot_write(error: Exception) -> bool:
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(words in text for words in _TORCH_CANNOT_WRITE)
+
+
+def printable(text: str) -> str:
+    """Return text that a terminal only shows: control characters are spelt out.
+
+    >>> printable("a\x1b[2Jb")
+    'a\\x1b[2Jb'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _told(command: str, message: str) -> int:
-    print(f"hrp {command}: {' '.join(message.split())}", file=sys.stderr)  # libraries fold lines
+    one_line = " ".join(message.split())  # libraries fold lines
+    print(f"hrp {command}: {printable(one_line)}", file=sys.stderr)
     return 2

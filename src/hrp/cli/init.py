@@ -245,7 +245,7 @@ def _adapter(options: InitOptions, spectrum: Spectrum, base: str) -> PeftModel:
     auto_class = AUTO_CLASSES[options.lora_task_type]
     with mistakes_told(None, f"--lora_task_type {options.lora_task_type}", base):
         skeleton = empty_base(base, auto_class, options.trust_remote_code)
-    model = with_adapter(skeleton, _lora_config(options, spectrum, skeleton))
+    model = with_adapter(skeleton, _lora_config(options, spectrum, skeleton), spectrum)
     initialize_lora_hrp_weights(
         model, spectrum, options.direction, options.scale, truncation=options.truncation
     )

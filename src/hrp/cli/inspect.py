@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hrp.cli.failures import printable
 from hrp.errors import SpectrumFormatError
 from hrp.spectra.spectrum import Spectrum
 
@@ -61,13 +62,17 @@ def main(argv: list[str]) -> int:
         spectrum = Spectrum.load(options.spectrum)
         other = Spectrum.load(options.compare) if options.compare else None
         facts = _facts(spectrum, other, options.rank)
-        text = json.dumps(facts, indent=2) if options.json else "\n".join(_lines(spectrum, facts))
+        text = (
+            json.dumps(facts, indent=2)
+            if options.json
+            else "\n".join(map(_shown, _lines(spectrum, facts)))
+        )
         written = []
         if options.out:
             reference = (str(options.compare), other) if other is not None else None
             written = _write_figures(spectrum, reference, options.rank, options.out)
     except (OSError, SpectrumFormatError, ValueError) as error:
-        print(f"hrp inspect: {error}", file=sys.stderr)
+        print(f"hrp inspect: {printable(str(error))}", file=sys.stderr)
         return 2
     print(text)
     for path in written:
@@ -112,6 +117,10 @@ def _lines(spectrum: Spectrum, facts: dict[str, Any]) -> Iterator[str]:
         yield f"\nalignment at rank {rank} (mean squared cosine of the principal angles):"
         rows = [(n, *(f"{aligned[side][n]:.3f}" for side in SIDES)) for n in aligned["U"]]
         yield from _columns([("module", *SIDES), *rows])
+
+
+def _shown(line: str) -> str:
+    return "\n".join(map(printable, line.split("\n")))
 
 
 def _columns(rows: list[tuple[str, ...]]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hrp.report.table import markdown_text
 from hrp.versions import installed_versions
 
 LOADING = """\
@@ -57,14 +58,14 @@ def card(facts: CardFacts) -> str:
     task = str(facts.lora_config.get("task_type"))
     parts = [
         _metadata(facts),
-        f"# LoRA adapter of {_code(facts.base)}\n",
+        f"# LoRA adapter of {_code(_public(facts.base))}\n",
         f"{'Trained' if trained else 'Made'} with `hrp {facts.command}`"
-        + (f" on {_code(facts.data)}" if facts.data else "")
+        + (f" on {_code(_public(facts.data))}" if facts.data else "")
         + ": its LoRA starts from the leading directions of a high-rank preheating (HRP, "
         "[arXiv 2502.07739](https://arxiv.org/abs/2502.07739)). It is a plain PEFT adapter"
         + (".\n" if trained else ", not yet fine-tuned: pass `is_trainable=True` to go on.\n"),
         (LOADING_CLASSIFIER if task == "SEQ_CLS" else LOADING).format(
-            kind=KINDS.get(task, ""), base=facts.base, adapter=facts.adapter
+            kind=KINDS.get(task, ""), base=_public(facts.base), adapter=_public(facts.adapter)
         ),
         _table("Settings", _settings(facts)),
         _table("Preheating cost", _cost(facts.provenance)),
@@ -96,30 +97,45 @@ def _settings(facts: CardFacts) -> dict[str, Any]:
     if config.get("rank_pattern"):
         ranks = config["rank_pattern"].values()
         settings["rank_pattern"] = f"{len(ranks)} modules of {min(ranks)} to {max(ranks)}"
-    hrp = dict(facts.provenance.get("config", {}))
+    hrp = dict(facts.provenance.get("config") or {})
     names = ["preheat_rank", "preheat_steps", "train_factors"]
     if hrp.get("preheat_steps") == "auto":
         names += ["max_preheat_steps", "subspace_tolerance", "subspace_window"]
     preheating = {name: hrp.get(name) for name in names}
     rate = facts.provenance.get("learning_rate") or hrp.get("learning_rate")  # older spectra
-    preheating["preheat_learning_rate"] = None if rate is None else float(f"{rate:.3g}")
+    is_number = isinstance(rate, int | float)
+    preheating["preheat_learning_rate"] = float(f"{rate:.3g}") if is_number else rate
     preheating["preheat_seed"] = hrp.get("seed")
     return settings | dict(facts.start) | preheating
 
 
 def _cost(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    cost = {"optimizer steps": provenance.get("steps")} | dict(provenance.get("cost", {}))
+    cost = {"optimizer steps": provenance.get("steps")} | dict(provenance.get("cost") or {})
     losses = provenance.get("losses") or []
     if losses:
         cost["loss, first and last step"] = f"{losses[0]:.4f}, {losses[-1]:.4f}"
-    if "stopping" in provenance:
-        cost["subspaces settled"] = provenance["stopping"]["settled"]
+    if stopping := provenance.get("stopping"):
+        cost["subspaces settled"] = stopping.get("settled")
     return cost
 
 
 def _table(title: str, rows: Mapping[str, Any]) -> str:
     lines = [f"## {title}\n", "| | |", "| --- | --- |"]
-    return "\n".join([*lines, *(f"| {name} | {_code(_text(v))} |" for name, v in rows.items()), ""])
+    return "\n".join(
+        [
+            *lines,
+            *(f"| {markdown_text(name)} | {_code(_text(v))} |" for name, v in rows.items()),
+            "",
+        ]
+    )
+
+
+def _public(name: str) -> str:
+    """Return a hub id or a relative path as it is, and only the last part of an absolute one.
+
+    A card is published, and where things lie on the user's machine is nobody's business.
+    """
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _text(value: Any) -> str:

@@ -314,6 +314,8 @@ def _broken(path: Path, fault: str) -> UsageError:
 def spectrum_provenance(folder: Path) -> dict[str, Any]:
     """Read the provenance of the spectrum in ``folder``; empty where there is none."""
     settle(folder)
+    if not (folder / PROVENANCE_FILE).is_file():  # a pipe would be waited for
+        return {}
     try:
         header = json.loads((folder / PROVENANCE_FILE).read_text(encoding="utf-8"))
         provenance = header["provenance"] if header["format"] == FORMAT else {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,18 +12,32 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from hrp.adapters.layers import lora_modules
+from hrp.initialization import check_match
 from hrp.spectra.spectrum import Spectrum
+
+_COUNTS = re.compile("layer|expert|block|depth")
+_MOST_MODULES = 10_000
 
 
 def empty_base(name: str, auto_class: str, trust_remote_code: bool) -> Any:
     """Build the base model's modules without their weights, on PyTorch's meta device."""
     config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    _check_counts(name, config.to_dict())
     with torch.device("meta"):
         model = getattr(transformers, auto_class).from_config(
             config, trust_remote_code=trust_remote_code
         )
     model.name_or_path = name
     return model
+
+
+def _check_counts(name: str, config: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for more layers or experts than can be meant; widths take no memory."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _check_counts(name, value)
+        elif isinstance(value, int) and value > _MOST_MODULES and _COUNTS.search(key):
+            raise ValueError(f"`{key}` of '{name}' must be at most {_MOST_MODULES}, got {value}")
 
 
 def spectrum_targets(skeleton: Any, spectrum: Spectrum) -> dict[str, list[str]]:
@@ -71,16 +86,23 @@ def covered(skeleton: Any, config: LoraConfig, spectrum: Spectrum) -> Spectrum:
 
     (In the latter case `hrp.initialize_lora_hrp_weights` says what is lacking.)
     """
-    names = lora_modules(get_peft_model(copy.deepcopy(skeleton), config), "default")
+    model = get_peft_model(copy.deepcopy(skeleton), config, low_cpu_mem_usage=True)
+    names = lora_modules(model, "default")
     if not set(names) <= set(spectrum):
         return spectrum
     return Spectrum({name: spectrum[name] for name in names}, spectrum.provenance)
 
 
-def with_adapter(skeleton: Any, config: LoraConfig) -> PeftModel:
-    """Put a LoRA on the skeleton whose own tensors have memory; those of the base have none."""
-    model = get_peft_model(skeleton, config)
-    layers = {id(m.layer): m.layer for m in lora_modules(model, "default").values()}
+def with_adapter(skeleton: Any, config: LoraConfig, spectrum: Spectrum) -> PeftModel:
+    """Put a LoRA on the skeleton whose own tensors have memory; those of the base have none.
+
+    Raises:
+        ValueError: ``spectrum`` does not fit; no memory has been taken by then.
+    """
+    model = get_peft_model(skeleton, config, low_cpu_mem_usage=True)
+    modules = lora_modules(model, "default")
+    check_match(modules, spectrum)
+    layers = {id(m.layer): m.layer for m in modules.values()}
     for layer in layers.values():
         for name in layer.adapter_layer_names:
             getattr(layer, name).to_empty(device="cpu")

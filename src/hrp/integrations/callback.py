@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hrp.adapters.interrupts import interrupts_allowed, interrupts_held
 from hrp.adapters.layers import lora_modules
 from hrp.config import HRPConfig
 from hrp.initialization import apply_hrp
@@ -72,7 +73,7 @@ class HRPCallback(TrainerCallback):
         share = default_share(peft_model.peft_config["default"])
         args = copy.copy(args)
         args.neftune_noise_alpha = None  # the run has put its noise on already
-        with restored_loader(loader):
+        with interrupts_held(), restored_loader(loader), interrupts_allowed():
             apply_hrp(
                 model,
                 self.config.of_run(state.max_steps, share),

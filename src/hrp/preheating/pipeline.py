@@ -11,6 +11,7 @@ from torch import nn
 from transformers import Trainer, set_seed
 
 from hrp.adapters.casting import casts_left_to_autocast
+from hrp.adapters.interrupts import interrupts_allowed, interrupts_held
 from hrp.adapters.kept import read_kept
 from hrp.adapters.moments import Moments
 from hrp.adapters.reading import read_spectrum
@@ -109,7 +110,10 @@ def preheat(
     config = plan.config
     with _surroundings(plan, dataloader):
         set_seed(config.seed)
-        with temporary_adapter(model, config, adapter_name, plan.modules) as modules:
+        with (
+            interrupts_allowed(),
+            temporary_adapter(model, config, adapter_name, plan.modules) as modules,
+        ):
             stopping = None
             if config.preheat_steps == "auto":
                 stopping = SubspaceStopping(config, modules, plan.ranks)
@@ -133,6 +137,7 @@ def _surroundings(plan: Plan, dataloader: object) -> Iterator[None]:
     """Put back, on exit, whatever training touches: model, generators, Accelerate's state."""
     with ExitStack() as stack:
         for context in (
+            interrupts_held(),
             restored_rng(),
             restored_accumulation(),
             restored_generators(dataloader),

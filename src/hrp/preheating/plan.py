@@ -47,8 +47,8 @@ class Plan:
 
     @property
     def ranks(self) -> dict[str, int]:
-        """Rank of the user's adapter, by module name."""
-        return {name: module.rank for name, module in self.modules.items()}
+        """Number of directions that the user's adapter can have, by module name."""
+        return {name: module.useful_rank for name, module in self.modules.items()}
 
 
 def make_plan(

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from hrp.adapters.moments import Moments
 from hrp.config import HRPConfig
 from hrp.errors import NonFiniteLossError, PreheatingError
+from hrp.preheating.empty_batches import EmptyBatches
 from hrp.preheating.stopping import SubspaceStopping
 
 _FIRST_STEPS = 5
@@ -29,6 +30,8 @@ class Progress:
         self, config: HRPConfig, moments: Moments, stopping: SubspaceStopping | None = None
     ) -> None:
         self.losses: list[float] = []
+        self.empty_batches = EmptyBatches()
+        self._waiting = 0  # steps without labels before the first with some
         self.moments = moments
         self.stopping = stopping
         self._config = config
@@ -57,8 +60,17 @@ class Progress:
             self.moments.clear()
 
     def record(self, loss: float, step: int) -> None:
-        """Take the loss of ``step``; raises `NonFiniteLossError` unless it is finite."""
-        self.losses.append(loss)
+        """Take the loss of ``step``; raises `NonFiniteLossError` unless it is finite.
+
+        A step whose batches had no labels counts with the loss of the one before.
+        """
+        if self.empty_batches.since_last(loss):
+            if not self.losses:
+                self._waiting += 1
+                return
+            loss = self.losses[-1]
+        self.losses += [loss] * (1 + self._waiting)
+        self._waiting = 0
         if not math.isfinite(loss):
             raise NonFiniteLossError(
                 f"the loss is {loss} at preheating step {step}; lower `learning_rate` of the "
@@ -74,7 +86,8 @@ class Progress:
         Raises:
             PreheatingError: the first steps are over, and no gradient has reached any module.
         """
-        if step == _FIRST_STEPS + self._config.warmup_steps and not self.moments.any_trained():
+        first = step == _FIRST_STEPS + self._config.warmup_steps and not self._waiting
+        if first and not self.moments.any_trained():
             raise PreheatingError(
                 f"no gradient has reached any module in {step} steps of preheating; look at the "
                 "loss: does it depend on the adapted modules?"
@@ -89,6 +102,11 @@ class Progress:
     def check_complete(self) -> None:
         """Raise `PreheatingError` unless all steps were taken, or the subspaces have settled."""
         settled = self.stopping is not None and self.stopping.settled
+        if self._waiting:
+            raise PreheatingError(
+                f"no batch had a label other than -100 in {self._waiting} steps of preheating; "
+                "look at the data, and at the longest length allowed"
+            )
         if len(self.losses) < self._config.step_limit and not settled:
             raise PreheatingError(
                 f"training ended after {len(self.losses)} of {self._config.step_limit} preheating "

@@ -7,6 +7,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from accelerate.state import PartialState
+from accelerate.utils import broadcast_object_list
+
 from hrp.adapters.layers import LoraModule
 from hrp.adapters.reading import read_spectrum
 from hrp.config import Direction, HRPConfig
@@ -32,6 +35,14 @@ def subspace_turn(before: Spectrum, after: Spectrum, sides: tuple[Side, ...]) ->
         if name in after
     ]
     return 1.0 - median(smallest)
+
+
+def _of_first_process(turn: float) -> float:
+    """Return the first process's number to all: by their own they might stop at other steps."""
+    shared = [turn]
+    if PartialState().num_processes > 1:
+        broadcast_object_list(shared)
+    return shared[0]
 
 
 class SubspaceStopping:
@@ -67,7 +78,9 @@ class SubspaceStopping:
         whole = read_spectrum(reached)
         current = Spectrum({name: whole[name].crop(self._ranks[name]) for name in whole})
         if self._last is not None:
-            turn = subspace_turn(self._last, current, SIDES[self._config.direction])
+            turn = _of_first_process(
+                subspace_turn(self._last, current, SIDES[self._config.direction])
+            )
             self.curve.append((step, turn))
             self.settled = turn < self._config.subspace_tolerance
         self._last = current

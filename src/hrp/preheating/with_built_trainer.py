@@ -11,6 +11,7 @@ from torch import nn
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
+from hrp.adapters.interrupts import interrupts_allowed, interrupts_held
 from hrp.adapters.restoring import restored_rng
 from hrp.config import HRPConfig
 from hrp.preheating.length import of_loader
@@ -70,7 +71,7 @@ class BuiltTrainerSource:
         """Return ``config`` with its number of steps, by the trainer's own dataloader."""
         if not config.is_share:
             return config
-        with restored_trainer(self.trainer), restored_rng():
+        with interrupts_held(), restored_trainer(self.trainer), restored_rng():
             return of_loader(config, self.args, self.trainer.get_train_dataloader(), lora)
 
     def rates(self, config: HRPConfig, rank: int) -> Rates:
@@ -93,6 +94,7 @@ class BuiltTrainerSource:
         trainer: Any = self.trainer
         settings = with_rate(self._arguments, rates.factors)
         with (
+            interrupts_held(),
             restored_trainer(trainer),
             tempfile.TemporaryDirectory(prefix="hrp-preheating-") as scratch,
         ):
@@ -117,5 +119,7 @@ class BuiltTrainerSource:
                 return optimizer
 
             trainer.create_optimizer = create_optimizer
+            progress.empty_batches.watch(trainer)
             set_seed(config.seed)
-            trainer.train()
+            with interrupts_allowed():
+                trainer.train()

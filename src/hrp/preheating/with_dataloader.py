@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import PartialState
-from accelerate.utils import send_to_device
+from accelerate.utils import parse_flag_from_env, send_to_device
 from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import get_constant_schedule_with_warmup
@@ -104,6 +105,7 @@ class DataloaderSource:
                 progress.begin_step(step)
                 with _autocast(model, device):
                     loss = _loss(prepared, send_to_device(batch, device), self.loss_fn)
+                loss = progress.empty_batches.passed_over(loss, batch)
                 accelerator.backward(loss)
                 accelerator.clip_grad_norm_(trainable, MAX_GRAD_NORM)
                 optimizer.step()
@@ -150,6 +152,17 @@ def _loss(model: nn.Module, batch: Any, loss_fn: LossFn | None) -> Tensor:
     return loss
 
 
+def _check_together(processes: PartialState) -> None:
+    """Raise ``ValueError`` where processes that were launched together would each train alone."""
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1 and processes.num_processes == 1:
+        raise ValueError(
+            f"{launched} processes were launched, and Accelerate would let each of them preheat "
+            "alone: on CPUs set ACCELERATE_USE_CPU=true, or call "
+            "`accelerate.PartialState(cpu=True)` first of all"
+        )
+
+
 @contextmanager
 def _own_accelerator() -> Iterator[Accelerator]:
     """Yield an Accelerator that leaves Accelerate's process-wide state as it was.
@@ -157,7 +170,8 @@ def _own_accelerator() -> Iterator[Accelerator]:
     One process keeps the model where it is; several follow the launcher's placement.
     """
     fresh = not accelerate_is_set_up()
-    processes = PartialState()
+    processes = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    _check_together(processes)
     launched_as = processes.distributed_type
     accelerator = Accelerator(device_placement=processes.num_processes > 1)
     try:

@@ -95,6 +95,7 @@ class TrainerSource:
             trainer = _preheating_trainer(self.trainer_cls, rates)(
                 model=model, callbacks=callbacks, **arguments
             )
+            progress.empty_batches.watch(trainer)
             for printing in (ProgressCallback, PrinterCallback):
                 trainer.remove_callback(printing)
             try:

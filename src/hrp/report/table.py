@@ -19,11 +19,12 @@ class Table:
     def markdown(self) -> str:
         """Return a Markdown table, the caption below it; names cannot break its cells or lines."""
         lines = [self.header, tuple("---" for _ in self.header), *self.rows]
-        table = ["| " + " | ".join(map(_markdown_cell, line)) + " |" for line in lines]
-        return "\n".join([*table, "", _markdown_cell(self.caption), ""])
+        table = ["| " + " | ".join(map(markdown_text, line)) + " |" for line in lines]
+        return "\n".join([*table, "", markdown_text(self.caption), ""])
 
 
-def _markdown_cell(text: str) -> str:
+def markdown_text(text: str) -> str:
+    """Return text on one line that means itself in Markdown: no mark-up, HTML, link or cell."""
     one_line = " ".join(text.split())
     for mark in "\\|`*_<>[]":
         one_line = one_line.replace(mark, "\\" + mark)

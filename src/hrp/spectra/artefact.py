@@ -7,19 +7,21 @@ No pickle anywhere. A folder appears whole or not at all.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hrp.errors import SpectrumFormatError
-from hrp.files import check_replaceable, write_folder
+from hrp.files import check_replaceable, named, read_folder, write_folder
 from hrp.spectra.module_spectrum import ModuleSpectrum
+from hrp.spectra.provenance import odd_value
+from hrp.spectra.soundness import fault_of
 
 TENSORS_FILE = "spectrum.safetensors"
 PROVENANCE_FILE = "spectrum.json"
@@ -30,7 +32,8 @@ FORMAT_VERSION = 2
 _READABLE_VERSIONS = (1, 2)  # 1 had no metric and kept nothing
 _PARTS = ("U", "S", "Vh")
 _METRICS = ("left_metric", "right_metric")
-_ORTHONORMAL_TOLERANCE = 1e-3
+_LARGEST_HEADER = 1 << 26  # bytes of the JSON; 100,000 modules take a third of it
+_RESERVED = "__metadata__"  # safetensors' own
 
 
 def save(
@@ -43,32 +46,34 @@ def save(
     """Write ``modules``, ``provenance`` and what was ``kept`` into a new ``folder``, or nothing.
 
     Raises:
-        FileExistsError: ``folder`` exists and ``overwrite`` is false, or it holds anything besides
-            a spectrum's files.
+        ValueError, TypeError: `load` would refuse it; the message says what and where.
+        FileExistsError: ``folder`` exists and ``overwrite`` is false, or it holds anything but a
+            spectrum.
         OSError: the disk is full or the folder not writable; nothing is left behind.
     """
+    header = _header(modules, provenance, kept)
     if overwrite:
         check_replaceable(folder, FILES)
-    write_folder(
-        folder, lambda staging: _write_files(staging, modules, provenance, kept), overwrite
-    )
+        _check_ours(folder)
+    write_folder(folder, lambda staging: _write_files(staging, modules, header, kept), overwrite)
 
 
-def _write_files(
-    folder: Path,
+def _header(
     modules: Mapping[str, ModuleSpectrum],
     provenance: Mapping[str, Any],
     kept: Mapping[str, Tensor],
-) -> None:
-    tensors = {
-        f"{name}.{part}": getattr(module, part).detach().cpu().contiguous()
-        for name, module in modules.items()
-        for part in (*_PARTS, *(_METRICS if module.has_metric else ()))
-    }
-    if kept:
-        stored = {name: value.detach().cpu().contiguous() for name, value in kept.items()}
-        save_file(stored, folder / KEPT_FILE, metadata={"format": FORMAT})
-    save_file(tensors, folder / TENSORS_FILE, metadata={"format": FORMAT})
+) -> str:
+    """Return the JSON of a spectrum that `load` will read, or raise; see `save`."""
+    _check_names((*modules, *kept))
+    if odd := odd_value(provenance):
+        raise TypeError(f"the spectrum cannot be saved: {odd}")
+    for name, module in modules.items():
+        metrics = (module.left_metric, module.right_metric) if module.has_metric else ()
+        if fault := fault_of(module.U, module.S, module.Vh, module.scaling, *metrics):
+            raise ValueError(f"the spectrum of module {name!r} cannot be saved: {fault}")
+    for name, value in kept.items():
+        if fault := _fault_of_kept(value):
+            raise ValueError(f"{name!r} in `kept` cannot be saved: {fault}")
     header = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -84,7 +89,93 @@ def _write_files(
         "kept": sorted(kept),
         "provenance": dict(provenance),
     }
-    (folder / PROVENANCE_FILE).write_text(json.dumps(header, indent=2, allow_nan=False) + "\n")
+    try:
+        text = json.dumps(header, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise type(error)(
+            f"`provenance` must hold finite numbers, text, lists and dicts only ({error})"
+        ) from error
+    if len(text) > _LARGEST_HEADER:
+        raise ValueError(f"`provenance` must take at most {_LARGEST_HEADER} bytes, got {len(text)}")
+    return text
+
+
+def _check_names(names: Iterable[object]) -> None:
+    """Raise ``ValueError`` for a name that the file format cannot hold."""
+    for name in names:
+        if not isinstance(name, str) or name == _RESERVED or not _is_text(name):
+            raise ValueError(f"a name in a spectrum must be text in Unicode, got {name!r}")
+
+
+def _is_text(name: str) -> bool:
+    with suppress(UnicodeEncodeError):
+        name.encode()
+        return True
+    return False  # half of a surrogate pair
+
+
+def _fault_of_kept(value: Any) -> str | None:
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return "it must be a dense tensor"
+    if value.device.type == "meta":
+        return "a tensor on the meta device holds nothing"
+    return None if bool(value.isfinite().all()) else "it must be finite"
+
+
+def _check_ours(folder: Path) -> None:
+    """Raise ``FileExistsError`` where a file of a spectrum's name is not of a spectrum."""
+    foreign = []
+    for name in FILES:
+        path = folder / name
+        if (path.exists() or path.is_symlink()) and not (path.is_file() and _is_ours(path)):
+            foreign.append(name)
+    if foreign:
+        raise FileExistsError(
+            f"output folder '{folder}' holds {named(foreign)} that is not of a spectrum, and is "
+            "not replaced; move it away, or choose another folder"
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    if path.name == PROVENANCE_FILE:
+        with suppress(ValueError, RecursionError):
+            header = json.loads(path.read_text(encoding="utf-8"))
+            return isinstance(header, dict) and header.get("format") == FORMAT
+        return False
+    with suppress(SafetensorError), safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get("format") == FORMAT
+    return False
+
+
+def _write_files(
+    folder: Path,
+    modules: Mapping[str, ModuleSpectrum],
+    header: str,
+    kept: Mapping[str, Tensor],
+) -> None:
+    tensors = {
+        f"{name}.{part}": getattr(module, part)
+        for name, module in modules.items()
+        for part in (*_PARTS, *(_METRICS if module.has_metric else ()))
+    }
+    if kept:
+        save_file(_apart(kept), folder / KEPT_FILE, metadata={"format": FORMAT})
+    save_file(_apart(tensors), folder / TENSORS_FILE, metadata={"format": FORMAT})
+    (folder / PROVENANCE_FILE).write_text(header, encoding="utf-8")
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors on the CPU, none in memory that it shares: safetensors refuses those."""
+    apart: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        storage = value.untyped_storage()
+        if storage.nbytes() != value.nbytes or storage.data_ptr() in storages:
+            value = value.clone()
+        storages.add(value.untyped_storage().data_ptr())
+        apart[name] = value
+    return apart
 
 
 def load(
@@ -92,10 +183,16 @@ def load(
 ) -> tuple[dict[str, ModuleSpectrum], dict[str, Any], dict[str, Tensor]]:
     """Read the modules, the provenance and what was kept in ``folder``, on the CPU.
 
+    All of it is of one save, also where another process replaces it at this moment.
+
     Raises:
         FileNotFoundError: the folder or one of its files is missing.
         SpectrumFormatError: foreign, truncated or inconsistent content; the message says where.
     """
+    return read_folder(folder, _load)
+
+
+def _load(folder: Path) -> tuple[dict[str, ModuleSpectrum], dict[str, Any], dict[str, Tensor]]:
     header = _read_header(folder)
     tensors = _read_tensors(folder, TENSORS_FILE)
     expected = {
@@ -112,6 +209,9 @@ def load(
     kept = _read_tensors(folder, KEPT_FILE) if header.get("kept") else {}
     if sorted(kept) != header.get("kept", []):
         raise _bad(folder, f"{KEPT_FILE} does not hold what {PROVENANCE_FILE} says")
+    for name, value in kept.items():
+        if fault := _fault_of_kept(value):
+            raise _bad(folder, f"{name!r} in {KEPT_FILE}: {fault}")
     return modules, header["provenance"], kept
 
 
@@ -128,6 +228,8 @@ def check_folder(folder: Path) -> None:
 def _read_header(folder: Path) -> dict[str, Any]:
     check_folder(folder)
     path = folder / PROVENANCE_FILE
+    if path.stat().st_size > _LARGEST_HEADER:
+        raise _bad(folder, f"{PROVENANCE_FILE} has more than {_LARGEST_HEADER} bytes")
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -140,10 +242,14 @@ def _read_header(folder: Path) -> dict[str, Any]:
     modules, provenance = header.get("modules"), header.get("provenance")
     if not isinstance(modules, dict) or not modules or not isinstance(provenance, dict):
         raise _bad(folder, "`modules` and `provenance` must be JSON objects, `modules` not empty")
+    if odd := odd_value(provenance):
+        raise _bad(folder, odd)
     return header
 
 
 def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    if not (folder / name).is_file():  # a pipe would be waited for
+        raise _bad(folder, f"it has no {name}")
     try:
         return load_file(folder / name, device="cpu")
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -156,44 +262,17 @@ def _has_metric(entry: Any) -> bool:
 
 def _module(folder: Path, name: str, entry: Any, tensors: dict[str, Tensor]) -> ModuleSpectrum:
     U, S, Vh = (tensors[f"{name}.{part}"] for part in _PARTS)
+    metrics = [tensors[f"{name}.{part}"] for part in _METRICS] if _has_metric(entry) else []
     try:
         (d_out, d_in), rank, scaling = entry["shape"], entry["rank"], float(entry["scaling"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _bad(folder, f"module {name!r} lacks a valid shape, rank or scaling") from error
     shapes = [tuple(part.shape) for part in (U, S, Vh)]
-    if shapes != [(d_out, rank), (rank,), (rank, d_in)] or not rank:
+    if shapes != [(d_out, rank), (rank,), (rank, d_in)]:
         raise _bad(folder, f"module {name!r}: tensors of shapes {shapes} are not as declared")
-    if not math.isfinite(scaling) or {U.dtype, S.dtype, Vh.dtype} - {torch.float32, torch.float64}:
-        raise _bad(folder, f"module {name!r}: dtypes must be float32 or float64, scaling finite")
-    if not _is_svd(U, S, Vh):
-        raise _bad(
-            folder,
-            f"module {name!r}: S must be finite, descending and non-negative, the columns of U and "
-            "the rows of Vh orthonormal",
-        )
-    if not _has_metric(entry):
-        return ModuleSpectrum(U, S, Vh, scaling)
-    metrics = [tensors[f"{name}.{part}"] for part in _METRICS]
-    if not all(_is_metric(metric, rank) for metric in metrics):
-        raise _bad(
-            folder,
-            f"module {name!r}: a metric must be ({rank}, {rank}), float32 or float64, finite and "
-            "with no negative number on its diagonal",
-        )
+    if fault := fault_of(U, S, Vh, scaling, *metrics):
+        raise _bad(folder, f"module {name!r}: {fault}")
     return ModuleSpectrum(U, S, Vh, scaling, *metrics)
-
-
-def _is_metric(metric: Tensor, rank: int) -> bool:
-    floats = metric.dtype in (torch.float32, torch.float64) and metric.shape == (rank, rank)
-    return floats and bool(metric.isfinite().all() and (metric.diagonal() >= 0).all())
-
-
-def _is_svd(U: Tensor, S: Tensor, Vh: Tensor) -> bool:
-    if not (S.isfinite().all() and (S >= 0).all() and (S.diff() <= 0).all()):
-        return False
-    identity = torch.eye(len(S), dtype=U.dtype)
-    errors = [(gram - identity).abs().max() for gram in (U.mT @ U, (Vh @ Vh.mT).to(U))]
-    return all(bool(error < _ORTHONORMAL_TOLERANCE) for error in errors)
 
 
 def _bad(folder: Path, reason: str) -> SpectrumFormatError:

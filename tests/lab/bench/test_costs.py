@@ -1,10 +1,14 @@
 import doctest
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import hrp_lab.bench.costs
+from hrp_lab.bench.context import Setup
 from hrp_lab.bench.costs import (
     Costs,
     ModelSize,
@@ -17,6 +21,7 @@ from hrp_lab.bench.costs import (
     lora_parameters,
     svd_flops,
 )
+from hrp_lab.bench.training import CountingCollator
 
 WIDTHS = [(48, 32), (24, 48), (40, 24)]  # (d_out, d_in), chained
 TOKENS = 10
@@ -125,3 +130,31 @@ def test_costs_that_cannot_be_are_refused(value):
         Costs(wall_s=value)
     with pytest.raises(ValueError, match="`step_flops` must be"):
         equivalent_steps(1.0, value)
+
+
+def test_gpt2_s_own_kind_of_linear_layer_counts():
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=48, n_positions=8, n_embd=16, n_layer=1, n_head=2)
+    )
+    setup = SimpleNamespace(bench=SimpleNamespace(skeleton=lambda spec: model), spec=None)
+    setup.tokens_per_row = 8
+    size = Setup.size.func(setup)
+    assert size.matmul_parameters == 12 * 16**2 + 48 * 16  # attention 4, feed-forward 8, the head
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("persistent", [False, True])
+def test_tokens_are_counted_wherever_batches_are_made(tmp_path, workers, persistent):
+    rows = [{"input_ids": [0] * length} for length in range(1, 13)]
+    collator = CountingCollator(len, tmp_path / "tokens")
+    loader = DataLoader(
+        rows,
+        2,
+        collate_fn=collator,
+        num_workers=workers,
+        persistent_workers=persistent and workers > 0,
+    )
+    for _ in range(2):
+        assert list(loader) == [2] * 6
+    collator.collect()
+    assert [collator.tokens(batches) for batches in (1, 2, 6, 7, 12)] == [3, 10, 78, 81, 156]

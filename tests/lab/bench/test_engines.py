@@ -9,8 +9,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -90,6 +92,32 @@ def test_a_killed_worker_is_replaced_and_its_run_done_again(tmp_path):
     summary = driver.run(engine)
     assert summary.ran == {"ok": 2}
     assert "a worker died (exit code -9)" in said[0]
+
+
+@pytest.mark.parametrize(("code", "came_up"), [(1, True), (3, True), (70, True), (-9, False)])
+def test_a_worker_that_came_up_and_ends_with_any_code_loses_its_job_alone(tmp_path, code, came_up):
+    engine, ended = workers_with_one_that_ended(tmp_path, code, came_up)
+    (result,) = engine.wait(1.0)
+    assert result.lost == f"exit code {code}"
+    assert ended not in (*engine._idle, *engine._busy)
+
+
+def test_a_worker_that_never_came_up_ends_the_benchmark(tmp_path):
+    engine, _ = workers_with_one_that_ended(tmp_path, 1, came_up=False)
+    with pytest.raises(ChildProcessError, match="the worker processes cannot start"):
+        engine.wait(1.0)
+
+
+def workers_with_one_that_ended(folder, code, came_up):
+    engine = Workers(Places(folder / "records", folder / "cache"), 1)
+    mine, its = multiprocessing.Pipe()
+    its.close()
+    event = threading.Event()
+    if came_up:
+        event.set()
+    worker = engines._Worker(SimpleNamespace(exitcode=code, join=lambda: None), mine, event)
+    engine._busy[worker] = engines.Job(plan(experiment_from(FEW), {})[0])
+    return engine, worker
 
 
 @pytest.mark.slow

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 
 import pytest
+import yaml
 
 from helpers.tiny_bench import BASE
 from hrp_lab.bench.protocol import Experiment, experiment_from, lines, load_experiment, plan
@@ -227,9 +229,57 @@ def test_what_the_file_lacks_is_named():
         experiment_from({k: v for k, v in BASE.items() if k not in ("model", "steps")})
 
 
-@pytest.mark.parametrize(("text", "message"), [("- 1", "mapping"), ("a: [", "not YAML")])
+@pytest.mark.parametrize(
+    "name", ["../outside", "/outside", "a/b", "..", ".hidden", "a\\b", "\x1b[2J", "a\0b", 7]
+)
+def test_an_experiment_s_name_that_is_no_folder_s_is_refused(name):
+    with pytest.raises(ValueError, match="`experiment` must be of letters, digits"):
+        experiment_from(BASE | {"experiment": name})
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{after}: &{after} [{', '.join(9 * [f'*{before}'])}]\n"
+    for before, after in itertools.pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- 1", "mapping"),
+        ("a: [", "not YAML"),
+        ("a: !!int ''", "not YAML"),
+        ("a: !!bool x", "not YAML"),
+        ("a: !!timestamp x", "not YAML"),
+        ("a: &a [*a]", "at most 10000 values"),
+        (BOMB, "at most 10000 values"),
+        ("[" * 5000, "at most 10000 values"),
+        ("x" * 2**21, "at most 1048576 bytes"),
+    ],
+)
 def test_a_file_that_is_no_experiment_is_refused(tmp_path, text, message):
     path = tmp_path / "broken.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         load_experiment(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seeds": list(range(2000)), "learning_rates": [1e-5 * (i + 1) for i in range(2000)]},
+        {"tasks": ["gsm8k"] * 2000, "arms": ["lora"] * 2000},
+        {"arms": ["hrp-a"], "hrp": {"preheat_rank": [8] * 500, "preheat_steps": [2] * 500}},
+    ],
+)
+def test_an_experiment_of_more_runs_than_can_be_meant_is_refused_at_once(tmp_path, changes):
+    path = tmp_path / "wide.yaml"
+    path.write_text(yaml.safe_dump(BASE | changes))
+    with pytest.raises(ValueError, match=r"at most 100000 (runs|arms), got"):
+        load_experiment(path)
+
+
+def test_a_pipe_in_place_of_an_experiment_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(FileNotFoundError, match="is missing; give its path"):
+        load_experiment(tmp_path / "pipe.yaml")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import hrp_lab.bench.record
 from helpers.synthetic import full_record
-from hrp_lab.bench.record import Record, RunSpec, git_state
+from hrp_lab.bench.record import Record, RecordError, RunSpec, git_state
 
 RUN = RunSpec("demo", "lora", "gsm8k", 0, 1e-3, {"rank": 4, "hrp": {"preheat_rank": 64}})
 
@@ -105,6 +105,19 @@ def test_a_run_that_cannot_be_is_refused(fields, message):
         dataclasses.replace(RUN, **fields)
 
 
+OK = {"status": "ok", "metrics": {"eval_loss": 1.0}}
+
+
+@pytest.mark.parametrize("field", ["learning_rate", "seed", "losses", "metrics", "wall_s"])
+def test_a_number_beyond_all_floats_is_refused_as_any_wrong_one(field):
+    fields = json.loads(Record(RUN, "ok", metrics={"eval_loss": 1.0}, losses=((1, 2.0),)).to_json())
+    where = {"losses": fields["losses"][0], "metrics": fields["metrics"], "wall_s": fields["costs"]}
+    key = {"losses": 1, "metrics": "eval_loss"}.get(field, field)
+    where.get(field, fields["run"])[key] = 10**400
+    with pytest.raises(RecordError):
+        Record.from_json(json.dumps(fields))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -115,6 +128,11 @@ def test_a_run_that_cannot_be_is_refused(fields, message):
             {"status": "ok", "metrics": {"eval_loss": math.nan}},
             r"must be finite, got \['eval_loss'",
         ),
+        (OK | {"device": 7}, "`device` must be text, got 7"),
+        (OK | {"started": ["now"]}, "`started` must be text"),
+        (OK | {"versions": {"torch": 2}}, "`versions` must hold text"),
+        (OK | {"git_commit": math.inf}, "`git_commit` must be text"),
+        (OK | {"git_dirty": "yes"}, "`git_dirty` true or false"),
     ],
 )
 def test_a_status_that_is_not_borne_out_is_refused(fields, message):

@@ -335,8 +335,7 @@ def test_packing_killed_before_or_after_any_change_loses_nothing(tmp_path):
         env=environment, capture_output=True, text=True, check=True, timeout=120,
     )  # fmt: skip
     copies = sorted((tmp_path / "copies").iterdir(), key=lambda copy: int(copy.name))
-    # two renamings (of the staging folder's mark and of the records), the staging folder's own
-    # removal and four single files', before and after each
+    # one renaming, the removal of two marks of staging and of four files, before and after each
     assert len(copies) - 1 == int(ended.stdout) == 14
     singles = [len(list((copy / "demo").glob("*.json"))) for copy in copies]
     assert singles[:4] == [4] * 4
@@ -346,3 +345,21 @@ def test_packing_killed_before_or_after_any_change_loses_nothing(tmp_path):
         pack(copy / "demo")
         assert (copy / "demo.jsonl").read_text() == "".join(expected)
         assert not list((copy / "demo").glob("*.json"))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+@pytest.mark.parametrize("place", ["single", "packed"])
+def test_what_is_no_file_in_place_of_a_record_is_refused_without_waiting(tmp_path, kind, place):
+    folder = tmp_path / "demo"
+    write_record(ok(RUN), folder)
+    path = folder / "x.json" if place == "single" else tmp_path / "demo.jsonl"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    for read in (load_records, pack):
+        with pytest.raises(RecordError, match="no file"):
+            read(folder)
+    assert record_path(RUN, folder).exists()

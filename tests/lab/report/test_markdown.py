@@ -35,6 +35,23 @@ def test_no_experiment_s_name_leads_a_figure_out_of_its_folder(tmp_path):
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == count + 1
 
 
+HOSTILE = "<img src=x onerror=alert(1)> ![a](http://evil) `|` [l](javascript:1) *b*"
+LIVE = (r"(?<!\\)<img", r"(?<!\\)\[a", r"(?<!\\)\[l", r"(?<!\\)\*b")
+
+
+def test_no_string_of_a_record_is_live_in_the_page(tmp_path):
+    records = []
+    for record in benchmark():
+        arm = HOSTILE if record.arm == "hrp-ab" else record.arm
+        run = dataclasses.replace(record.run, experiment=HOSTILE, task=HOSTILE, arm=arm)
+        records.append(dataclasses.replace(record, run=run))
+    write_page(records, tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert "onerror" in text
+    for live in LIVE:
+        assert not re.search(live, text), live
+
+
 def test_without_records_or_with_records_twice_nothing_is_written(tmp_path):
     with pytest.raises(ValueError, match="`records` must not be empty"):
         write_page([], tmp_path / "page.md")

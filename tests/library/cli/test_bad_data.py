@@ -14,6 +14,7 @@ import yaml
 from trl import ScriptArguments
 
 from helpers.commands import BASE, LORA, QUICK, call, questions, training
+from helpers.spectra_made import made_spectrum
 from hrp.cli.arguments import DataArguments
 from hrp.cli.datasets import check_columns, load_splits, split_of, with_templates
 from hrp.cli.failures import UsageError, reported
@@ -195,12 +196,62 @@ def test_a_message_that_a_library_folds_is_one_line(capsys):
     assert capsys.readouterr().err == "hrp sft: We could not connect. Check your network.\n"
 
 
-def test_a_fault_of_ours_keeps_its_traceback():
+def raised(error: BaseException):
     def job():
-        raise RuntimeError("a shape is wrong")
+        raise error
 
-    with pytest.raises(RuntimeError, match="a shape is wrong"):
+    return job
+
+
+class ConnectError(Exception):
+    """As httpx has it: no OSError."""
+
+    __module__ = "httpx"
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        raised(RuntimeError("a shape is wrong")),
+        raised(KeyError("x")),
+        raised(AssertionError()),
+        lambda: len(None),
+        lambda: int("many"),
+        lambda: None + 1,
+        lambda: dict([1]),
+    ],
+)
+def test_a_fault_of_ours_keeps_its_traceback(job):
+    with pytest.raises((RuntimeError, KeyError, AssertionError, TypeError, ValueError)):
         reported("sft", job)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (TypeError("`args` must be ..."), "`args` must be ..."),
+        (ValueError("Your setup doesn't support bf16/gpu."), "; pass --bf16 false"),
+        (
+            RuntimeError("WandbCallback requires wandb to be installed."),
+            "; or pass --report_to none",
+        ),
+        (ConnectError("no route"), "no route; is the network there? HF_HUB_OFFLINE=1"),
+        (OSError(errno.EFBIG, "File too large"), "raise the limit on the size of files (`ulimit"),
+        (OSError(errno.EDQUOT, "Quota"), "make room on the disk and run the command again"),
+        (ImportError("bitsandbytes is needed"), "bitsandbytes is needed"),
+    ],
+)
+def test_a_failure_of_the_user_s_world_is_one_line_with_a_remedy(capsys, error, message):
+    assert reported("sft", raised(error)) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.startswith("hrp sft: ")
+    assert told.count("\n") == 1
+
+
+def test_a_tracker_that_is_not_installed_is_one_line(tmp_path, data, capsys):
+    flags = training(data, tmp_path / "out", "--report_to", "comet_ml")
+    assert "install" in refused(capsys, "sft", *flags)
 
 
 def test_another_programs_output_is_left_alone(tmp_path, data, capsys):
@@ -229,7 +280,7 @@ def test_preheat_replaces_a_spectrum_only_where_nothing_else_is(tmp_path, data, 
     (tmp_path / "spectrum" / "spectrum.json").write_text(json.dumps(header))
     message = refused(capsys, "preheat", *training(data, tmp_path / "spectrum", "--overwrite"))
     assert "holds 'thesis.txt' besides what is replaced" in message
-    assert len(list((tmp_path / "spectrum").iterdir())) == 3
+    assert len(list((tmp_path / "spectrum").iterdir())) == len(FILES) + 1
     assert not list(tmp_path.glob(".*"))  # refused before any work was begun
 
 
@@ -511,3 +562,114 @@ def test_cells_that_are_no_text_are_named_with_their_row(tmp_path, capsys, rows,
     flags = ["--model_name_or_path", BASE, "--dataset_path", path, *LORA, *QUICK]
     assert message in refused(capsys, "sft", *flags, "--output_dir", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+NESTED = {"q": {"text": "1+1?", "by": {"name": "me"}}, "tags": ["a"], "a.b": "dotted", "n": None}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_template_names_a_part_of_an_object(tmp_path, streaming):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(NESTED) + "\n")
+    script = ScriptArguments(dataset_streaming=streaming)
+    rows = load_splits(script, DataArguments(dataset_path=str(path)))["train"]
+    assert isinstance(rows, datasets.IterableDataset) == streaming
+    made = with_templates(rows, {"prompt": "{q.text} {q.by.name}", "completion": "{a.b}"})
+    assert next(iter(made)) == {"prompt": "1+1? me", "completion": "dotted"}
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{q}", "row 1 of the data holds an object with ['by', 'text'] in column 'q', where a"),
+        ("{q.by}", "row 1 of the data holds an object with ['name'] in column 'q.by'"),
+        ("{tags}", "row 1 of the data holds a list in column 'tags'"),
+        ("{q.absent}", "row 1 of the data has no value in column 'q.absent'"),
+        ("{q.text.more}", "row 1 of the data has no value in column 'q.text.more'"),
+        ("{n}", "row 1 of the data has no value in column 'n'"),
+        ("{absent.part}", "`--prompt_template` has the field 'absent.part', but the columns are"),
+    ],
+)
+def test_objects_and_lists_never_become_text_by_themselves(template, message):
+    rows = datasets.Dataset.from_list([NESTED])
+    with pytest.raises(UsageError) as refusal:
+        with_templates(rows, {"prompt": template, "completion": "{a.b}"})
+    assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "saved"])
+def test_local_data_are_streamed_where_asked_for(tmp_path, kind):
+    path = questions(tmp_path, count=8)
+    if kind == "folder":
+        path = tmp_path
+    elif kind == "saved":
+        datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+        path = tmp_path / "saved"
+    script = ScriptArguments(dataset_streaming=True)
+    splits = load_splits(script, DataArguments(dataset_path=str(path)))
+    assert isinstance(splits["train"], datasets.IterableDataset)
+    assert "question" in next(iter(splits["train"]))
+
+
+@pytest.mark.parametrize("marker", ["[]", "7", "null", '"x"', "{", ""])
+def test_a_marker_of_a_checkpoint_that_is_none_is_refused_in_one_line(
+    tmp_path, data, capsys, marker
+):
+    output = tmp_path / "out"
+    checkpoint = output / "hrp-preheating" / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    (output / "hrp-preheating" / "hrp-checkpoint.json").write_text("{}")
+    for name in ("hrp-checkpoint.json", "hrp-complete.json"):
+        (checkpoint / name).write_text(marker)
+    for flag in ("--resume", "--overwrite"):
+        message = refused(capsys, "sft", *training(data, output, flag))
+        assert "is not what HRP wrote; move" in message
+
+
+@pytest.mark.parametrize(
+    "provenance",
+    [
+        {"config": [1]},
+        {"losses": "high"},
+        {"losses": [1.0, "x"]},
+        {"losses": {"0": 1.0}},
+        {"stopping": True},
+        {"learning_rate": "fast"},
+        {"base_model": ["a"]},
+        {"unreached": 7},
+        {"cost": "dear"},
+    ],
+)
+def test_a_spectrum_of_odd_provenance_is_refused_in_one_line_by_every_command(
+    tmp_path, data, capsys, provenance
+):
+    spectrum = tmp_path / "spectrum"
+    made_spectrum().save(spectrum)
+    header = json.loads((spectrum / "spectrum.json").read_text())
+    header["provenance"] |= provenance
+    (spectrum / "spectrum.json").write_text(json.dumps(header))
+    (name,) = provenance
+    for command, flags in {
+        "sft": training(data, tmp_path / "out", "--spectrum", spectrum),
+        "init": ["--spectrum", spectrum, "--output_dir", tmp_path / "start"],
+        "inspect": [spectrum],
+        "report": [spectrum, "--out", tmp_path / "page.html"],
+    }.items():
+        assert f"`{name}` of the provenance must" in refused(capsys, command, *flags)
+    with pytest.raises(TypeError, match=f"cannot be saved: `{name}` of the provenance must"):
+        made_spectrum(**provenance).save(tmp_path / "again")
+
+
+def test_ctrl_c_while_a_command_starts_is_quiet(capsys, monkeypatch):
+    from hrp import cli
+
+    monkeypatch.setattr(cli.importlib, "import_module", raised_by_any(KeyboardInterrupt()))
+    assert cli.main(["sft"]) == 130
+    assert capsys.readouterr().err == "\nhrp: interrupted\n"
+
+
+def raised_by_any(error: BaseException):
+    def job(*_):
+        raise error
+
+    return job

@@ -147,7 +147,9 @@ def test_all_linear_is_no_name(base, spectrum, tmp_path):
     assert {name.rpartition(".")[2] for name in model.targeted_module_names} > {"q_proj", "up_proj"}
 
 
-def test_the_card_tells_settings_cost_versions_and_how_to_load(base, spectrum, tmp_path):
+def test_the_card_tells_settings_cost_versions_and_how_to_load(
+    base, spectrum, tmp_path, monkeypatch
+):
     assert run(spectrum, tmp_path / "start", "--direction", "B") == 0
     text = (tmp_path / "start" / "README.md").read_text()
     for part in ("library_name: peft", "| direction | `B` |", "| preheat_rank | `16` |"):
@@ -160,6 +162,8 @@ def test_the_card_tells_settings_cost_versions_and_how_to_load(base, spectrum, t
 
     names = {"AutoModelForCausalLM": AutoModelForCausalLM, "PeftModel": PeftModel}
     (tmp_path / "loading.py").write_text(code)
+    (tmp_path / base.name).symlink_to(base)  # the card has no absolute path
+    monkeypatch.chdir(tmp_path)
     result = runpy.run_path(str(tmp_path / "loading.py"), init_globals=names)
     assert isinstance(result["model"], PeftModel)
 
@@ -176,7 +180,7 @@ def test_a_name_cannot_break_out_of_the_card():
     ("flags", "message"),
     [
         (["--lora_r", "0"], "`lora_r` must be an integer >= 1, got 0"),
-        (["--lora_r", "40"], "must be at most min(d_in, d_out) = 32, got 40"),
+        (["--lora_r", "40"], "must have at least the adapter's rank 40, got rank 16"),
         (["--direction", "AB", "--scale", "2"], "`scale` must be 1 with `direction` 'AB'"),
         (["--rank_budget", "99"], "`--rank_budget` goes with `--allocation energy`"),
         (
@@ -301,3 +305,57 @@ def test_an_adapter_that_has_been_trained_since_is_not_replaced(spectrum, tmp_pa
     assert run(spectrum, start, "--overwrite") == 2
     assert "which hrp did not write, or not as it is now" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in start.iterdir()} == before
+
+
+def edited_base(base, folder, **changes):
+    """Copy the base model's config with changes; `hrp init` reads no weights."""
+    folder.mkdir()
+    config = json.loads((base / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 10**9, "head_dim": 8}, "`spectrum` has other shapes (d_out, d_in)"),
+        ({"intermediate_size": 10**9}, "`spectrum` has other shapes (d_out, d_in)"),
+        ({"num_hidden_layers": 10**9}, "`num_hidden_layers` of"),
+    ],
+)
+def test_a_base_of_absurd_size_is_refused_before_it_takes_memory(
+    base, spectrum, tmp_path, capsys, changes, message
+):
+    huge = edited_base(base, tmp_path / "huge", **changes)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert run(spectrum, tmp_path / "start", "--model_name_or_path", huge) == 2
+    assert message in capsys.readouterr().err
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024  # KiB
+    assert not (tmp_path / "start").exists()
+
+
+def test_no_key_of_a_spectrum_is_live_in_the_card_and_no_path_of_the_user_s_is_in_it():
+    from hrp.cli.modelcard import CardFacts, card
+
+    provenance = {"cost": {"<img src=x onerror=alert(1)>": 1, "[a](http://evil)": "`<b>`"}}
+    base, data = "/home/me/secret/base", "/home/me/secret/rows.jsonl"
+    text = card(CardFacts("sft", base, "/home/me/secret/out", {}, provenance, {}, data))
+    assert "\\<img src=x onerror=alert(1)\\>" in text
+    assert "\\[a\\](http://evil)" in text
+    assert "secret" not in text
+    assert "from_pretrained(base, 'out')" in text
+    assert "`rows.jsonl`" in text
+    assert "org/model" in card(CardFacts("sft", "org/model", "runs/out", {}, {}, {}))
+
+
+def test_terminal_escapes_in_a_spectrum_are_spelt_out(tmp_path, capsys):
+    from helpers.spectra_made import made_spectrum
+
+    name = "a\x1b[2J\x07\u202eb"
+    hostile = made_spectrum(layers=1, prefix=name, **{name: "x"})
+    hostile.save(tmp_path / "spectrum")
+    for flags in ([], ["--json"]):
+        assert call("inspect", tmp_path / "spectrum", *flags) == 0
+        out = capsys.readouterr().out
+        assert "\\x1b[2J" in out or "\\u001b[2J" in out
+        assert not set(out) & {"\x1b", "\x07", "\u202e"}

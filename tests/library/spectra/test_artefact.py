@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -64,6 +65,29 @@ def test_overwriting_removes_nothing_but_a_spectrum(folder):
     assert (folder / "checkpoint-5").is_dir()
     assert hrp.Spectrum.load(folder)["a.q"].rank == 6
     assert [path.name for path in folder.parent.iterdir()] == ["spectrum"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("spectrum.json", b'{"my": "notes"}'),
+        ("spectrum.json", b"not JSON"),
+        ("spectrum.safetensors", b"not safetensors"),
+        ("kept.safetensors", b""),
+    ],
+)
+def test_a_user_s_file_of_the_name_of_a_spectrum_s_is_not_replaced(folder, name, content):
+    (folder / name).write_bytes(content)
+    with pytest.raises(FileExistsError, match=f"holds '{name}' that is not of a spectrum"):
+        some_spectrum().crop(2).save(folder, overwrite=True)
+    assert (folder / name).read_bytes() == content
+
+
+def test_a_user_s_tensors_of_the_name_of_a_spectrum_s_are_not_replaced(folder):
+    save_file({"mine": torch.ones(2)}, folder / "spectrum.safetensors")
+    with pytest.raises(FileExistsError, match="is not replaced; move it away"):
+        some_spectrum().save(folder, overwrite=True)
+    assert list(load_file(folder / "spectrum.safetensors")) == ["mine"]
 
 
 def test_overwriting_does_not_replace_a_file(tmp_path):
@@ -177,3 +201,147 @@ def test_loading_writes_nothing(folder, tmp_path):
         "spectrum.json",
         "spectrum.safetensors",
     ]
+
+
+def changed(**parts):
+    """Return `module_spectrum` with other parts; beartype would refuse some before `save` does."""
+    module = module_spectrum(0)
+    for name, value in parts.items():
+        object.__setattr__(module, name, value)
+    return module
+
+
+def of_metric(metric):
+    return changed(left_metric=metric, right_metric=metric)
+
+
+UNSOUND = {
+    "NaN": changed(S=torch.full((6,), torch.nan)),
+    "ascending": changed(S=torch.arange(6.0)),
+    "not orthonormal": changed(U=torch.ones(20, 6)),
+    "half precision": changed(Vh=module_spectrum(0).Vh.half()),
+    "integers": changed(S=torch.arange(6).flip(0)),
+    "other shapes": changed(S=torch.ones(5)),
+    "a rank over the shape": changed(U=torch.ones(1, 6), Vh=torch.ones(6, 1)),
+    "on meta": changed(U=module_spectrum(0).U.to("meta")),
+    "sparse": changed(U=module_spectrum(0).U.to_sparse()),
+    "no tensor": changed(S=[1.0]),
+    "an infinite scaling": changed(scaling=float("inf")),
+    "no number as scaling": changed(scaling=torch.ones(2)),
+    "an endless scaling": changed(scaling=10**400),
+    "a metric with NaN": of_metric(torch.full((6, 6), torch.nan)),
+    "a negative metric": of_metric(-torch.eye(6)),
+    "a metric of another shape": of_metric(torch.eye(5)),
+}
+
+
+@pytest.mark.parametrize("kind", UNSOUND)
+def test_a_module_that_could_not_be_read_again_is_not_written(tmp_path, kind):
+    with pytest.raises(ValueError, match=r"of module 'a' cannot be saved: "):
+        hrp.Spectrum({"a": UNSOUND[kind]}).save(tmp_path / "spectrum")
+    assert list(tmp_path.iterdir()) == []
+
+
+LOOP: list = []
+LOOP.append(LOOP)
+
+
+@pytest.mark.parametrize(
+    ("provenance", "error"),
+    [
+        ({"loss": float("nan")}, ValueError),
+        ({"mask": torch.ones(2)}, TypeError),
+        ({"when": object()}, TypeError),
+        ({"names": {"a", "b"}}, TypeError),
+        ({"config": {(1, 2): 3}}, TypeError),
+        ({"loop": LOOP}, ValueError),
+    ],
+)
+def test_a_provenance_that_could_not_be_read_again_is_not_written(tmp_path, provenance, error):
+    with pytest.raises(error, match="`provenance` must hold finite numbers, text"):
+        hrp.Spectrum(some_spectrum(), provenance).save(tmp_path / "spectrum")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [("\ud800", {}), ("a", {"__metadata__": torch.ones(1)}), ("a", {"\udfff": torch.ones(1)})],
+)
+def test_a_name_that_could_not_be_read_again_is_not_written(tmp_path, name, kept):
+    with pytest.raises(ValueError, match="must be text in Unicode, got"):
+        hrp.Spectrum({name: module_spectrum(0)}, {}, kept).save(tmp_path / "spectrum")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "value", [torch.full((2,), torch.inf), torch.ones(2).to_sparse(), torch.ones(2, device="meta")]
+)
+def test_kept_values_that_could_not_be_read_again_are_not_written(tmp_path, value):
+    with pytest.raises(ValueError, match=r"'head' in `kept` cannot be saved"):
+        hrp.Spectrum(some_spectrum(), {}, {"head": value}).save(tmp_path / "spectrum")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensors_that_share_memory_are_written_apart(tmp_path):
+    module = module_spectrum(0)
+    head = torch.ones(3, 2, requires_grad=True)
+    kept = {"one": head, "two": head.T, "n": head[0]}
+    shared = hrp.Spectrum({"a": module, "b": module}, {}, kept)
+    shared.save(tmp_path / "spectrum")
+    loaded = hrp.Spectrum.load(tmp_path / "spectrum")
+    assert torch.equal(loaded["a"].U, loaded["b"].U)
+    assert torch.equal(loaded.kept["two"], head.T)
+    assert loaded.kept["n"].tolist() == [1.0, 1.0]
+
+
+def test_a_load_is_of_one_save_also_where_another_comes_in_between(folder, monkeypatch):
+    read = artefact.load_file
+
+    def interrupted(path, **settings):
+        monkeypatch.setattr(artefact, "load_file", read)
+        some_spectrum().crop(2).save(folder, overwrite=True)
+        return read(path, **settings)
+
+    monkeypatch.setattr(artefact, "load_file", interrupted)
+    assert hrp.Spectrum.load(folder)["a.q"].rank == 2
+
+
+def written(folder, shapes, **declared):
+    """Write a spectrum of one module of zeros by hand."""
+    folder.mkdir()
+    module = {"scaling": 1.0} | declared
+    header = {"format": "hrp-spectrum", "format_version": 2, "modules": {"a": module}}
+    (folder / "spectrum.json").write_text(json.dumps(header | {"provenance": {}}))
+    tensors = {f"a.{part}": torch.zeros(shape) for part, shape in shapes.items()}
+    save_file(tensors, folder / "spectrum.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(("d_out", "d_in"), [(1, 1), (1, 9), (9, 1)])
+def test_a_rank_over_the_shape_is_refused_before_anything_of_its_square(tmp_path, d_out, d_in):
+    rank = 60_000 if d_out == d_in else 2
+    shapes = {"U": (d_out, rank), "S": (rank,), "Vh": (rank, d_in)}
+    folder = written(tmp_path / "s", shapes, shape=[d_out, d_in], rank=rank)
+    with pytest.raises(hrp.SpectrumFormatError, match=r"must be from 1 to min\(d_out, d_in\) = 1"):
+        hrp.Spectrum.load(folder)
+
+
+def test_a_header_beyond_all_measure_is_refused_unread(folder):
+    with (folder / "spectrum.json").open("r+b") as file:
+        file.truncate(1 << 40)  # a hole: nothing is written
+    with pytest.raises(hrp.SpectrumFormatError, match="has more than 67108864 bytes"):
+        hrp.Spectrum.load(folder)
+
+
+@pytest.mark.parametrize("name", ["spectrum.json", "spectrum.safetensors", "kept.safetensors"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_or_device_in_place_of_a_file_is_refused_without_waiting(tmp_path, name, kind):
+    folder = tmp_path / "spectrum"
+    hrp.Spectrum(some_spectrum(), {}, {"head": torch.ones(1)}).save(folder)
+    (folder / name).unlink()
+    if kind == "pipe":
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).symlink_to("/dev/zero")
+    with pytest.raises((hrp.SpectrumFormatError, FileNotFoundError), match=f"has no {name}"):
+        hrp.Spectrum.load(folder)

@@ -17,6 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, set_seed
+from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
 from hrp_lab.bench import costs
 from hrp_lab.bench.costs import Costs, ModelSize
@@ -191,7 +192,9 @@ class Setup:
         """
         model = self.bench.skeleton(self.spec)
         config = model.config
-        entries = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+        entries = sum(
+            m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear | Conv1D)
+        )
         return ModelSize(
             entries // (2 if config.is_encoder_decoder else 1),
             num_layers=int(getattr(config, "num_hidden_layers", 0)),

@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hrp.validation import check_integer, check_positive
+from hrp.validation import check_integer, check_positive, is_finite
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Costs:
     def __post_init__(self) -> None:
         """Refuse negative and non-finite costs."""
         for name, value in vars(self).items():
-            if not (math.isfinite(value) and value >= 0):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (number and is_finite(value) and value >= 0):
                 raise ValueError(f"`{name}` must be finite and >= 0, got {value!r}")
 
     @property

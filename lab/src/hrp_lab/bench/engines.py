@@ -22,7 +22,7 @@ from hrp_lab.bench.record import Record
 from hrp_lab.bench.schedule import Job
 
 WORKER_MODULE = "hrp_lab.bench.run"
-_STARTED_EXIT = 70  # a worker that came up and then broke; Python's own 1 is one that never did
+_BROKEN_EXIT = 70  # of a worker whose job raised what nobody caught
 
 
 @dataclass(frozen=True)
@@ -138,11 +138,12 @@ class Workers:
         mine, its = self._context.Pipe()
         threads = max(1, (os.cpu_count() or 1) // self.slots)
         gpu = self._least_used_gpu()
-        process = self._context.Process(target=_serve, args=(its, self._places, threads))
+        came_up = self._context.Event()
+        process = self._context.Process(target=_serve, args=(its, self._places, threads, came_up))
         with _sees_only(gpu):
             process.start()
         its.close()
-        return _Worker(process, mine, gpu)
+        return _Worker(process, mine, came_up, gpu)
 
     def _least_used_gpu(self) -> str | None:
         used = [worker.gpu for worker in (*self._idle, *self._busy)]
@@ -163,7 +164,8 @@ class Workers:
                 self._idle.append(worker)
             except (EOFError, ConnectionResetError):
                 worker.process.join()
-                _check_started(worker.process.exitcode)
+                if not worker.came_up.is_set() and worker.process.exitcode == 1:
+                    raise _cannot_start() from None
                 results.append(Result(job, lost=f"exit code {worker.process.exitcode}"))
         return results
 
@@ -181,6 +183,7 @@ class Workers:
 class _Worker:
     process: Any
     connection: Connection
+    came_up: Any
     gpu: str | None = None
 
 
@@ -208,13 +211,12 @@ def _sees_only(gpu: str | None) -> Iterator[None]:
             os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
-def _check_started(exit_code: int) -> None:
-    if exit_code == 1:
-        raise ChildProcessError(
-            "the worker processes cannot start (see the traceback above); a script that calls "
-            "`hrp_lab.cli.main` must do so under `if __name__ == '__main__'`. "
-            "`--workers 1` needs none"
-        )
+def _cannot_start() -> ChildProcessError:
+    return ChildProcessError(
+        "the worker processes cannot start (see the traceback above); a script that calls "
+        "`hrp_lab.cli.main` must do so under `if __name__ == '__main__'`. "
+        "`--workers 1` needs none"
+    )
 
 
 def _context() -> Any:
@@ -233,8 +235,9 @@ def _context() -> Any:
     return context
 
 
-def _serve(connection: Connection, places: Places, threads: int) -> None:
+def _serve(connection: Connection, places: Places, threads: int, came_up: Any) -> None:
     """Do jobs until the other end closes; end with the parent process, however it ends."""
+    came_up.set()
     import torch
 
     if "OMP_NUM_THREADS" not in os.environ:
@@ -248,7 +251,7 @@ def _serve(connection: Connection, places: Places, threads: int) -> None:
         return
     except Exception:
         traceback.print_exc()
-        os._exit(_STARTED_EXIT)
+        os._exit(_BROKEN_EXIT)
 
 
 def _end_with_parent() -> None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-
+from hrp.cli.yaml_files import read_yaml
 from hrp.validation import check_choice, check_integer, check_positive
 from hrp_lab.bench.arm_defaults import ARM_DEFAULTS
 from hrp_lab.bench.arms import ARMS
@@ -27,6 +28,8 @@ from hrp_lab.bench.tasks import TASKS, check_task
 Budget = Literal["equal_total", "equal_compute", "amortised", "equal_finetuning"]
 _ARM_KEYS = ("name", "learning_rates", "lora", "budgets", *ARM_DEFAULTS)
 _TASK_KEYS = ("name", "options", "steps", "batch_size")
+_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
+_MOST_RUNS = 100_000
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,11 @@ class Experiment:
 
     def __post_init__(self) -> None:
         """Check every name, so that a slip costs no training."""
+        if not (isinstance(self.experiment, str) and re.fullmatch(_NAME, self.experiment)):
+            raise ValueError(
+                "`experiment` must be of letters, digits and ._+-, as it names a folder, got "
+                f"{self.experiment!r}"
+            )
         for task in self.tasks:
             check_task(task["name"])
             _check_keys("tasks", task, _TASK_KEYS)
@@ -102,16 +110,24 @@ def load_experiment(path: Path) -> Experiment:
     """Read an experiment; raise ``ValueError`` or ``FileNotFoundError`` that says what is wrong."""
     if not path.is_file():
         raise FileNotFoundError(f"the experiment's file '{path}' is missing; give its path")
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
+    settings = read_yaml(path)
     if not isinstance(settings, dict):
         raise ValueError(f"'{path}' must hold a mapping, got {type(settings).__name__}")
     try:
-        return experiment_from(settings)
-    except (TypeError, ValueError) as error:
+        experiment = experiment_from(settings)
+        _check_size(experiment)
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"'{path}': {error}") from error
+    return experiment
+
+
+def _check_size(experiment: Experiment) -> None:
+    """Raise ``ValueError`` for more runs than can be meant, before they are listed."""
+    shown = len(experiment.tasks) * len(experiment.arms)
+    if shown <= _MOST_RUNS:
+        shown = sum(len(line.grid) for line in lines(experiment)) * len(experiment.seeds)
+    if shown > _MOST_RUNS:
+        raise ValueError(f"an experiment must have at most {_MOST_RUNS} runs, got {shown}")
 
 
 def experiment_from(settings: Mapping[str, Any]) -> Experiment:
@@ -308,5 +324,7 @@ def _section(experiment: Experiment, arm: Mapping[str, Any], name: str) -> Itera
         _check_keys(name, settings, tuple(ARM_DEFAULTS[name]))
     merged = {**ARM_DEFAULTS[name], **given[0], **given[1]}
     spread = [value if isinstance(value, list) else [value] for value in merged.values()]
+    if (count := math.prod(map(len, spread))) > _MOST_RUNS:
+        raise ValueError(f"`{name}` must spread to at most {_MOST_RUNS} arms, got {count}")
     for values in itertools.product(*spread):
         yield {key: value for key, value in zip(merged, values, strict=True) if value is not None}

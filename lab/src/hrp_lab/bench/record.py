@@ -18,6 +18,7 @@ from hrp_lab.bench.costs import Costs
 SCHEMA = "hrp-record"
 SCHEMA_VERSION = 1
 CURVE_DIGITS = 5  # significant digits of the losses in packed records
+_TEXTS = ("status", "reason", "device", "command", "started", "ended")
 Status = Literal["ok", "failed", "not-applicable"]
 LossCurve = tuple[tuple[int, float], ...]
 
@@ -113,7 +114,18 @@ class Record:
     ended: str = ""
 
     def __post_init__(self) -> None:
-        """Check that the status is borne out."""
+        """Check the types of all fields, and that the status is borne out."""
+        for name, value in vars(self).items():
+            if name in _TEXTS and not isinstance(value, str):
+                raise ValueError(f"`{name}` must be text, got {value!r}")
+        if not all(isinstance(text, str) for item in self.versions.items() for text in item):
+            raise ValueError(f"`versions` must hold text, got {dict(self.versions)!r}")
+        git = isinstance(self.git_commit, str | None), isinstance(self.git_dirty, bool | None)
+        if not all(git):
+            raise ValueError(
+                "`git_commit` must be text and `git_dirty` true or false, or both null, got "
+                f"{self.git_commit!r} and {self.git_dirty!r}"
+            )
         check_choice("status", self.status, get_args(Status))
         if self.status != "ok" and not self.reason:
             raise ValueError(f"`reason` must say why the status is {self.status!r}, got ''")
@@ -172,7 +184,7 @@ class Record:
         run_id = fields.pop("run_id", None)
         try:
             record = cls(**_parsed(fields))
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
             raise RecordError(f"its fields are not those of a record ({error})") from error
         if run_id != record.run_id:
             raise RecordError(f"`run_id` {run_id!r} is not that of its run, {record.run_id!r}")

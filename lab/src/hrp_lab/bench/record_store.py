@@ -93,7 +93,9 @@ def find_records(source: Path) -> dict[str, Record]:
     singles, lines = _single_files(source), _lines(packed_path(source))
     broken: list[str] = []
     packed = _parsed(lines, broken)
-    single = _parsed([(f"'{path}'", path.read_bytes()) for path in singles], broken)
+    broken += [f"'{path}': no file" for path in singles if not path.is_file()]  # a pipe, a device
+    texts = [(f"'{path}'", path.read_bytes()) for path in singles if path.is_file()]
+    single = _parsed(texts, broken)
     for run_id in packed.keys() & single.keys():
         (line, kept), (file, again) = packed[run_id], single[run_id]
         if again.ended < kept.ended:
@@ -118,8 +120,10 @@ def _single_files(source: Path) -> list[Path]:
 
 def _lines(packed: Path) -> list[tuple[str, bytes]]:
     """Return every line of a packed file, with its place for error messages."""
-    if not packed.is_file():
+    if not packed.exists():
         return []
+    if not packed.is_file():
+        raise RecordError(f"'{packed}' is no file; move it elsewhere")
     lines = packed.read_bytes().removesuffix(b"\n").split(b"\n")
     return [(f"'{packed}', line {number}", line) for number, line in enumerate(lines, start=1)]
 
@@ -169,7 +173,7 @@ def pack(source: Path) -> tuple[Path, int]:
     """
     packed = packed_path(source)
     with _locked(packed.parent):
-        texts = {path: path.read_bytes() for path in _single_files(source)}
+        texts = {path: path.read_bytes() for path in _single_files(source) if path.is_file()}
         records = load_records(source)
         if texts:
             write_text(packed, "".join(record.to_line() for record in records))

@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import get_worker_info
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
@@ -46,16 +48,37 @@ class Trained:
 
 
 class CountingCollator:
-    """Collates, and counts the tokens of each batch, padding left out."""
+    """Collates, and counts the tokens of each batch, padding left out.
 
-    def __init__(self, collator: Callable[[list[Example]], Any]) -> None:
+    Processes of a dataloader have copies of it, which write their counts into the file ``log``.
+    """
+
+    def __init__(self, collator: Callable[[list[Example]], Any], log: Path) -> None:
         self._collator = collator
+        self._log = log
+        self._calls = 0
         self._tokens: list[int] = []
 
     def __call__(self, rows: list[Example]) -> Any:
         """Collate ``rows``."""
-        self._tokens.append(sum(len(row["input_ids"]) for row in rows))
+        count = sum(len(row["input_ids"]) for row in rows)
+        worker = get_worker_info()
+        if worker is None:
+            self._tokens.append(count)
+        else:  # a short line is appended whole
+            with self._log.open("a", encoding="utf-8") as log:
+                log.write(f"{worker.seed - worker.id} {self._calls} {worker.id} {count}\n")
+        self._calls += 1
         return self._collator(rows)
+
+    def collect(self) -> None:
+        """Take in what processes have counted: they serve an epoch's batches in turn."""
+        if not self._log.exists():
+            return
+        lines = [tuple(map(int, line.split())) for line in self._log.read_text().splitlines()]
+        epochs = list(dict.fromkeys(line[0] for line in lines))
+        lines.sort(key=lambda line: (epochs.index(line[0]), *line[1:3]))
+        self._tokens += [line[3] for line in lines]
 
     def tokens(self, batches: int) -> int:
         """Count the tokens of the first ``batches`` batches; loaders fetch more than is used."""
@@ -77,8 +100,8 @@ class FiniteLoss(TrainerCallback):
 @contextmanager
 def trainer_arguments(plan: Plan) -> Iterator[tuple[dict[str, Any], CountingCollator]]:
     """Give the keyword arguments of a ``Trainer``, and its collator, which counts tokens."""
-    collator = CountingCollator(plan.speed.collator(plan.task))
     with tempfile.TemporaryDirectory(prefix="hrp-bench-") as scratch:
+        collator = CountingCollator(plan.speed.collator(plan.task), Path(scratch) / "tokens")
         args = TrainingArguments(
             **DEFAULTS
             | {
@@ -99,6 +122,7 @@ def trainer_arguments(plan: Plan) -> Iterator[tuple[dict[str, Any], CountingColl
             | dict(plan.training)
         )
         yield {"args": args, "train_dataset": plan.task.train, "data_collator": collator}, collator
+        collator.collect()
 
 
 def fine_tune(

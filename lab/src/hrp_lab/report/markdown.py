@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
 from hrp.files import write_text
 from hrp.report.blocks import Block, FigureBlock, Heading, Sentences, TableBlock
 from hrp.report.figures import save
+from hrp.report.table import markdown_text
 from hrp_lab.bench.record import Record
 from hrp_lab.bench.stats import CONTROL
 from hrp_lab.report.sections import sections
@@ -39,7 +41,7 @@ def write_page(
     text = [f"# {title}\n", *[f"{reading.strip()}\n"] * bool(reading)]
     figures = []
     for section in sections(records, metric, control):
-        text += [f"## {section.title}\n", *map(_rendered, section.blocks)]
+        text += [f"## {markdown_text(section.title)}\n", *map(_rendered, section.blocks)]
         figures += [block for block in section.blocks if isinstance(block, FigureBlock)]
     for block in figures:
         save(block.figure, out.parent / "figures" / _file_name(block))
@@ -51,15 +53,16 @@ def _rendered(block: Block) -> str:
     """Return the block's Markdown, with a line feed at its end."""
     match block:
         case Sentences(lines):
-            return "".join(f"- {line}\n" for line in lines)
+            return "".join(f"- {markdown_text(line)}\n" for line in lines)
         case Heading(text):
-            return f"### {text}\n"
+            return f"### {markdown_text(text)}\n"
         case FigureBlock(_, _, caption):
-            return f"![{caption}](figures/{_file_name(block)})\n\n{caption}.\n"
+            said = markdown_text(caption)
+            return f"![{said}](figures/{_file_name(block)})\n\n{said}.\n"
         case TableBlock(table, ""):
             return table.markdown()
         case TableBlock(table, summary):
-            opening = f"<details>\n<summary>{summary}</summary>\n"
+            opening = f"<details>\n<summary>{escape(summary)}</summary>\n"
             return f"{opening}\n{table.markdown()}\n</details>\n"
 
 

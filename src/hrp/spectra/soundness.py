@@ -1,0 +1,58 @@
+"""Tells what is wrong with the parts of a module's spectrum: one list for reading and writing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hrp.validation import is_finite
+
+_DTYPES = (torch.float32, torch.float64)
+_ORTHONORMAL_TOLERANCE = 1e-3
+
+
+def fault_of(U: Any, S: Any, Vh: Any, scaling: Any, *metrics: Any) -> str | None:
+    """Return what keeps these from being a spectrum, in words; None where nothing does.
+
+    The shapes come first, so that no product is larger than its factors: the rank is at most
+    ``min(d_out, d_in)``.
+    """
+    parts = (U, S, Vh, *metrics)
+    if not all(isinstance(part, Tensor) and part.layout == torch.strided for part in parts):
+        return "U, S, Vh and metrics must be dense tensors"
+    if any(part.device.type == "meta" for part in parts):
+        return "tensors on the meta device hold nothing"
+    shapes = [tuple(part.shape) for part in parts]
+    rank = S.numel()
+    d_out, d_in = U.shape[0] if U.dim() else 0, Vh.shape[-1] if Vh.dim() else 0
+    if shapes[:3] != [(d_out, rank), (rank,), (rank, d_in)]:
+        return f"U, S and Vh must be (d_out, rank), (rank,) and (rank, d_in), got {shapes[:3]}"
+    if not 1 <= rank <= min(d_out, d_in):
+        return f"its rank must be from 1 to min(d_out, d_in) = {min(d_out, d_in)}, got {rank}"
+    if shapes[3:] != [(rank, rank)] * len(metrics):
+        return f"a metric must be ({rank}, {rank}), got {shapes[3:]}"
+    if any(part.dtype not in _DTYPES for part in parts) or not _is_number(scaling):
+        return "dtypes must be float32 or float64, scaling finite"
+    if not _is_svd(U, S, Vh):
+        return (
+            "S must be finite, descending and non-negative, the columns of U and the rows of Vh "
+            "orthonormal"
+        )
+    if not all(m.isfinite().all() and (m.diagonal() >= 0).all() for m in metrics):
+        return "a metric must be finite, with no negative number on its diagonal"
+    return None
+
+
+def _is_number(scaling: Any) -> bool:
+    number = isinstance(scaling, int | float) and not isinstance(scaling, bool)
+    return number and is_finite(scaling)
+
+
+def _is_svd(U: Tensor, S: Tensor, Vh: Tensor) -> bool:
+    if not (S.isfinite().all() and (S >= 0).all() and (S.diff() <= 0).all()):
+        return False
+    identity = torch.eye(len(S), dtype=U.dtype, device=U.device)
+    errors = [(gram - identity).abs().max() for gram in (U.mT @ U, (Vh @ Vh.mT).to(U))]
+    return all(bool(error < _ORTHONORMAL_TOLERANCE) for error in errors)
