@@ -7,7 +7,6 @@ from hrp_lab.bench.comparisons import analyse, arm_labels, main_metric, setting,
 from hrp_lab.bench.costs import Costs
 from hrp_lab.bench.record import RecordError
 
-
 NOW = {"truncation": "loss"}  # a section without it is superseded, and says so in its name
 
 
@@ -119,7 +118,7 @@ def test_what_differs_in_more_than_the_start_is_never_compared(name, setting, ot
 
 def test_views_that_share_all_settings_need_no_further_name():
     assert {view.settings for view in views(benchmark())} == {""}
-    assert views(benchmark())[0].title == "standin-a: gsm8k, equal total steps (450)"
+    assert views(benchmark())[0].title == "GSM8K, 450 steps in all (standin-a)"
 
 
 def test_a_failed_rate_counts_for_its_own_configuration_alone():

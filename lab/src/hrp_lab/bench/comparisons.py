@@ -17,6 +17,20 @@ from hrp_lab.bench.sweeps import Best, Scores, minimised, scores, select
 Basis = Literal["equal total steps", "equal fine-tuning steps"]
 ORACLES = ("oracle-b", "oracle-a")
 _SHORT = {"preheat_rank": "R", "preheat_steps": "K"}
+_TASK_WORDS = {
+    "gsm8k": "GSM8K",
+    "metamath-gsm8k": "MetaMath, judged by GSM8K",
+    "wordproblems": "Word problems",
+    "glue-cola": "CoLA",
+    "glue-sst2": "SST-2",
+    "glue-mrpc": "MRPC",
+    "glue-qnli": "QNLI",
+    "glue-mnli": "MNLI",
+}
+_BASIS_WORDS: dict[Basis, str] = {
+    "equal total steps": "{} steps in all",
+    "equal fine-tuning steps": "{} steps of fine-tuning, the start on top",
+}
 _DORA_HRP = "dora-hrp-ab"
 # What the control must share with an arm for their difference to be the start's.
 _ALIKE = ("model", "dtype", "batch_size", "lora.r")
@@ -47,9 +61,14 @@ class View:
 
     @property
     def title(self) -> str:
-        """Return experiment, task, basis, steps and settings, as a heading."""
-        title = f"{self.experiment}: {self.task}, {self.basis} ({self.steps})"
-        return f"{title}, {self.settings}" if self.settings else title
+        """Return task, steps, settings and experiment, as a heading.
+
+        A task's name is the part that people know it by, in their spelling.
+        """
+        task = _TASK_WORDS.get(self.task, self.task)
+        counted = _BASIS_WORDS[self.basis].format(self.steps)
+        settings = f", {self.settings}" * bool(self.settings)
+        return f"{task}, {counted}{settings} ({self.experiment})"
 
 
 @dataclass(frozen=True)
