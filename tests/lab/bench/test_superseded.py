@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from helpers.tiny_bench import BASE
+from helpers.tiny_bench import BASE, TinyBench, spec
+from hrp_lab.bench import starts
 from hrp_lab.bench.arms import ARMS
 from hrp_lab.bench.comparisons import analyse, shown_arm, superseded, views
+from hrp_lab.bench.context import Setup
 from hrp_lab.bench.protocol import experiment_from, load_experiment, plan
 from hrp_lab.bench.record import Record, RunSpec
 from hrp_lab.bench.record_store import find_records
@@ -78,7 +80,7 @@ def test_an_experiment_plans_every_run_that_it_has_a_record_of(name):
 def test_an_arm_of_old_settings_does_what_it_did(arm, monkeypatch):
     made = []
 
-    class Setup:
+    class OnlySections:
         def __init__(self, section):
             self.config = section
 
@@ -93,13 +95,23 @@ def test_an_arm_of_old_settings_does_what_it_did(arm, monkeypatch):
             (spectrum, how)
         ),
     )
-    ARMS[arm].start(Setup({"scale": 1.0}))
-    ARMS[arm].start(Setup({"scale": 1.0, "truncation": "loss", "keep": True}))
+    ARMS[arm].start(OnlySections({"scale": 1.0}))
+    ARMS[arm].start(OnlySections({"scale": 1.0, "truncation": "loss", "keep": True}))
     today = "as DoRA" if arm == "dora-hrp-ab" else "as LoRA"
     assert made == [
         ("as LoRA", {"truncation": "frobenius", "keep": False}),
         (today, {"truncation": "loss", "keep": True}),
     ]
+
+
+def test_preheating_of_old_had_no_warm_up_whatever_the_default_is_now(tmp_path):
+    bench = TinyBench(tmp_path)
+    small = {"preheat_rank": 4, "preheat_steps": 2}
+    settings = [
+        starts._preheating(Setup(bench, spec("hrp-ab", hrp=small | changes)))["warmup_share"]
+        for changes in (OLD, {"warmup_share": 0.5})
+    ]
+    assert settings == [0.0, 0.5]
 
 
 def test_records_without_preheating_are_never_superseded():

@@ -17,6 +17,7 @@ from hrp_lab.bench.sweeps import FORGETTING, Best
 
 _MOST_LINES = 7
 _SHORT_NAME = 15  # letters, of which a legend has room for three columns
+_NAME = 30  # letters of an arm that are shown
 _MOST_POINTS = 120
 _GREY = "#7d8590"
 _VERDICT_COLOURS = {"better": "#009e73", "worse": "#d55e00"}
@@ -58,7 +59,7 @@ def differences(analysis: Analysis) -> Figure:
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_xlim(-reach, reach)
         axes.xaxis.set_major_locator(MaxNLocator(6, symmetric=True))
-        names = [plain(comparison.arm, 28) for comparison in compared]
+        names = [plain(comparison.arm, _NAME) for comparison in compared]
         axes.set_yticks(range(len(compared)), names)
         axes.set_ylim(max(len(compared), 1) - 0.4, -0.6)  # first row on top, none on the frame
         difference = f"{plain(analysis.metric)}, minus {plain(analysis.control)}"
@@ -110,7 +111,7 @@ def trade_off(analysis: Analysis) -> Figure | None:
                     values.mean(), sign * (best.mean - level), fmt="o", capsize=2.5,
                     xerr=np.std(values, ddof=1) if len(values) > 1 else None,
                     yerr=best.spread if len(best.values) > 1 else None,
-                    color=look["color"], label=plain(arm, 24),
+                    color=look["color"], label=plain(arm, _NAME),
                 )  # fmt: skip
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.set_xlabel("forgetting: rise of the loss on other text, nats a token")
@@ -154,7 +155,7 @@ def _sweep(axes: Any, best: Best, frame: tuple[float, float], look: Mapping[str,
     values = [list(best.by_rate[rate].values()) for rate in rates]
     means = np.array([np.mean(scores) for scores in values])
     whole = np.isin(rates, best.complete)
-    axes.plot(rates, means, linewidth=1.2, label=plain(best.arm, 24), **look)
+    axes.plot(rates, means, linewidth=1.2, label=plain(best.arm, _NAME), **look)
     low, high = ([end(scores) for scores in values] for end in (min, max))
     axes.fill_between(rates, low, high, where=whole, color=shade, alpha=0.15, lw=0)
     marks = np.select([means < frame[0], means > frame[1]], ["v", "^"], "o")
@@ -233,7 +234,7 @@ def loss_curves(analysis: Analysis) -> Figure | None:
             steps, losses = curves[arm]
             if charged:
                 steps = steps + analysis.records_of(arm)[0].costs.charged_steps
-            label = plain(arm, 24) + f" and {len(arms) - 1} alike" * (len(arms) > 1)
+            label = plain(arm, _NAME) + f" and {len(arms) - 1} alike" * (len(arms) > 1)
             axes.plot(steps, losses.mean(0), label=label, linewidth=1.2, **look)
             low, high = losses.min(0), losses.max(0)
             axes.fill_between(steps, low, high, color=look["color"], alpha=0.15, linewidth=0)
