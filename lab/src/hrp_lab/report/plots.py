@@ -251,7 +251,7 @@ def _coinciding(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[lis
     The control leads its group.
     """
     groups: dict[bytes, list[str]] = {}
-    for arm, (steps, losses) in reversed(curves.items()):  # the control is last
+    for arm, (steps, losses) in reversed(list(curves.items())):  # the control is last
         if len(steps):
             groups.setdefault(steps.tobytes() + losses.tobytes(), []).append(arm)
     return list(groups.values())[::-1]
