@@ -21,6 +21,7 @@ _TASK_WORDS = {
     "gsm8k": "GSM8K",
     "metamath-gsm8k": "MetaMath, judged by GSM8K",
     "wordproblems": "Word problems",
+    "function-names": "Names of functions",
     "glue-cola": "CoLA",
     "glue-sst2": "SST-2",
     "glue-mrpc": "MRPC",
