@@ -7,6 +7,8 @@ from hrp_lab.bench.comparisons import analyse, arm_labels, main_metric, setting,
 from hrp_lab.bench.costs import Costs
 from hrp_lab.bench.record import RecordError
 
+NOW = {"truncation": "loss"}  # a section without it is superseded, and says so in its name
+
 
 def test_both_bases_hold_every_arm_at_the_same_number_of_steps():
     total, tuned = views(benchmark())
@@ -60,7 +62,7 @@ def test_failures_are_in_no_view():
 
 def test_configurations_of_one_arm_are_told_apart_by_what_differs_first_rank_then_steps():
     records = [
-        full_record("hrp-b", seed, hrp={"preheat_rank": R, "preheat_steps": K, "batches": K})
+        full_record("hrp-b", seed, hrp=NOW | {"preheat_rank": R, "preheat_steps": K, "batches": K})
         for R in (4, 16)
         for K in (5, 10)
         for seed in (0, 1)
@@ -82,11 +84,11 @@ def test_an_arm_with_one_configuration_keeps_its_name():
 
 def test_configurations_that_share_no_rate_and_seed_are_not_merged():
     ranks = [
-        full_record("hrp-ab", seed, rate, hrp={"preheat_rank": R})
+        full_record("hrp-ab", seed, rate, hrp=NOW | {"preheat_rank": R})
         for R, rate in ((64, 1e-3), (128, 2e-3))
         for seed in range(3)
     ]
-    seeds = [full_record("hrp-b", seed, hrp={"scale": float(seed > 0)}) for seed in range(3)]
+    seeds = [full_record("hrp-b", seed, hrp=NOW | {"scale": float(seed > 0)}) for seed in range(3)]
     labels = sorted(set(arm_labels([*ranks, *seeds]).values()))
     assert labels == ["hrp-ab R=128", "hrp-ab R=64", "hrp-b scale=0.0", "hrp-b scale=1.0"]
 
@@ -116,16 +118,16 @@ def test_what_differs_in_more_than_the_start_is_never_compared(name, setting, ot
 
 def test_views_that_share_all_settings_need_no_further_name():
     assert {view.settings for view in views(benchmark())} == {""}
-    assert views(benchmark())[0].title == "standin-a: gsm8k, equal total steps (450)"
+    assert views(benchmark())[0].title == "GSM8K, 450 steps in all (standin-a)"
 
 
 def test_a_failed_rate_counts_for_its_own_configuration_alone():
     records = [
-        full_record("hrp-b", 0, rate, 420, 30, 1.4 - rate, hrp={"preheat_rank": R})
+        full_record("hrp-b", 0, rate, 420, 30, 1.4 - rate, hrp=NOW | {"preheat_rank": R})
         for R in (4, 8)
         for rate in (1e-3, 2e-3)
     ]
-    hot = full_record("hrp-b", 0, 4e-3, 420, 30, hrp={"preheat_rank": 4})
+    hot = full_record("hrp-b", 0, 4e-3, 420, 30, hrp=NOW | {"preheat_rank": 4})
     failed = dataclasses.replace(hot, status="failed", reason="NaN", metrics={}, costs=Costs())
     best = analyse(views([*records, failed])[0]).best
     assert {arm: sweep.on_edge for arm, sweep in best.items()} == {

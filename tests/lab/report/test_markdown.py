@@ -12,7 +12,7 @@ def test_the_reading_stands_first_and_every_figure_lies_beside_the_page(tmp_path
     out = tmp_path / "docs" / "page.md"
     count = write_page(benchmark(), out, title="A title", reading="\nWhat *we* read.\n\n")
     text = out.read_text()
-    assert text.startswith("# A title\n\nWhat *we* read.\n\n## standin-a: gsm8k")
+    assert text.startswith("# A title\n\nWhat *we* read.\n\n## GSM8K, 450 steps in all")
     linked = re.findall(r"\]\((figures/[^)]+)\)", text)
     assert len(linked) == count == len(set(linked)) > 3
     assert sorted(out.parent / name for name in linked) == sorted(out.parent.glob("figures/*"))
@@ -20,7 +20,7 @@ def test_the_reading_stands_first_and_every_figure_lies_beside_the_page(tmp_path
 
 def test_without_a_reading_the_first_view_follows_the_title(tmp_path):
     write_page(benchmark(), tmp_path / "page.md")
-    assert (tmp_path / "page.md").read_text().startswith("# Results\n\n## standin-a: gsm8k")
+    assert (tmp_path / "page.md").read_text().startswith("# Results\n\n## GSM8K, 450 steps")
 
 
 def test_no_experiment_s_name_leads_a_figure_out_of_its_folder(tmp_path):

@@ -40,8 +40,8 @@ def parts(records):
 def test_views_come_first_then_runs_without_a_result_then_provenance(parts):
     titles = [section.title for section in parts]
     assert titles == [
-        "standin-a: gsm8k, equal total steps (450)",
-        "standin-a: gsm8k, equal fine-tuning steps (450)",
+        "GSM8K, 450 steps in all (standin-a)",
+        "GSM8K, 450 steps of fine-tuning, the start on top (standin-a)",
         "Runs without a result",
         "Provenance",
     ]

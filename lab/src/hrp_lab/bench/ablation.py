@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from hrp_lab.bench.comparisons import Analysis, setting
+from hrp_lab.bench.comparisons import Analysis, setting, shown_arm
 from hrp_lab.bench.stats import LEVEL, Pool
 
 FACTORS = ("preheat_rank", "preheat_steps")
@@ -35,7 +35,7 @@ def grids(analysis: Analysis) -> list[Grid]:
     for label in analysis.best:
         record = analysis.records_of(label)[0]
         cell = str(setting(record, FACTORS[0])), str(setting(record, FACTORS[1]))
-        by_arm.setdefault(record.arm, []).append((cell, label))
+        by_arm.setdefault(shown_arm(record), []).append((cell, label))
     all_grids = []
     for arm, cells in sorted(by_arm.items()):
         labels = dict(cells)

@@ -30,7 +30,10 @@ ARM_DEFAULTS: dict[str, dict[str, Any]] = {
 """Each section holds a kind's settings; the records of an arm hold the sections that it uses.
 
 - hrp: see `hrp.HRPConfig`; ``learning_rate`` is preheating's, ``preheat_steps`` a number or a
-  share of all steps of the run. Both have fixed defaults here: a record holds what was run.
+  share of all steps of the run. Both have fixed defaults here: a record holds what was run. An
+  experiment whose records are older than the last four settings sets them to null, which leaves
+  them out of the config and so out of the run's id; its arms do what they did: the plain cut,
+  nothing kept, DoRA preheated as LoRA.
 - squeeze: rank that is trained before the cut; share of the steps that follow it.
 - auto: for "hrp-auto": direction, the most preheating as a share of all steps, and settings of
   HRPConfig.

@@ -241,15 +241,24 @@ def _hrp(
     def start(setup: Setup) -> Start:
         section = setup.section("hrp")
         scale = 1.0 if direction == "AB" else section["scale"]
-        how = {
-            "truncation": fixed.get("truncation", section["truncation"]),
-            "keep": fixed.get("keep", section["keep"]),
-        }
+        how = _cut(section) | {name: fixed[name] for name in _CUT if name in fixed}
         variant = {k: fixed[k] for k in ("use_dora", "use_rslora") if k in fixed}
-        spectrum = starts.preheated_as_dora(setup) if kept else starts.preheated(setup)
+        as_dora = kept and "truncation" in section
+        spectrum = starts.preheated_as_dora(setup) if as_dora else starts.preheated(setup)
         return _directed(setup, spectrum, direction, scale, freeze, how, **variant)
 
     return start
+
+
+_CUT: Mapping[str, Any] = {"truncation": "frobenius", "keep": False}
+
+
+def _cut(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how the update is cut; a section that does not say so has the plain cut of old.
+
+    See `hrp_lab.bench.comparisons.superseded`: an old experiment plans and does what it did.
+    """
+    return {name: section.get(name, old) for name, old in _CUT.items()}
 
 
 _HRP: Mapping[str, Any] = {"sections": ("hrp",), "charged": True, "shares": starts.preheated}
@@ -287,9 +296,8 @@ register("squeeze-tail", "LoRA-Squeeze with its last steps at the low rank", cha
 )
 def hrp_auto(setup: Setup) -> Start:
     """Preheat until the subspaces settle; charge the steps that this took."""
-    return _directed(
-        setup, starts.preheated_until_settled(setup), setup.section("auto")["direction"]
-    )
+    direction, how = setup.section("auto")["direction"], _cut(setup.section("hrp"))
+    return _directed(setup, starts.preheated_until_settled(setup), direction, how=how)
 
 
 # --- asymmetric LoRA from random starts, and the headroom -----------------------------------

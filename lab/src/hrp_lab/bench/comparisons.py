@@ -17,6 +17,22 @@ from hrp_lab.bench.sweeps import Best, Scores, minimised, scores, select
 Basis = Literal["equal total steps", "equal fine-tuning steps"]
 ORACLES = ("oracle-b", "oracle-a")
 _SHORT = {"preheat_rank": "R", "preheat_steps": "K"}
+_TASK_WORDS = {
+    "gsm8k": "GSM8K",
+    "metamath-gsm8k": "MetaMath, judged by GSM8K",
+    "wordproblems": "Word problems",
+    "function-names": "Names of functions",
+    "glue-cola": "CoLA",
+    "glue-sst2": "SST-2",
+    "glue-mrpc": "MRPC",
+    "glue-qnli": "QNLI",
+    "glue-mnli": "MNLI",
+}
+_BASIS_WORDS: dict[Basis, str] = {
+    "equal total steps": "{} steps in all",
+    "equal fine-tuning steps": "{} steps of fine-tuning, the start on top",
+}
+_DORA_HRP = "dora-hrp-ab"
 # What the control must share with an arm for their difference to be the start's.
 _ALIKE = ("model", "dtype", "batch_size", "lora.r")
 
@@ -46,9 +62,14 @@ class View:
 
     @property
     def title(self) -> str:
-        """Return experiment, task, basis, steps and settings, as a heading."""
-        title = f"{self.experiment}: {self.task}, {self.basis} ({self.steps})"
-        return f"{title}, {self.settings}" if self.settings else title
+        """Return task, steps, settings and experiment, as a heading.
+
+        A task's name is the part that people know it by, in their spelling.
+        """
+        task = _TASK_WORDS.get(self.task, self.task)
+        counted = _BASIS_WORDS[self.basis].format(self.steps)
+        settings = f", {self.settings}" * bool(self.settings)
+        return f"{task}, {counted}{settings} ({self.experiment})"
 
 
 @dataclass(frozen=True)
@@ -150,13 +171,35 @@ def _views_of(key: tuple[str, str], group: list[Record], control: str) -> list[V
     return all_views
 
 
+def superseded(record: Record) -> bool:
+    """Return whether the record is of an arm that has changed its meaning since.
+
+    A section ``hrp`` without ``truncation`` was run when preheated updates were cut by the plain
+    SVD, nothing that preheating had trained beside the factors was kept, and DoRA was preheated as
+    LoRA, with magnitudes as they follow from the start.
+    """
+    return "truncation" not in record.run.config.get("hrp", {"truncation": "not preheated"})
+
+
+def shown_arm(record: Record) -> str:
+    """Return the arm's name, which says of a superseded record what was run.
+
+    Such an arm is never mixed with the arm of the same name of today: what "hrp-ab (plain cut)"
+    did, `hrp-ab-frobenius` with ``keep: false`` does now, and "dora-hrp-ab (reset)" is
+    `dora-hrp-ab-reset` with the plain cut.
+    """
+    if not superseded(record):
+        return record.arm
+    return f"{record.arm} ({'reset' if record.arm == _DORA_HRP else 'plain cut'})"
+
+
 def arm_labels(records: Sequence[Record]) -> dict[str, str]:
     """Name each run, by its id, after its arm and the settings that tell configurations apart.
 
     Two records whose configurations differ in anything are of different arms. Settings are added,
     preheating's rank and steps first, only until they tell all configurations apart.
     """
-    labels = told_apart([(record.arm, record.run.config) for record in records])
+    labels = told_apart([(shown_arm(record), record.run.config) for record in records])
     return {record.run_id: label for record, label in zip(records, labels, strict=True)}
 
 

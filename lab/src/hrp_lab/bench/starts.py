@@ -74,7 +74,7 @@ def _preheating(setup: Setup) -> dict[str, Any]:
 
     ``own_learning_rate`` is that of all that is trained beside the factors.
     """
-    settings = setup.section("hrp")
+    settings = {"warmup_share": 0.0} | setup.section("hrp")  # of old there was none
     for name in _OF_THE_START:
         settings.pop(name, None)
     config = HRPConfig(**settings).of_run(setup.spec.config["steps"])

@@ -12,6 +12,8 @@ import numpy as np
 from hrp_lab.bench.record import Record, RecordError
 
 Scores = Mapping[str, Mapping[float, Mapping[int, float]]]  # arm -> learning rate -> seed -> value
+FORGETTING = "forgetting"
+"""The metric of `hrp_lab.bench.tasks.forgetting`; less is better."""
 _LONE_RATE_RATIO = 3.0
 
 
@@ -23,8 +25,10 @@ def minimised(metric: str) -> bool:
     >>> minimised("eval_loss"), minimised("lm_eval_pile_bits_per_byte"), minimised("exact_match")
     (True, True, False)
     """
-    return metric.endswith("loss") or any(
-        word in metric for word in ("perplexity", "bits_per_byte")
+    return (
+        metric == FORGETTING
+        or metric.endswith("loss")
+        or any(word in metric for word in ("perplexity", "bits_per_byte"))
     )
 
 

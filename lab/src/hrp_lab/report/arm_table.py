@@ -12,6 +12,8 @@ from hrp_lab.bench.oracle_gap import Share
 from hrp_lab.bench.stats import LEVEL, Comparison
 from hrp_lab.bench.sweeps import Best
 
+LOST = "not significant among so many"
+"""Where an interval by itself leaves 0 out: of many comparisons some do so by chance."""
 _SHARES = (-1.0, 2.0)  # of a gap; beyond them a percentage says no more than the difference does
 
 
@@ -19,11 +21,11 @@ def p_value(value: float) -> str:
     """Return a p value as text.
 
     >>> p_value(0.0300001), p_value(1e-9)
-    ('0.030', '< 0.001')
+    ('0.030', '≤ 0.001')
     """
     if not math.isfinite(value):
         return DASH
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return "≤ 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def spread(mean: float, deviation: float) -> str:
@@ -64,7 +66,7 @@ def arms_table(analysis: Analysis) -> Table:
             row[-1] = "control"
         if analysis.gaps:
             row.append(_gap_cell(analysis.gaps.get(arm)))
-        row += [number(_relative_compute(analysis, arm), 2), _rate_cell(best, analysis.minimise)]
+        row += [number(relative_compute(analysis, arm), 2), _rate_cell(best, analysis.minimise)]
         row += [str(len(best.values)), _bootstrap_cell(compared.get(arm))]
         rows.append((*row, *(_metric_cell(analysis, arm, name) for name in others)))
     header += [f"{name}, mean ± sd" for name in others]
@@ -79,7 +81,7 @@ def _metric_cell(analysis: Analysis, arm: str, metric: str) -> str:
     return spread(float(np.mean(values)), deviation)
 
 
-def _relative_compute(analysis: Analysis, arm: str) -> float:
+def relative_compute(analysis: Analysis, arm: str) -> float:
     """Return FLOPs of a run of ``arm`` over the control's, means over seeds; NaN if unknown."""
     if analysis.control not in analysis.best:
         return math.nan
@@ -111,9 +113,9 @@ def _verdict_cells(comparison: Comparison | None) -> list[str]:
         return [DASH, DASH, comparison.verdict if comparison else DASH]
     low, high = comparison.interval
     marks = "" if comparison.pooled else " *"
-    marks += " ‡" if _lost_to_correction(comparison) else ""
     difference = f"{comparison.difference:+.4f} [{low:+.4f}, {high:+.4f}]{marks}"
-    return [difference, p_value(comparison.holm_p), comparison.verdict]
+    verdict = LOST if _lost_to_correction(comparison) else comparison.verdict
+    return [difference, p_value(comparison.holm_p), verdict]
 
 
 def _lost_to_correction(comparison: Comparison) -> bool:
@@ -172,9 +174,4 @@ def _marks_caption(analysis: Analysis) -> str:
     text = ""
     if not all(comparison.pooled for comparison in judged):
         text += " *: an arm with an outlying spread, tested by its own."
-    if any(map(_lost_to_correction, judged)):
-        text += (
-            " ‡: the interval leaves 0 out, but of so many comparisons some do by chance; after "
-            "the correction the difference is not significant."
-        )
     return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from html import escape
@@ -9,11 +10,11 @@ from pathlib import Path
 
 from hrp.files import write_text
 from hrp.report.blocks import Block, FigureBlock, Heading, Sentences, TableBlock
-from hrp.report.figures import save
 from hrp.report.table import markdown_text
 from hrp_lab.bench.record import Record
 from hrp_lab.bench.stats import CONTROL
 from hrp_lab.report.sections import sections
+from hrp_lab.report.themed import save_themed
 
 
 def write_page(
@@ -23,8 +24,9 @@ def write_page(
     metric: str | None = None,
     control: str = CONTROL,
     reading: str = "",
+    figures_folder: Path | None = None,
 ) -> int:
-    """Write the page ``out`` and its figures in the folder ``figures`` beside it.
+    """Write the page ``out`` and its figures, by default in the folder ``figures`` beside it.
 
     Every table is followed by the run ids behind it, so that each number can be traced. ``reading``
     is what a person makes of them, in Markdown; it stands first.
@@ -38,18 +40,21 @@ def write_page(
     """
     if not records:
         raise ValueError("`records` must not be empty")
+    folder = figures_folder or out.parent / "figures"
+    link = os.path.relpath(folder, out.parent)
     text = [f"# {title}\n", *[f"{reading.strip()}\n"] * bool(reading)]
     figures = []
     for section in sections(records, metric, control):
-        text += [f"## {markdown_text(section.title)}\n", *map(_rendered, section.blocks)]
+        blocks = [_rendered(block, link) for block in section.blocks]
+        text += [f"## {markdown_text(section.title)}\n", *blocks]
         figures += [block for block in section.blocks if isinstance(block, FigureBlock)]
     for block in figures:
-        save(block.figure, out.parent / "figures" / _file_name(block))
+        save_themed(block.figure, folder / _file_name(block))
     write_text(out, "\n".join(text) + "\n")
     return len(figures)
 
 
-def _rendered(block: Block) -> str:
+def _rendered(block: Block, figures: str) -> str:
     """Return the block's Markdown, with a line feed at its end."""
     match block:
         case Sentences(lines):
@@ -58,7 +63,7 @@ def _rendered(block: Block) -> str:
             return f"### {markdown_text(text)}\n"
         case FigureBlock(_, _, caption):
             said = markdown_text(caption)
-            return f"![{said}](figures/{_file_name(block)})\n\n{said}.\n"
+            return f"![{said}]({figures}/{_file_name(block)})\n\n{said}.\n"
         case TableBlock(table, ""):
             return table.markdown()
         case TableBlock(table, summary):

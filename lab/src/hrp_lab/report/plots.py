@@ -13,10 +13,11 @@ from hrp.report.figures import INK, colour, drawn, judged_by, plain
 from hrp_lab.bench.comparisons import Analysis
 from hrp_lab.bench.record import Record
 from hrp_lab.bench.stats import Comparison
-from hrp_lab.bench.sweeps import Best
+from hrp_lab.bench.sweeps import FORGETTING, Best
 
 _MOST_LINES = 7
 _SHORT_NAME = 15  # letters, of which a legend has room for three columns
+_NAME = 30  # letters of an arm that are shown
 _MOST_POINTS = 120
 _GREY = "#7d8590"
 _VERDICT_COLOURS = {"better": "#009e73", "worse": "#d55e00"}
@@ -58,7 +59,7 @@ def differences(analysis: Analysis) -> Figure:
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_xlim(-reach, reach)
         axes.xaxis.set_major_locator(MaxNLocator(6, symmetric=True))
-        names = [plain(comparison.arm, 28) for comparison in compared]
+        names = [plain(comparison.arm, _NAME) for comparison in compared]
         axes.set_yticks(range(len(compared)), names)
         axes.set_ylim(max(len(compared), 1) - 0.4, -0.6)  # first row on top, none on the frame
         difference = f"{plain(analysis.metric)}, minus {plain(analysis.control)}"
@@ -89,6 +90,41 @@ def _difference(axes: Any, row: int, comparison: Comparison, reach: float) -> No
     axes.text(0.92 * side * reach, row, text, ha=align, va="center", fontsize=8)
 
 
+def trade_off(analysis: Analysis) -> Figure | None:
+    """Draw each arm's gain over the control against what it forgets, means and sd over seeds.
+
+    The best corner is the upper left one. Returns None unless the control's records and those of
+    another arm have `FORGETTING`, or where the control has no results.
+    """
+    forgotten = {arm: _forgotten(analysis, arm) for arm in _shown_arms(analysis)}
+    forgotten = {arm: values for arm, values in forgotten.items() if len(values)}
+    if analysis.control not in forgotten or len(forgotten) < 2:
+        return None
+    sign = -1 if analysis.minimise else 1
+    level = analysis.best[analysis.control].mean
+    with drawn() as figure:
+        axes = figure.add_subplot()
+        for arm, look in _looks(analysis).items():
+            if arm in forgotten:
+                best, values = analysis.best[arm], forgotten[arm]
+                axes.errorbar(
+                    values.mean(), sign * (best.mean - level), fmt="o", capsize=2.5,
+                    xerr=np.std(values, ddof=1) if len(values) > 1 else None,
+                    yerr=best.spread if len(best.values) > 1 else None,
+                    color=look["color"], label=plain(arm, _NAME),
+                )  # fmt: skip
+        axes.axhline(0, color=INK, linewidth=0.8)
+        axes.set_xlabel("forgetting: rise of the loss on other text, nats a token")
+        axes.set_ylabel(f"gain in {plain(analysis.metric)}\nover {plain(analysis.control)}")
+        _legend(figure)
+        return figure
+
+
+def _forgotten(analysis: Analysis, arm: str) -> np.ndarray:
+    runs = analysis.records_of(arm)
+    return np.array([run.metrics[FORGETTING] for run in runs if FORGETTING in run.metrics])
+
+
 def sweep_curves(analysis: Analysis) -> Figure | None:
     """Draw the mean metric over learning rates; hollow points have fewer seeds than other rates.
 
@@ -106,7 +142,7 @@ def sweep_curves(analysis: Analysis) -> Figure | None:
         axes.set_ylim(*frame)
         axes.set_xscale("log")
         rates = _apart(sorted({rate for arm in _looks(analysis) for rate in analysis.table[arm]}))
-        axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        axes.set_xticks(rates, list(map(power, rates)))
         axes.minorticks_off()
         axes.set_xlabel("learning rate")
         axes.set_ylabel(plain(analysis.metric))
@@ -119,7 +155,7 @@ def _sweep(axes: Any, best: Best, frame: tuple[float, float], look: Mapping[str,
     values = [list(best.by_rate[rate].values()) for rate in rates]
     means = np.array([np.mean(scores) for scores in values])
     whole = np.isin(rates, best.complete)
-    axes.plot(rates, means, linewidth=1.2, label=plain(best.arm, 24), **look)
+    axes.plot(rates, means, linewidth=1.2, label=plain(best.arm, _NAME), **look)
     low, high = ([end(scores) for scores in values] for end in (min, max))
     axes.fill_between(rates, low, high, where=whole, color=shade, alpha=0.15, lw=0)
     marks = np.select([means < frame[0], means > frame[1]], ["v", "^"], "o")
@@ -127,7 +163,7 @@ def _sweep(axes: Any, best: Best, frame: tuple[float, float], look: Mapping[str,
     heights = np.clip(means, frame[0] + margin, frame[1] - margin)
     points = zip(rates, means, heights, whole, marks, strict=True)
     for rate, mean, height, full, mark in points:
-        face = shade if full else "white"
+        face = shade if full else "none"
         axes.scatter(rate, height, s=18, c=face, marker=mark, edgecolors=shade, lw=1, zorder=3)
         if mark != "o" and rate == best.learning_rate:
             axes.annotate(f"{mean:.4f}", (rate, height), (5, 0), textcoords="offset points",
@@ -149,6 +185,17 @@ def _sweep_frame(analysis: Analysis) -> tuple[float, float]:
     high = max(*held, min(max(tried), centre + reach))
     margin = 0.06 * (high - low) or 0.1
     return low - margin, high + margin
+
+
+def power(rate: float) -> str:
+    """Return a rate as a multiple of a power of ten, for matplotlib to set.
+
+    >>> power(4.5e-3), power(1e-3)
+    ('$4.5\\\\cdot10^{-3}$', '$10^{-3}$')
+    """
+    digits, exponent = f"{rate:.2e}".split("e")
+    multiple = "" if float(digits) == 1 else rf"{float(digits):g}\cdot"
+    return f"${multiple}10^{{{int(exponent)}}}$"
 
 
 def _apart(rates: Sequence[float]) -> list[float]:
@@ -181,13 +228,14 @@ def loss_curves(analysis: Analysis) -> Figure | None:
     charged = analysis.view.basis == "equal total steps"
     with drawn() as figure:
         axes = figure.add_subplot()
-        for arm, look in _looks(analysis).items():
+        looks = _looks(analysis)
+        for arms in _coinciding(curves):
+            arm, look = arms[0], looks[arms[0]]
             steps, losses = curves[arm]
-            if not len(steps):
-                continue
             if charged:
                 steps = steps + analysis.records_of(arm)[0].costs.charged_steps
-            axes.plot(steps, losses.mean(0), label=plain(arm, 24), linewidth=1.2, **look)
+            label = plain(arm, _NAME) + f" and {len(arms) - 1} alike" * (len(arms) > 1)
+            axes.plot(steps, losses.mean(0), label=label, linewidth=1.2, **look)
             low, high = losses.min(0), losses.max(0)
             axes.fill_between(steps, low, high, color=look["color"], alpha=0.15, linewidth=0)
         _crop_start(axes, [losses for _, losses in curves.values() if losses.size])
@@ -195,6 +243,18 @@ def loss_curves(analysis: Analysis) -> Figure | None:
         axes.set_ylabel("training loss")
         _legend(figure)
         return figure
+
+
+def _coinciding(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[list[str]]:
+    """Group the arms whose curves are the same, so that each is drawn once; leave out empty ones.
+
+    The control leads its group.
+    """
+    groups: dict[bytes, list[str]] = {}
+    for arm, (steps, losses) in reversed(list(curves.items())):  # the control is last
+        if len(steps):
+            groups.setdefault(steps.tobytes() + losses.tobytes(), []).append(arm)
+    return list(groups.values())[::-1]
 
 
 def _curve(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:

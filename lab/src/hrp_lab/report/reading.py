@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from hrp_lab.bench.comparisons import Analysis
+from hrp_lab.bench.comparisons import Analysis, shown_arm, superseded
 
 _NAMED = 16  # arms spelt out in a sentence
 _FEW = 4  # variants of an arm that are spelt out; more of them are counted
@@ -40,6 +40,7 @@ def sentences(analysis: Analysis) -> Iterator[str]:
             "does better on fewer seeds: run it on all."
         )
     yield from _sweeps(analysis)
+    yield from _old_meanings(analysis)
 
 
 def _sweeps(analysis: Analysis) -> Iterator[str]:
@@ -51,9 +52,20 @@ def _sweeps(analysis: Analysis) -> Iterator[str]:
         yield f"{named}: one learning rate only, not swept; nothing is said of their best."
 
 
+def _old_meanings(analysis: Analysis) -> Iterator[str]:
+    firsts = {arm: analysis.records_of(arm)[0] for arm in analysis.best}
+    old = [arm for arm, record in firsts.items() if superseded(record)]
+    if old:
+        yield (
+            f"{_some(analysis, old)}: superseded, the arm of that name does otherwise today. Here "
+            "the preheated update was cut by the plain SVD, nothing else was kept, and DoRA was "
+            "preheated as LoRA."
+        )
+
+
 def _some(analysis: Analysis, labels: Sequence[str]) -> str:
     """Join the names; an arm of many variants is named once, with their number."""
-    arms = {label: analysis.records_of(label)[0].arm for label in analysis.best}
+    arms = {label: shown_arm(analysis.records_of(label)[0]) for label in analysis.best}
     variants, named = Counter(arms.values()), Counter(arms[label] for label in labels)
     names = [
         label

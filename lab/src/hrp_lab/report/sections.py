@@ -65,6 +65,9 @@ def _figures(analysis: Analysis) -> Iterator[FigureBlock]:
     if any(comparison.judged for comparison in analysis.comparisons):
         caption = f"Difference to {analysis.control}, {plots.INTERVALS}"
         yield FigureBlock(plots.differences(analysis), f"{name}-differences", caption)
+    if trade := plots.trade_off(analysis):
+        caption = "Gain against forgetting: mean ± sd over seeds, each arm at its best rate"
+        yield FigureBlock(trade, f"{name}-trade-off", caption)
     if sweeps := plots.sweep_curves(analysis):
         yield FigureBlock(sweeps, f"{name}-sweep", f"Learning-rate sweeps: {plots.POINTS}")
     if losses := plots.loss_curves(analysis):

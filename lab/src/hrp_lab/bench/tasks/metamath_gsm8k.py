@@ -21,7 +21,7 @@ def load(request: TaskRequest) -> Task:
     """Load the task; see the module for its options."""
     options = request.settings(
         train_rows=100_000, test_rows=None, max_length=512, eval_batch_size=16, generate_rows=1319,
-        max_new_tokens=512, lm_eval=(),
+        max_new_tokens=512, lm_eval=(), forgetting_rows=0,
     )  # fmt: skip
     tokenizer = load_tokenizer(request.model)
     rows = _metamath(request)

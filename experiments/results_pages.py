@@ -1,0 +1,164 @@
+"""Writes the pages of results from the records: one an experiment, and the short one before them.
+
+    python experiments/results_pages.py              # all: docs/results/ and docs/ablation.md too
+    python experiments/results_pages.py --short      # docs/results.md and README's table alone
+
+README's table stands between `<!-- results:begin -->` and `<!-- results:end -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from summary_table import CLASSIFIER_SETTINGS, records_of, table
+
+from hrp.files import write_text
+from hrp.report.table import Table
+from hrp_lab.report.markdown import write_page
+from hrp_lab.report.summary import classifiers_table
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+README_MARKS = "<!-- results:begin -->", "<!-- results:end -->"
+
+# Page -> (its title, what it answers).
+KEPT = {
+    "kept-gsm8k-450": ("GSM8K, 450 steps", "every way to charge preheating, DoRA, LoRA-Squeeze"),
+    "kept-gsm8k-930": ("GSM8K, 930 steps", "the same, twice as long"),
+    "kept-gsm8k-1860": ("GSM8K, 1860 steps", "one rate a start"),
+    "kept-gsm8k-r8": ("GSM8K, rank 8", "450 steps"),
+    "kept-gsm8k-r16": ("GSM8K, rank 16", "450 steps"),
+    "kept-gsm8k-r32": ("GSM8K, rank 32", "450 steps"),
+    "kept-gsm8k-tries": ("GSM8K, what else was tried", "warm-up, rate, length, statistics"),
+    "kept-cola": ("CoLA, by seed", "warm-up, the head kept or dropped"),
+    "kept-sst2": ("SST-2, by seed", "warm-up, the head kept or dropped"),
+}
+EARLIER = {
+    "standin-gsm8k-450": ("Every start on GSM8K, 450 steps", "starts, variants, oracles"),
+    "standin-gsm8k-930": ("Every start on GSM8K, 930 steps", "the same, twice as long"),
+    "standin-gsm8k-compute": ("GSM8K at equal FLOPs, 450 steps", "R and K, random directions"),
+    "standin-gsm8k-compute-930": ("GSM8K at equal FLOPs, 930 steps", "R and K"),
+    "standin-ablation": ("Ablation on GSM8K", "R, K and direction"),
+    "standin-cola": ("Every start on CoLA", "preheating too hot"),
+    "standin-sst2": ("Every start on SST-2", "preheating too hot"),
+    "standin-cola-preheating-rate": ("CoLA, preheating's rate", "four rates, three directions"),
+    "standin-glue-rule": ("CoLA and SST-2 at the default rate", "R and K"),
+    "standin-cola-default": ("CoLA, preheating's length", "a sixth or a twentieth of the steps"),
+}
+SUPERSEDED = (
+    "These records are older than the cut in the metric of the loss. Their HRP arms were cut by "
+    "the plain SVD and kept nothing else, which their names say; `hrp-ab (plain cut)` is what "
+    "`hrp-ab-frobenius` is now."
+)
+TRACE = (
+    "Every number is traced to its records below. The page is made by "
+    "`experiments/results_pages.py`."
+)
+
+
+def write_experiments() -> None:
+    """Write a page for each experiment, the two readings, and docs/ablation.md, with figures."""
+    figures = DOCS / "figures"
+    for name, (title, _) in (KEPT | EARLIER).items():
+        text = TRACE if name in KEPT else f"{SUPERSEDED}\n\n{TRACE}"
+        if name in ("kept-cola", "kept-sst2"):
+            text += f"\n\n## Scores by seed\n\n{table('seeds', name).markdown()}"
+        out = DOCS / "results" / f"{name}.md"
+        write_page(records_of([name]), out, title, reading=text, figures_folder=figures)
+        print(out, flush=True)
+    write_page(
+        records_of(["ablation-rule-wordproblems", "ablation-wordproblems"]), DOCS / "ablation.md",
+        "Ablation: R and K on word problems", reading=_reading("ablation"), figures_folder=figures,
+    )  # fmt: skip
+    texts = [DOCS / "ablation.md", *(DOCS / "results").glob("*.md"), DOCS / "theory.md"]
+    used = set(re.findall(r"figures/([^)]+\.png)", "".join(p.read_text("utf-8") for p in texts)))
+    for path in figures.glob("*.png"):
+        if path.name not in used and not path.name.startswith("theory-"):
+            path.unlink()  # drawn for an earlier form of these pages
+
+
+def _reading(name: str) -> str:
+    return (ROOT / "experiments" / f"reading-{name}.md").read_text(encoding="utf-8")
+
+
+def readings() -> dict[str, str]:
+    """Return the pages that a person wrote: what follows from the records, new and earlier."""
+    return {
+        "reading": f"# What the records say\n\n{_reading('kept').replace('<!-- more -->', '')}",
+        "reading-earlier": f"# What the earlier records say\n\n{SUPERSEDED}\n\n"
+        f"{_reading('results')}",
+    }
+
+
+def main_page() -> str:
+    """Return the text of docs/results.md."""
+    return "\n".join(_main_parts()).rstrip() + "\n"
+
+
+def _main_parts() -> Iterator[str]:
+    yield "---\nhide:\n  - toc\n---\n\n# Results\n"
+    yield _reading("kept").partition("<!-- more -->")[0]
+    reading = "[the reading](results/reading.md)"
+    yield f"What speaks for HRP, the goals and why some were missed: {reading}.\n"
+    yield "## GSM8K, a 30 M-parameter Llama, rank 4\n"
+    yield table("short").markdown()
+    yield "## The comparisons that decide, by length and rank\n"
+    yield table("pairs").markdown()
+    yield "## What preheating is charged\n"
+    yield table("charging").markdown()
+    yield "## CoLA and SST-2, MiniLM, five seeds\n"
+    yield classifiers().markdown()
+    yield "## Every experiment\n"
+    yield f"- With today's HRP: {_links(KEPT)}."
+    yield (
+        "- Earlier, HRP cut by the plain SVD ([what they say](results/reading-earlier.md)): "
+        f"{_links(EARLIER)}; [ablation on word problems](ablation.md)."
+    )
+    yield "- What HRP [costs](costs.md); how to [make such tables](benchmark.md)."
+
+
+def classifiers() -> Table:
+    """Return the table of both classifiers, at the rates and warm-ups that tell most."""
+    by_task = {"CoLA": records_of(["kept-cola"]), "SST-2": records_of(["kept-sst2"])}
+    whole = classifiers_table(by_task, CLASSIFIER_SETTINGS)
+    rows = [row for row in whole.rows if row[2] in ("0", "0.3") and row[1:3] != ("0.001", "0.3")]
+    return Table(whole.caption, whole.header, (whole.rows[0], *rows))
+
+
+def _links(pages: dict[str, tuple[str, str]]) -> str:
+    return "; ".join(f"[{title}](results/{name}.md)" for name, (title, _) in pages.items())
+
+
+def write_short() -> None:
+    """Write docs/results.md, the readings, and README's table where README has a place for it."""
+    write_text(DOCS / "results.md", main_page())
+    for name, text in readings().items():
+        write_text(DOCS / "results" / f"{name}.md", text)
+    readme = ROOT / "README.md"
+    write_text(readme, with_table(readme.read_text(encoding="utf-8")))
+
+
+def with_table(readme: str) -> str:
+    """Return README with the short table between its marks; unchanged without them."""
+    begin, end = README_MARKS
+    head, mark, rest = readme.partition(begin)
+    _, closing, tail = rest.partition(end)
+    if not (mark and closing):
+        return readme
+    return f"{head}{begin}\n{table('short').markdown()}{end}{tail}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--short", action="store_true", help="docs/results.md and README alone")
+    options = parser.parse_args()
+    if not options.short:
+        write_experiments()
+    write_short()
+
+
+if __name__ == "__main__":
+    main()
