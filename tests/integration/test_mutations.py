@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import resource
@@ -53,7 +54,7 @@ def changed_json(content: Any, generator: random.Random) -> Any:
             if generator.random() < 0.2:
                 del holder[key]
             else:
-                holder[key] = generator.choice(ODD)
+                holder[key] = copy.deepcopy(generator.choice(ODD))
             break
     return content
 

@@ -53,7 +53,7 @@ def restored_model(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def restored_rng() -> Iterator[None]:
     """Restore, on exit, the global generators of Python, NumPy and torch, on all its devices."""
-    restorers = [
+    restorers: list[Callable[[], object]] = [
         partial(random.setstate, random.getstate()),
         partial(np.random.set_state, np.random.get_state()),
         partial(torch.set_rng_state, torch.get_rng_state()),
