@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import hrp
+from helpers.faults import fault
 from helpers.launching import launch
 from helpers.tiny import tiny_llama, with_lora
 from helpers.two_processes import preheated
@@ -88,6 +89,7 @@ def test_nan_in_one_rank_stops_all_with_a_clear_message(ddp_folder):
         assert "the loss is nan at preheating step 1" in message
 
 
+@fault("Training", "`torchrun` on CPUs", command="`hrp.preheat`", outcome="all train together")
 def test_processes_on_cpus_train_together_and_stop_at_the_first_one_s_word(tmp_path):
     launch("at_once", tmp_path)
     first, second = saved(tmp_path, "state")
@@ -96,6 +98,12 @@ def test_processes_on_cpus_train_together_and_stop_at_the_first_one_s_word(tmp_p
         assert torch.equal(U, second["U"][name]), name
 
 
+@fault(
+    "Training",
+    "processes that would each train alone",
+    command="`hrp.preheat`",
+    outcome="refused with the remedy",
+)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs they are together by themselves")
 def test_processes_that_would_each_train_alone_are_told_so(tmp_path):
     launch("at_once", tmp_path, ACCELERATE_USE_CPU="false")

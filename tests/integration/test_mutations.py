@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import resource
@@ -15,6 +16,7 @@ import torch
 import yaml
 
 import hrp
+from helpers.faults import fault
 from helpers.spectra_made import made_spectrum
 from helpers.synthetic import full_record
 from helpers.tiny_bench import BASE
@@ -52,7 +54,7 @@ def changed_json(content: Any, generator: random.Random) -> Any:
             if generator.random() < 0.2:
                 del holder[key]
             else:
-                holder[key] = generator.choice(ODD)
+                holder[key] = copy.deepcopy(generator.choice(ODD))
             break
     return content
 
@@ -126,16 +128,34 @@ def test_a_few_damaged_spectra_records_and_yaml_files_give_documented_errors(tmp
     check_yaml(tmp_path, 100)
 
 
+@fault(
+    "Hostile or damaged input",
+    "20,000 damaged spectra",
+    command="`Spectrum.load`",
+    outcome="read, or refused by one of two errors, in 2 s and 300 MB",
+)
 @pytest.mark.slow
 def test_twenty_thousand_damaged_spectra_give_documented_errors(tmp_path):
     check_spectra(tmp_path, 20_000)
 
 
+@fault(
+    "Hostile or damaged input",
+    "6,000 damaged records",
+    command="hrp-lab bench",
+    outcome="read, or refused by one error, likewise",
+)
 @pytest.mark.slow
 def test_six_thousand_damaged_records_give_documented_errors():
     check_records(6_000)
 
 
+@fault(
+    "Hostile or damaged input",
+    "1,500 damaged YAML files",
+    command="hrp-lab bench",
+    outcome="read, or refused by one error, likewise",
+)
 @pytest.mark.slow
 def test_fifteen_hundred_damaged_yaml_files_give_documented_errors(tmp_path):
     check_yaml(tmp_path, 1_500)

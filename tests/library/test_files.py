@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.faults import fault
 from hrp import files
 from hrp.cli.locks import INSIDE, held, lock_beside
 from hrp.files import (
@@ -69,6 +70,12 @@ def dies_at(moment: int, job) -> bool:
     return process.exitcode != 0
 
 
+@fault(
+    "Kills and interrupts",
+    "killed between the two renames of an overwrite",
+    command="all that write a folder",
+    outcome="the next reader or writer finishes it: the new result is there",
+)
 @pytest.mark.parametrize("name", ["out", "out[1]", "*", "spec.mybackup"])
 def test_a_kill_at_any_rename_leaves_the_old_or_the_new_folder(tmp_path, monkeypatch, name):
     folder = tmp_path / name
@@ -99,6 +106,12 @@ def test_a_kill_at_any_rename_leaves_the_old_or_the_new_file(tmp_path, monkeypat
     assert moment >= 2
 
 
+@fault(
+    "Kills and interrupts",
+    "Ctrl-C or an I/O error at a rename",
+    command="all that write a folder",
+    outcome="the old or the new result is there",
+)
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(5, "Input/output error")])
 @pytest.mark.parametrize("failing", range(4))
 def test_an_error_at_any_rename_loses_no_folder(tmp_path, monkeypatch, error, failing):
@@ -175,6 +188,12 @@ def test_a_folder_that_shares_its_group_keeps_doing_so(tmp_path):
     assert (shared / "out").stat().st_mode & stat.S_ISGID
 
 
+@fault(
+    "Two at once",
+    "reading while another saves",
+    command="`read_folder`",
+    outcome="one save or the other",
+)
 def test_a_reader_sees_one_save_or_the_other(tmp_path):
     folder, seen, done = tmp_path / "out", set(), threading.Event()
     save(folder, "0")

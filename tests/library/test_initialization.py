@@ -11,6 +11,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import hrp
+from helpers.faults import fault
 from helpers.tiny import collate, fingerprint, loader, tiny_llama, token_rows, with_lora
 from hrp.adapters.layers import lora_modules
 
@@ -242,6 +243,12 @@ def gated() -> PeftModel:
     return get_peft_model(Gated(), LoraConfig(r=4, lora_alpha=8, target_modules=targets))
 
 
+@fault(
+    "Training",
+    "a rank over `min(d_in, d_out)` of a module",
+    command="`hrp.apply_hrp`, init",
+    outcome="as PEFT; directions beyond add nothing, and learn",
+)
 @pytest.mark.parametrize("direction", ["A", "B", "AB"])
 def test_a_rank_over_a_module_s_size_leaves_directions_that_add_nothing_and_learn(
     direction, caplog
@@ -276,6 +283,12 @@ def test_with_auto_steps_a_rank_over_a_module_s_size_is_looked_at_as_far_as_it_g
     assert hrp.preheat(model, config, dataloader=[batch])["gate"].rank == 1
 
 
+@fault(
+    "Training",
+    "an adapter on the meta device",
+    command="`hrp.preheat`, `hrp.apply_hrp`",
+    outcome="refused with the remedy",
+)
 @pytest.mark.parametrize("force", [False, True])
 def test_an_adapter_without_memory_is_refused_in_words(force):
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")

@@ -20,8 +20,11 @@ COMMANDS: Commands = {
     "finetune": ("hrp.cli.finetune", "the same for encoder-decoders and classifiers"),
     "preheat": ("hrp.cli.preheat", "preheat only: write a spectrum folder"),
     "init": ("hrp.cli.init", "turn a spectrum and a rank into a PEFT adapter to train anywhere"),
-    "inspect": ("hrp.cli.inspect", "look at a spectrum: ranks, energy, alignment, figures"),
-    "report": ("hrp.cli.report", "one HTML page from spectra"),
+    "inspect": (
+        "hrp.cli.inspect",
+        "look at a spectrum: what each rank keeps, a recommended rank, figures",
+    ),
+    "report": ("hrp.cli.report", "one HTML page of what a run did"),
 }
 
 _MOVED = ("bench", "theory")

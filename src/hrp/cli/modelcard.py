@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,10 +125,15 @@ def _table(title: str, rows: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             *lines,
-            *(f"| {markdown_text(name)} | {_code(_text(v))} |" for name, v in rows.items()),
+            *(f"| {_plain(name)} | {_code(_text(v))} |" for name, v in rows.items()),
             "",
         ]
     )
+
+
+def _plain(name: str) -> str:
+    """Return a key as it is where it is a plain word, and as dead text elsewhere."""
+    return name if re.fullmatch(r"[\w ,-]+", name) else markdown_text(name)
 
 
 def _public(name: str) -> str:

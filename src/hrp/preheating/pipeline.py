@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import Trainer, set_seed
 
+from hrp.adapters.bfloat16 import warn_of_slow_bfloat16
 from hrp.adapters.casting import casts_left_to_autocast
 from hrp.adapters.interrupts import interrupts_allowed, interrupts_held
 from hrp.adapters.kept import read_kept
@@ -30,7 +31,7 @@ from hrp.preheating.progress import Progress
 from hrp.preheating.stopping import SubspaceStopping
 from hrp.preheating.with_dataloader import LossFn
 from hrp.spectra.spectrum import Spectrum
-from hrp.versions import installed_versions
+from hrp.versions import installed_versions, warn_of_old_versions
 
 
 def preheat(
@@ -104,8 +105,10 @@ def preheat(
         "learning_rate": learning_rate,
     }
     config = checked_config(config)
+    warn_of_old_versions()
     source = make_source(model, data, trainer_kwargs)
     model = adapted_model(model)
+    warn_of_slow_bfloat16(model)
     plan = make_plan(model, config, source, adapter_name, spend_model)
     config = plan.config
     with _surroundings(plan, dataloader):

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from helpers.faults import fault
 from helpers.tiny_bench import FEW
 from hrp_lab.bench import engines
 from hrp_lab.bench.context import Places
@@ -94,6 +95,12 @@ def test_a_killed_worker_is_replaced_and_its_run_done_again(tmp_path):
     assert "a worker died (exit code -9)" in said[0]
 
 
+@fault(
+    "Kills and interrupts",
+    "a worker that ends with any status",
+    command="hrp-lab bench run",
+    outcome="its run is done again",
+)
 @pytest.mark.parametrize(("code", "came_up"), [(1, True), (3, True), (70, True), (-9, False)])
 def test_a_worker_that_came_up_and_ends_with_any_code_loses_its_job_alone(tmp_path, code, came_up):
     engine, ended = workers_with_one_that_ended(tmp_path, code, came_up)

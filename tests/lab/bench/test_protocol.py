@@ -6,6 +6,7 @@ import os
 import pytest
 import yaml
 
+from helpers.faults import fault
 from helpers.tiny_bench import BASE
 from hrp_lab.bench.protocol import Experiment, experiment_from, lines, load_experiment, plan
 from hrp_lab.bench.record import Record, RunSpec
@@ -229,6 +230,12 @@ def test_what_the_file_lacks_is_named():
         experiment_from({k: v for k, v in BASE.items() if k not in ("model", "steps")})
 
 
+@fault(
+    "Hostile or damaged input",
+    "`experiment: ../../outside`",
+    command="hrp-lab bench",
+    outcome="refused",
+)
 @pytest.mark.parametrize(
     "name", ["../outside", "/outside", "a/b", "..", ".hidden", "a\\b", "\x1b[2J", "a\0b", 7]
 )

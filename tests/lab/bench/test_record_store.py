@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from helpers.faults import fault
 from helpers.synthetic import full_record
 from hrp_lab.bench.record import Record, RecordError, RunSpec
 from hrp_lab.bench.record_store import (
@@ -347,6 +348,12 @@ def test_packing_killed_before_or_after_any_change_loses_nothing(tmp_path):
         assert not list((copy / "demo").glob("*.json"))
 
 
+@fault(
+    "Hostile or damaged input",
+    "a pipe or a device as a record",
+    command="hrp-lab bench",
+    outcome="refused at once",
+)
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
 @pytest.mark.parametrize("place", ["single", "packed"])
 def test_what_is_no_file_in_place_of_a_record_is_refused_without_waiting(tmp_path, kind, place):

@@ -3,6 +3,7 @@ import re
 
 import pytest
 
+from helpers.faults import fault
 from helpers.synthetic import benchmark
 from hrp_lab.bench.record import RecordError
 from hrp_lab.report.markdown import write_page
@@ -39,6 +40,12 @@ HOSTILE = "<img src=x onerror=alert(1)> ![a](http://evil) `|` [l](javascript:1) 
 LIVE = (r"(?<!\\)<img", r"(?<!\\)\[a", r"(?<!\\)\[l", r"(?<!\\)\*b")
 
 
+@fault(
+    "Hostile or damaged input",
+    "an arm named `<img onerror=...>`",
+    command="hrp-lab bench report",
+    outcome="dead text",
+)
 def test_no_string_of_a_record_is_live_in_the_page(tmp_path):
     records = []
     for record in benchmark():

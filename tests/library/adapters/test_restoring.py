@@ -15,6 +15,7 @@ from torch import nn
 
 import hrp
 from helpers.built_trainers import SETTINGS, tokenizer
+from helpers.faults import fault
 from helpers.tiny import assert_identical, fingerprint, loader, tiny_llama, with_lora
 from hrp.adapters import restoring
 from hrp.adapters.interrupts import interrupts_allowed, interrupts_held
@@ -55,6 +56,12 @@ def parameters(model):
     return [(name, p.data_ptr(), p.dtype, p.shape) for name, p in model.named_parameters()]
 
 
+@fault(
+    "Kills and interrupts",
+    "a chat template that resizes the embedding",
+    command="`hrp.preheat`",
+    outcome="the embedding has its own size again",
+)
 def test_a_chat_template_that_resizes_the_embedding_leaves_no_trace(tmp_path):
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -147,6 +154,12 @@ def test_ten_interrupts_of_which_five_fall_in_the_restoring_leave_the_model_as_i
     check_interrupts(10)
 
 
+@fault(
+    "Kills and interrupts",
+    "a second Ctrl-C while the model is put back",
+    command="`hrp.preheat`",
+    outcome="it waits; the model is bit for bit as before",
+)
 @pytest.mark.slow
 def test_a_hundred_interrupts_of_which_fifty_fall_in_the_restoring_leave_the_model_as_it_was():
     check_interrupts(100)

@@ -14,6 +14,7 @@ import yaml
 from trl import ScriptArguments
 
 from helpers.commands import BASE, LORA, QUICK, call, questions, training
+from helpers.faults import fault
 from helpers.spectra_made import made_spectrum
 from hrp.cli.arguments import DataArguments
 from hrp.cli.datasets import check_columns, load_splits, split_of, with_templates
@@ -50,7 +51,7 @@ def templated(prompt: str, completion: str | None = "{answer}"):
     ("flags", "message"),
     [
         (["--preheat_rnk", "4"], "unknown flag '--preheat_rnk'; did you mean --preheat_rank?"),
-        (["--qqqqqq"], "unknown flag '--qqqqqq'; hrp sft --help lists the flags"),
+        (["--qqqqqq"], "unknown flag '--qqqqqq'; hrp sft --help-all lists the flags"),
         (["stray"], "unexpected argument 'stray'"),
         (["--preheat_rank", "many"], "argument --preheat_rank"),
         (["--preheat_learning_rate", "-1"], "`preheat_learning_rate` must be finite and > 0"),
@@ -68,7 +69,7 @@ def templated(prompt: str, completion: str | None = "{answer}"):
         (["--preheat_steps", "0"], "`preheat_steps` must be an integer >= 1, got 0"),
         (["--preheat_steps", "some"], "got 'some'; or give 'auto'"),
         (["--preheat_steps", "1.5"], "got 1.5; or give 'auto', or a share of fine-tuning's steps"),
-        (["--direction", "C"], "`direction` must be one of 'A', 'B', 'AB', got 'C'"),
+        (["--direction", "C"], "argument --direction: invalid choice: 'C'"),
         (["--preheat_save_steps", "0"], "`preheat_save_steps` must be an integer >= 1"),
         (["--resume_from_checkpoint", "x"], "pass --resume"),
         (["--dataset_name", "x"], "exactly one of --dataset_path and --dataset_name is needed"),
@@ -109,7 +110,7 @@ def test_an_unknown_key_in_a_config_file_is_refused(tmp_path, data, capsys):
     config = tmp_path / "config.yaml"
     config.write_text("preheat_ranks: 4\n")
     message = refused(capsys, "sft", *training(data, tmp_path / "o", "--config", config))
-    assert "unknown flag '--preheat_ranks'; did you mean --preheat_rank?" in message
+    assert "unknown key in the config file 'preheat_ranks'; did you mean preheat_rank?" in message
 
 
 def test_a_config_file_that_is_not_yaml_is_refused(tmp_path, data, capsys):
@@ -209,6 +210,7 @@ class ConnectError(Exception):
     __module__ = "httpx"
 
 
+@fault("Hostile or damaged input", "a fault of HRP's own", command="all", outcome="its traceback")
 @pytest.mark.parametrize(
     "job",
     [
@@ -226,6 +228,12 @@ def test_a_fault_of_ours_keeps_its_traceback(job):
         reported("sft", job)
 
 
+@fault(
+    "Hostile or damaged input",
+    "a missing package, no network, no bf16, a limit on files",
+    command="all",
+    outcome="one line with a remedy, status 2",
+)
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -453,6 +461,12 @@ def text_file(path, **row):
     return path
 
 
+@fault(
+    "Other inputs",
+    "`--dataset_path 'train[1].jsonl'`",
+    command="sft, finetune, preheat",
+    outcome="that file is read, not `train1.jsonl`",
+)
 @pytest.mark.parametrize(
     "name", ["train[1].jsonl", "t*.jsonl", "t?.jsonl", "{a,b}.jsonl", "[!x].jsonl", "[[].jsonl"]
 )
@@ -516,6 +530,12 @@ def test_a_pipe_as_data_is_refused_without_waiting(tmp_path, capsys, name):
     assert f"'{tmp_path / name}' is neither a file nor a folder" in message
 
 
+@fault(
+    "Other inputs",
+    "a pipe as data, record or config",
+    command="sft, finetune, preheat",
+    outcome="refused at once",
+)
 @pytest.mark.parametrize("name", ["hrp.json", "config.yaml"])
 def test_a_pipe_in_place_of_a_record_or_config_is_refused_without_waiting(
     tmp_path, data, capsys, name
@@ -535,6 +555,12 @@ def bomb(merge: bool) -> str:
     return "\n".join(lines)
 
 
+@fault(
+    "Other inputs",
+    "a config file whose YAML aliases grow without bound",
+    command="sft, finetune, preheat",
+    outcome="refused in under 2 s",
+)
 @pytest.mark.parametrize("text", [bomb(False), bomb(True), "[" * 5000, "a: &a [*a]"])
 def test_a_config_that_grows_without_bound_is_refused_at_once(tmp_path, data, capsys, text):
     config = tmp_path / "config.yaml"
@@ -545,6 +571,12 @@ def test_a_config_that_grows_without_bound_is_refused_at_once(tmp_path, data, ca
     assert time.monotonic() - began < 2
 
 
+@fault(
+    "Other inputs",
+    "a cell that is empty or a number",
+    command="sft, finetune, preheat",
+    outcome="refused with the row's number",
+)
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -578,6 +610,12 @@ def test_a_template_names_a_part_of_an_object(tmp_path, streaming):
     assert next(iter(made)) == {"prompt": "1+1? me", "completion": "dotted"}
 
 
+@fault(
+    "Hostile or damaged input",
+    "an object or a list in a template's column",
+    command="sft, finetune, preheat",
+    outcome="refused with the row's number",
+)
 @pytest.mark.parametrize(
     ("template", "message"),
     [
@@ -626,6 +664,12 @@ def test_a_marker_of_a_checkpoint_that_is_none_is_refused_in_one_line(
         assert "is not what HRP wrote; move" in message
 
 
+@fault(
+    "Hostile or damaged input",
+    "odd types in a spectrum's provenance",
+    command="sft, init, inspect, report",
+    outcome="one line, status 2",
+)
 @pytest.mark.parametrize(
     "provenance",
     [
@@ -660,6 +704,12 @@ def test_a_spectrum_of_odd_provenance_is_refused_in_one_line_by_every_command(
         made_spectrum(**provenance).save(tmp_path / "again")
 
 
+@fault(
+    "Kills and interrupts",
+    "Ctrl-C while a command starts",
+    command="all",
+    outcome="one line, status 130",
+)
 def test_ctrl_c_while_a_command_starts_is_quiet(capsys, monkeypatch):
     from hrp import cli
 

@@ -15,6 +15,7 @@ from transformers import Trainer, TrainingArguments
 
 import hrp
 from helpers.commands import BASE, assert_same_spectrum, call, questions, training
+from helpers.faults import fault
 from helpers.tiny import collate, tiny_llama, token_rows, with_lora
 from hrp.preheating.binding import base_digest, data_digest, files_digest, settings_of_training
 from hrp.preheating.checkpoints import Checkpoints, checkpoint_folders, last_complete
@@ -95,6 +96,12 @@ OTHERS = {
 }
 
 
+@fault(
+    "Other inputs",
+    "resumed with other data, base weights, `lora_alpha`, `weight_decay`, precision ...",
+    command="`hrp.preheat`",
+    outcome="refused by name before the first step",
+)
 @pytest.mark.parametrize("other", OTHERS)
 def test_the_library_s_checkpoints_refuse_another_run_by_name(begun, other):
     changes, message = OTHERS[other]
@@ -109,6 +116,12 @@ def test_the_same_run_goes_on_to_the_same_spectrum(begun, tmp_path):
     assert_same_spectrum(preheated(begun, **shown), preheated(tmp_path / "undisturbed"))
 
 
+@fault(
+    "Whose file is it",
+    "your `checkpoint-2/4/6` in the folder of `Checkpoints`",
+    command="`hrp.preheat`",
+    outcome="kept; preheating works in `hrp-preheating` inside it",
+)
 @pytest.mark.parametrize("names", [("checkpoint-2", "checkpoint-4", "checkpoint-6"), ("notes",)])
 def test_preheating_leaves_a_user_s_folder_alone(tmp_path, names):
     for name in names:
@@ -250,6 +263,12 @@ CHANGED = {
 }
 
 
+@fault(
+    "Other inputs",
+    "a finished output, other rate, rank, length or data",
+    command="sft, finetune, preheat",
+    outcome="refused with both values, status 2",
+)
 @pytest.mark.parametrize("command", ["sft", "preheat"])
 @pytest.mark.parametrize("name", CHANGED)
 def test_a_finished_output_of_other_settings_is_refused(finished, capsys, command, name):
@@ -287,6 +306,12 @@ def as_interrupted(output) -> None:
     (output / "hrp.json").write_text(json.dumps(record | {"finished": False, "files": {}}))
 
 
+@fault(
+    "Other inputs",
+    "resumed after the data file changed",
+    command="sft, finetune, preheat",
+    outcome="refused, status 2",
+)
 def test_a_resumed_run_with_other_content_in_its_data_file_is_refused(copied, capsys):
     output, data = copied / "sft", copied / "data.jsonl"
     shutil.copy(copied / "rows.jsonl", data)

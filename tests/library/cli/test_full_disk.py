@@ -17,6 +17,7 @@ from peft import PeftModel
 
 import hrp
 from helpers.commands import assert_same_spectrum, call, questions, training
+from helpers.faults import fault
 from hrp.demo import load_base
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -53,6 +54,12 @@ def undisturbed(data, tmp_path_factory):
 
 
 # The adapter has 160 kB, preheating's adapter 320 kB, its optimizer's state 640 kB.
+@fault(
+    "Kills and interrupts",
+    "the disk is full",
+    command="sft, preheat, init",
+    outcome="one line with the remedy; `--resume` goes on",
+)
 @pytest.mark.parametrize("limit", [100_000, 200_000, 400_000])
 def test_a_run_out_of_disk_says_so_in_one_line_and_resumes(data, undisturbed, tmp_path, limit):
     output = tmp_path / "adapter"

@@ -15,6 +15,7 @@ from peft.tuners.lora import LoraLayer
 
 import hrp
 from helpers.commands import call
+from helpers.faults import fault
 from helpers.tiny import collate, tiny_llama, token_rows
 from hrp.spectra.allocation import parameter_count, uniform_ranks
 
@@ -291,6 +292,12 @@ def test_an_adapter_with_anything_beside_it_is_not_replaced(spectrum, tmp_path, 
     assert (tmp_path / "start" / "checkpoint-5").is_dir()
 
 
+@fault(
+    "Whose file is it",
+    "an adapter that was trained after `hrp init`",
+    command="init",
+    outcome="`--overwrite` is refused by name",
+)
 @pytest.mark.parametrize("change", ["weights", "record", "another program's"])
 def test_an_adapter_that_has_been_trained_since_is_not_replaced(spectrum, tmp_path, capsys, change):
     start = tmp_path / "start"
@@ -315,6 +322,12 @@ def edited_base(base, folder, **changes):
     return folder
 
 
+@fault(
+    "Hostile or damaged input",
+    "a base config of width 1e9",
+    command="init",
+    outcome="refused before it takes memory",
+)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -348,6 +361,12 @@ def test_no_key_of_a_spectrum_is_live_in_the_card_and_no_path_of_the_user_s_is_i
     assert "org/model" in card(CardFacts("sft", "org/model", "runs/out", {}, {}, {}))
 
 
+@fault(
+    "Hostile or damaged input",
+    "terminal escapes in a module's name",
+    command="inspect",
+    outcome="spelt out",
+)
 def test_terminal_escapes_in_a_spectrum_are_spelt_out(tmp_path, capsys):
     from helpers.spectra_made import made_spectrum
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import hrp
 from helpers.commands import assert_same_spectrum, call, questions, training
+from helpers.faults import fault
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +215,12 @@ FOREIGN = [
 ]
 
 
+@fault(
+    "Whose file is it",
+    "another program's adapter or checkpoint beside an unfinished `hrp.json`",
+    command="sft, finetune",
+    outcome="refused by name, status 2, with any flag",
+)
 @pytest.mark.parametrize("name", FOREIGN)
 @pytest.mark.parametrize("flags", [(), ("--overwrite",), ("--resume",)])
 def test_another_program_s_work_beside_an_unfinished_record_is_kept(
@@ -231,6 +238,12 @@ def test_another_program_s_work_beside_an_unfinished_record_is_kept(
     assert content(output) == before
 
 
+@fault(
+    "Whose file is it",
+    "your notes in `spectrum/` or `checkpoint-N/`",
+    command="sft, finetune",
+    outcome="`--overwrite` is refused by name, status 2",
+)
 @pytest.mark.parametrize("name", ["spectrum/notes.txt", "checkpoint-4/notes.txt"])
 def test_a_user_s_file_inside_a_finished_output_is_named_and_kept(
     finished, data, tmp_path, capsys, name
@@ -262,6 +275,12 @@ def test_a_spectrum_that_hrp_preheat_has_put_into_an_unfinished_output_is_kept(
     assert content(output) == before
 
 
+@fault(
+    "Whose file is it",
+    "a `README.md` of yours appears while training",
+    command="sft, finetune",
+    outcome="refused before anything moves; `--resume` ends the run without training again",
+)
 def test_a_file_that_appears_while_training_is_not_replaced(made, data, tmp_path, capsys):
     from hrp.cli import running
 
@@ -282,6 +301,12 @@ def test_a_file_that_appears_while_training_is_not_replaced(made, data, tmp_path
     assert_same_adapter(output, made / "adapter")
 
 
+@fault(
+    "Kills and interrupts",
+    "killed between saving the spectrum and removing preheating's checkpoints",
+    command="sft, preheat",
+    outcome="the next run removes them",
+)
 def test_no_optimizer_state_of_preheating_is_left_by_a_kill_right_after_saving(
     finished, data, tmp_path, monkeypatch
 ):
@@ -325,6 +350,12 @@ class Hub:
         self.pushed.append((repo_id, Path(folder_path), ignore_patterns))
 
 
+@fault(
+    "Kills and interrupts",
+    "the push to the hub fails",
+    command="sft, finetune",
+    outcome="the output is finished; the same command pushes it again",
+)
 def test_a_finished_run_whose_push_failed_is_pushed_again(
     made, data, tmp_path, monkeypatch, capsys
 ):

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 import hrp
 from helpers.commands import assert_same_spectrum, call, questions, training
+from helpers.faults import fault
 from hrp.demo import load_base
 from hrp.files import settle
 from hrp.spectra.artefact import FILES
@@ -214,6 +215,12 @@ def test_a_run_killed_while_it_overwrites_leaves_the_old_or_the_new(command, tmp
     check_overwriting(command, tmp_path, lambda count: (count - 3,))
 
 
+@fault(
+    "Kills and interrupts",
+    "killed before or after any rename",
+    command="sft, preheat",
+    outcome="`--resume` gives the same spectrum and adapter, bit for bit on the CPU",
+)
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("command", ["sft", "preheat"])
@@ -222,6 +229,12 @@ def test_runs_killed_around_every_rename_resume_to_the_same_result(command, chec
     checked(command, tmp_path, range)
 
 
+@fault(
+    "Whose file is it",
+    "a folder `.NAME.mybackup` beside the output; a name with `[1]` or `*`",
+    command="preheat",
+    outcome="kept",
+)
 @pytest.mark.parametrize(
     "name", [".killed.a1b2c3d4", ".killed.preheating", ".killed.mybackup", ".hrp-a1b2c3d4"]
 )

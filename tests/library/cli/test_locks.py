@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from helpers.commands import call, questions, training
+from helpers.faults import fault
 from hrp.cli.locks import INSIDE, held, lock_beside
 
 
@@ -41,6 +42,12 @@ def flags(command: str, made: Path, output: Path) -> tuple:
     return (*training(made / "rows.jsonl", output), *task)
 
 
+@fault(
+    "Two at once",
+    "a second run on one output",
+    command="sft, finetune, preheat, init, demo",
+    outcome="refused, status 2: command, process, host, and since when",
+)
 @pytest.mark.parametrize("command", ["sft", "finetune", "preheat", "init", "demo"])
 def test_a_second_run_is_told_who_writes_the_output(made, tmp_path, capsys, command):
     output = tmp_path / "out"
@@ -53,6 +60,7 @@ def test_a_second_run_is_told_who_writes_the_output(made, tmp_path, capsys, comm
     assert list(tmp_path.iterdir()) == []
 
 
+@fault("Two at once", "the lock of a dead process", command="the same", outcome="taken over")
 @pytest.mark.parametrize("command", ["sft", "preheat"])
 def test_the_output_of_a_dead_run_is_taken_over(made, tmp_path, command):
     output = tmp_path / "out"

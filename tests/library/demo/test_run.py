@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import EvalPrediction
 
+from helpers.faults import fault
 from hrp import Spectrum
 from hrp.cli import main as run_command
 from hrp.cli import report
@@ -171,6 +172,12 @@ def test_a_folder_that_cannot_be_made_is_refused_before_any_training(
     assert f"'{tmp_path / 'file'}' is no folder; choose another" in captured.err
 
 
+@fault(
+    "Whose file is it",
+    "your own `results.json`",
+    command="demo",
+    outcome="`--overwrite` is refused by name",
+)
 @pytest.mark.parametrize("name", ["results.json", "adapter/README.md"])
 def test_a_user_s_file_of_the_name_of_one_of_the_demo_s_is_not_replaced(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str

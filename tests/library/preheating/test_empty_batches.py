@@ -10,6 +10,7 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer
 
 import hrp
+from helpers.faults import fault
 from helpers.tiny import assert_identical, collate, fingerprint, token_rows
 from helpers.trainer_arguments import trainer_arguments
 
@@ -41,6 +42,9 @@ def preheat(model, way, folder, rows, accumulation=1, config=CONFIG):
     return hrp.preheat(InOrder(model=model, **data), config)
 
 
+@fault(
+    "Training", "a batch whose labels are all -100", command="`hrp.preheat`", outcome="passed over"
+)
 @pytest.mark.parametrize("way", ["dataloader", "trainer", "built trainer"])
 @pytest.mark.parametrize("first", [0, 8, 24])
 def test_a_batch_without_labels_is_passed_over(model, tmp_path, way, first):
@@ -57,6 +61,7 @@ def test_a_batch_without_labels_among_accumulated_ones_leaves_the_others_loss(mo
     assert all(math.isfinite(loss) and loss > 1 for loss in spectrum.provenance["losses"])
 
 
+@fault("Training", "no label in any batch", command="`hrp.preheat`", outcome="refused")
 @pytest.mark.parametrize("way", ["dataloader", "trainer", "built trainer"])
 @pytest.mark.parametrize("steps", [3, 7])
 def test_data_without_any_label_are_refused(model, tmp_path, way, steps):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import hrp
 from helpers.factors import module_spectrum
+from helpers.faults import fault
 from hrp.spectra import artefact
 
 
@@ -67,6 +68,12 @@ def test_overwriting_removes_nothing_but_a_spectrum(folder):
     assert [path.name for path in folder.parent.iterdir()] == ["spectrum"]
 
 
+@fault(
+    "Whose file is it",
+    "your own `spectrum.json` or `spectrum.safetensors`",
+    command="`Spectrum.save`",
+    outcome="`overwrite=True` is refused by name",
+)
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -235,6 +242,12 @@ UNSOUND = {
 }
 
 
+@fault(
+    "Hostile or damaged input",
+    "a spectrum that could not be read again",
+    command="`Spectrum.save`",
+    outcome="refused; nothing is written",
+)
 @pytest.mark.parametrize("kind", UNSOUND)
 def test_a_module_that_could_not_be_read_again_is_not_written(tmp_path, kind):
     with pytest.raises(ValueError, match=r"of module 'a' cannot be saved: "):
@@ -294,6 +307,12 @@ def test_tensors_that_share_memory_are_written_apart(tmp_path):
     assert loaded.kept["n"].tolist() == [1.0, 1.0]
 
 
+@fault(
+    "Two at once",
+    "loading while another saves",
+    command="`Spectrum.load`",
+    outcome="one save or the other",
+)
 def test_a_load_is_of_one_save_also_where_another_comes_in_between(folder, monkeypatch):
     read = artefact.load_file
 
@@ -317,6 +336,12 @@ def written(folder, shapes, **declared):
     return folder
 
 
+@fault(
+    "Hostile or damaged input",
+    "a spectrum whose rank is over its shape",
+    command="`Spectrum.load`",
+    outcome="refused before anything of its square",
+)
 @pytest.mark.parametrize(("d_out", "d_in"), [(1, 1), (1, 9), (9, 1)])
 def test_a_rank_over_the_shape_is_refused_before_anything_of_its_square(tmp_path, d_out, d_in):
     rank = 60_000 if d_out == d_in else 2
