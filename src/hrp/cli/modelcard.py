@@ -86,7 +86,8 @@ def start_card(
 
 def _metadata(facts: CardFacts) -> str:
     lines = ["---", "library_name: peft", "tags: [lora, hrp]"]
-    if not Path(facts.base).exists():  # the hub refuses a path here
+    base = Path(facts.base)
+    if not (base.is_absolute() or base.exists()):  # the hub refuses a path here
         lines.append(f"base_model: {json.dumps(facts.base)}")
     return "\n".join([*lines, "---", ""])
 

@@ -181,7 +181,7 @@ def test_a_name_cannot_break_out_of_the_card():
     ("flags", "message"),
     [
         (["--lora_r", "0"], "`lora_r` must be an integer >= 1, got 0"),
-        (["--lora_r", "40"], "must have at least the adapter's rank 40, got rank 16"),
+        (["--lora_r", "40"], "must have at least the adapter's rank 32, got rank 16"),
         (["--direction", "AB", "--scale", "2"], "`scale` must be 1 with `direction` 'AB'"),
         (["--rank_budget", "99"], "`--rank_budget` goes with `--allocation energy`"),
         (
