@@ -58,7 +58,7 @@ def main() -> None:
     of_all_tasks = views(joined(options.records), options.control)
     view = [view for view in of_all_tasks if options.task in (None, view.task)][-1]
     names = set(arm_labels(view.records).values())
-    control = next((c for c in (options.control, f"{options.control} (plain cut)") if c in names))
+    control = next(c for c in (options.control, f"{options.control} (plain cut)") if c in names)
     analysis = analyse(view, control=control)
     arms = settled(analysis.best, analysis.minimise)
     kept = {arm for arm in arms if options.all or arm.split()[0] in STARTS}
