@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hrp_lab.bench.arms import ARMS
-from hrp_lab.bench.comparisons import Analysis, analyse, views
+from hrp_lab.bench.comparisons import Analysis, analyse, arm_labels, views
 from hrp_lab.bench.record import Record
 from hrp_lab.bench.record_store import load_records
 from hrp_lab.bench.sweeps import settled
@@ -57,7 +57,9 @@ def main() -> None:
     options = parser.parse_args()
     of_all_tasks = views(joined(options.records), options.control)
     view = [view for view in of_all_tasks if options.task in (None, view.task)][-1]
-    analysis = analyse(view, control=options.control)
+    names = set(arm_labels(view.records).values())
+    control = next(c for c in (options.control, f"{options.control} (plain cut)") if c in names)
+    analysis = analyse(view, control=control)
     arms = settled(analysis.best, analysis.minimise)
     kept = {arm for arm in arms if options.all or arm.split()[0] in STARTS}
     print(starts_table(analysis, kept), end="")
