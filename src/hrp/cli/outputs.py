@@ -20,6 +20,7 @@ from accelerate import PartialState
 
 from hrp.cli.failures import UsageError
 from hrp.cli.locks import INSIDE, held
+from hrp.cli.report import PAGE
 from hrp.files import (
     clear_dead_staging,
     digest,
@@ -104,7 +105,7 @@ class Output:
         return "interrupted" if begun else "absent"
 
     def check(self, overwrite: bool, resume: bool) -> bool:
-        """Return whether this run should go ahead, not so if it is finished. Writes nothing.
+        """Return whether this run should go ahead, not so if it is finished. Makes nothing.
 
         Raises:
             UsageError: the folder cannot be written; there is another run's work and neither flag
@@ -114,6 +115,7 @@ class Output:
         state, record = self.state(), self.read_record()
         if state == "finished" and not overwrite:
             self._check_same(record, "is finished", self.length)
+            clear_dead_staging(self.folder / PAGE)  # of a run that was killed at its very end
             say(f"'{self.folder}' is finished: nothing to do; --overwrite runs it again")
             return False
         self._check_spectra(record)

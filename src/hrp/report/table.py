@@ -26,9 +26,9 @@ class Table:
 def markdown_text(text: str) -> str:
     """Return text on one line that means itself in Markdown: no mark-up, HTML, link or cell."""
     one_line = " ".join(text.split())
-    for mark in "\\|`*_<>[]":
+    for mark in "\\|`*_[]":
         one_line = one_line.replace(mark, "\\" + mark)
-    return one_line
+    return one_line.replace("<", "&lt;").replace(">", "&gt;")
 
 
 def number(value: float, digits: int = 4) -> str:

@@ -6,6 +6,7 @@ import pytest
 
 from helpers.synthetic import benchmark, full_record
 from hrp.report.blocks import FigureBlock, Heading, TableBlock
+from hrp.report.table import markdown_text
 from hrp_lab.bench.record import RecordError
 from hrp_lab.report.html_page import report_page
 from hrp_lab.report.markdown import write_page
@@ -59,13 +60,13 @@ def test_both_pages_show_every_section_heading_table_and_figure_in_the_list_s_or
         len(re.findall("^[|] --- ", markdown, re.MULTILINE)) == len(tables) == html.count("<table>")
     )
     for heading in of_kind(Heading, parts):
-        assert f"### {heading.text}\n" in markdown
+        assert f"### {markdown_text(heading.text)}\n" in markdown
         assert f"<h3>{heading.text}</h3>" in html
     titles = [section.title for section in parts]
-    assert re.findall("^## (.*)$", markdown, re.MULTILINE) == titles
+    assert re.findall("^## (.*)$", markdown, re.MULTILINE) == list(map(markdown_text, titles))
     assert re.findall("<h2>([^<]*)</h2>", html) == titles
     captions = [block.caption for block in figures]
-    assert re.findall(r"^!\[(.*)\]\(", markdown, re.MULTILINE) == captions
+    assert re.findall(r"^!\[(.*)\]\(", markdown, re.MULTILINE) == list(map(markdown_text, captions))
     assert [text[:-1] for text in re.findall("<figcaption>([^<]*)<", unescape(html))] == captions
 
 

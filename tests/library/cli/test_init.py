@@ -353,7 +353,7 @@ def test_no_key_of_a_spectrum_is_live_in_the_card_and_no_path_of_the_user_s_is_i
     provenance = {"cost": {"<img src=x onerror=alert(1)>": 1, "[a](http://evil)": "`<b>`"}}
     base, data = "/home/me/secret/base", "/home/me/secret/rows.jsonl"
     text = card(CardFacts("sft", base, "/home/me/secret/out", {}, provenance, {}, data))
-    assert "\\<img src=x onerror=alert(1)\\>" in text
+    assert "&lt;img src=x onerror=alert(1)&gt;" in text
     assert "\\[a\\](http://evil)" in text
     assert "secret" not in text
     assert "from_pretrained(base, 'out')" in text
