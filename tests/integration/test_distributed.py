@@ -105,6 +105,7 @@ def test_processes_on_cpus_train_together_and_stop_at_the_first_one_s_word(tmp_p
     outcome="refused with the remedy",
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs they are together by themselves")
+@pytest.mark.slow
 def test_processes_that_would_each_train_alone_are_told_so(tmp_path):
     launch("at_once", tmp_path, ACCELERATE_USE_CPU="false")
     for state in saved(tmp_path, "state"):

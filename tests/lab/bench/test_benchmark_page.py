@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from hrp_lab.bench.protocol import experiment_from, plan
@@ -35,6 +36,7 @@ def test_the_page_s_commands_are_ones():
         _parser().parse_args(words[2:])
 
 
+@pytest.mark.slow
 def test_the_page_s_own_arm_runs_in_two_workers(tmp_path):
     script = tmp_path / "mine.py"
     script.write_text(block("python"))

@@ -162,6 +162,9 @@ class FakeContext:
     def Pipe(self):  # noqa: N802 - multiprocessing's name
         return multiprocessing.Pipe()
 
+    def Event(self):  # noqa: N802
+        return threading.Event()
+
     def Process(self, **_):  # noqa: N802
         context = self
 

@@ -202,6 +202,7 @@ def assert_same_adapter(one: Path, two: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_spectrum(tmp_path):
     check("sft", tmp_path, kills=1, seed=0)
 

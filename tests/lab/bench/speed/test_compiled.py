@@ -34,6 +34,7 @@ def adapter(**settings):
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch's own, while tracing
+@pytest.mark.slow
 def test_compiled_blocks_train_as_the_model_does_and_are_compiled_once():
     for rank, graphs in ((2, 1), (2, 1), (3, 2)):
         eager, compiled = adapter(r=rank), adapter(r=rank)
