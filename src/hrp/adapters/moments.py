@@ -107,27 +107,20 @@ class Moments:
 
     def total(self, name: str) -> ModuleMoments | None:
         """Return the sums of a module over all processes; None if no token was seen."""
-        return self._totals([name]).get(name)
-
-    def _totals(self, names: list[str]) -> dict[str, ModuleMoments]:
-        totals = {}
-        for name in names:
-            rank = self._modules[name].rank
-            device = self._modules[name].device
-            zeros = torch.zeros(rank, rank, device=device)
-            sums = self._sums.get(name) or ModuleMoments(zeros, zeros, zeros.new_zeros(()))
-            parts = [sums.inputs, sums.gradients, sums.count]
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                parts = [part.to(device, copy=True) for part in parts]
-                for part in parts:
-                    torch.distributed.all_reduce(part)
-            if float(parts[2]) > 0:
-                totals[name] = ModuleMoments(*parts)
-        return totals
+        module = self._modules[name]
+        zeros = torch.zeros(module.rank, module.rank, device=module.device)
+        sums = self._sums.get(name) or ModuleMoments(zeros, zeros, zeros.new_zeros(()))
+        parts = [sums.inputs, sums.gradients, sums.count]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            parts = [part.to(module.device, copy=True) for part in parts]
+            for part in parts:
+                torch.distributed.all_reduce(part)
+        return ModuleMoments(*parts) if float(parts[2]) > 0 else None
 
     def save(self, path: Path, is_main_process: bool) -> None:
         """Write the sums over all processes, for a run that goes on from a checkpoint."""
-        totals = self._totals([n for n, m in self._modules.items() if m.expert is None])
+        sums_of = {n: self.total(n) for n, m in self._modules.items() if m.expert is None}
+        totals = {name: sums for name, sums in sums_of.items() if sums is not None}
         if not is_main_process or not totals:
             return
         tensors = {
