@@ -6,6 +6,7 @@ that cannot run raises `NotApplicable`; none falls back to another start.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -276,6 +277,31 @@ register("dora-hrp-ab-reset", "DoRA, preheated as LoRA, magnitudes as they follo
     _hrp("AB", use_dora=True)
 )
 register("rslora-hrp-ab", "rsLoRA, started as hrp-ab", **_HRP)(_hrp("AB", use_rslora=True))
+
+
+@register("lora+-hrp-ab", "LoRA+, started as hrp-ab", **{**_HRP, "sections": ("hrp", "loraplus")})
+def lora_plus_hrp_ab(setup: Setup) -> Start:
+    """Start as hrp-ab does and train lora_B at a higher rate."""
+    start = _hrp("AB")(setup)
+    assert isinstance(start.model, PeftModel)
+    return dataclasses.replace(start, optimizer=loraplus_optimizer(setup, start.model))
+
+
+@register("random-ab", "random directions with the singular values of hrp-ab", **_HRP)
+def random_ab(setup: Setup) -> Start:
+    """Control hrp-ab's size: its singular values, at directions that learned nothing."""
+    start = _hrp("AB")(setup)
+    generator = torch.Generator().manual_seed(setup.spec.seed)
+    for module in lora_modules(start.model, "default").values():
+        factors = [factor.detach().cpu() for factor in module.matrices()]
+        drawn = [
+            torch.nn.init.orthogonal_(torch.empty_like(f), generator=generator) for f in factors
+        ]
+        roots = factors[0].norm(dim=1)  # of balanced factors: the roots of the singular values
+        module.write(roots[:, None] * drawn[0], drawn[1] * roots)
+    return start
+
+
 register("asymmetric-hrp-a", "as hrp-a, lora_A frozen", **_HRP)(_hrp("A", freeze=True))
 register("asymmetric-hrp-b", "as hrp-b, lora_B frozen", **_HRP)(_hrp("B", freeze=True))
 
