@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import AdaLoraConfig, PeftModel, get_peft_model
@@ -20,7 +20,7 @@ from hrp.adapters.freezing import freeze_factor
 from hrp.adapters.layers import lora_modules
 from hrp.config import Direction
 from hrp.initialization import initialize_lora_hrp_weights
-from hrp_lab.bench import starts
+from hrp_lab.bench import starts, tries
 from hrp_lab.bench.arm_defaults import adalora_fields
 from hrp_lab.bench.context import NotApplicable, Setup, Start
 from hrp_lab.bench.costs import Costs
@@ -283,8 +283,8 @@ register("rslora-hrp-ab", "rsLoRA, started as hrp-ab", **_HRP)(_hrp("AB", use_rs
 def lora_plus_hrp_ab(setup: Setup) -> Start:
     """Start as hrp-ab does and train lora_B at a higher rate."""
     start = _hrp("AB")(setup)
-    assert isinstance(start.model, PeftModel)
-    return dataclasses.replace(start, optimizer=loraplus_optimizer(setup, start.model))
+    optimizer = loraplus_optimizer(setup, cast(PeftModel, start.model))
+    return dataclasses.replace(start, optimizer=optimizer)
 
 
 @register("random-ab", "random directions with the singular values of hrp-ab", **_HRP)
@@ -304,6 +304,9 @@ def random_ab(setup: Setup) -> Start:
 
 register("asymmetric-hrp-a", "as hrp-a, lora_A frozen", **_HRP)(_hrp("A", freeze=True))
 register("asymmetric-hrp-b", "as hrp-b, lora_B frozen", **_HRP)(_hrp("B", freeze=True))
+
+register("try-ab", "a try around hrp-ab", sections=("hrp", "tries"), charged=True,
+         shares=tries.tried_preheating)(tries.tried)  # fmt: skip
 
 _SQUEEZE: Mapping[str, Any] = {"sections": ("squeeze",)}
 register("squeeze", "LoRA-Squeeze: a high rank for all steps, then the cut", **_SQUEEZE)(
