@@ -221,7 +221,7 @@ class _CarriedMoments(TrainerCallback):
             X = torch.linalg.pinv(B) @ lora_B.detach()
             Y = lora_A.detach() @ torch.linalg.pinv(A)
             for factor, side, left, right in ((lora_A, "A", X.mT, None), (lora_B, "B", None, Y.mT)):
-                new = {"step": extra["try.step"].cpu().clone()}
+                new = {"step": extra["try.step"].clone()}
                 for moment, power in (("exp_avg", 1), ("exp_avg_sq", 2)):
                     value = extra[f"try.{moment}.{side}.{name}"]
                     value = left**power @ value if left is not None else value @ right**power
