@@ -47,6 +47,12 @@ def assert_same_subspaces(expected: hrp.Spectrum, actual: hrp.Spectrum) -> None:
     for side in ("U", "Vh"):
         for name, cosines in expected.subspace_alignment(actual, 4, side).items():
             assert cosines.min() > 0.9999, name
+    for name, module in expected.items():  # and so does the cut in the metric of the loss
+        one, two = (
+            lora_B @ lora_A for lora_B, lora_A in (module.truncate(2), actual[name].truncate(2))
+        )
+        assert module.has_metric
+        assert float((one - two).norm() / one.norm()) < 1e-3, name
 
 
 @pytest.fixture(scope="module")

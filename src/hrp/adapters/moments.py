@@ -21,6 +21,8 @@ from torch import Tensor
 
 from hrp.adapters.layers import LoraModule
 
+_WITHOUT_INFLUENCE = 1e-6
+"""Share of the batch's largest gradient: less is rounding, as at the query of a first token."""
 _PARTS = ("inputs", "gradients")
 _SUMS_IN_FLOAT32 = "dtype" in torch.ops.aten.mm.overloads()  # since torch 2.8
 
@@ -39,13 +41,14 @@ class ModuleMoments:
 
     @torch.no_grad()
     def add(self, z: Float[Tensor, "tokens R"], g: Float[Tensor, "tokens R"]) -> None:
-        """Add tokens; those whose gradient is exactly zero (padding) or not finite are left out.
+        """Add tokens, but those without influence (padding) and those whose gradient overflowed.
 
         A gradient overflows where a loss scaler tries too large a factor; it skips that step.
         """
         with torch.autocast(z.device.type, enabled=False):
-            largest = torch.linalg.vector_norm(g, math.inf, dim=1, keepdim=True)
-            seen = largest.nan_to_num(0.0, posinf=0.0) > 0
+            size = torch.linalg.vector_norm(g, math.inf, dim=1, keepdim=True)
+            size = size.nan_to_num(0.0, posinf=0.0)
+            seen = size > _WITHOUT_INFLUENCE * size.amax()
             z, g = torch.where(seen, z, 0.0), torch.where(seen, g, 0.0)
             self.inputs += _second_moment(z)
             self.gradients += _second_moment(g)
