@@ -288,4 +288,9 @@ def test_what_only_looks_loads_no_heavy_library(script):
 
 
 def test_the_theory_loads_no_library_of_models():
-    assert not loaded_by("import hrp_lab.theory") & {"peft", "transformers", "accelerate", "trl"}
+    assert not loaded_by("import hrp_lab.theory.check") & {
+        "peft",
+        "transformers",
+        "accelerate",
+        "trl",
+    }

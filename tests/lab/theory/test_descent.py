@@ -5,15 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hrp_lab.theory import (
-    Descent,
-    MatrixFactorization,
-    descend,
-    geometric_target,
-    gradient_flow,
-    random_start,
-    wise_start,
-)
+from hrp_lab.theory.descent import Descent, descend
+from hrp_lab.theory.flow import gradient_flow
+from hrp_lab.theory.flow_starts import random_start, wise_start
+from hrp_lab.theory.problem import MatrixFactorization, geometric_target
 
 
 @pytest.fixture

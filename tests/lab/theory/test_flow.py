@@ -5,17 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hrp_lab.theory import (
-    MatrixFactorization,
-    SolverError,
-    flow,
-    geometric_target,
-    gradient_flow,
-    random_start,
-    wise_start,
-)
-from hrp_lab.theory.flow import Trajectory
-from hrp_lab.theory.flow_starts import Start
+from hrp_lab.theory import flow
+from hrp_lab.theory.flow import SolverError, Trajectory, gradient_flow
+from hrp_lab.theory.flow_starts import Start, random_start, wise_start
+from hrp_lab.theory.problem import MatrixFactorization, geometric_target
 
 TIMES = np.linspace(0, 3, 31)
 
