@@ -46,8 +46,7 @@ INTERNALS_OF_THE_LAB = {
     "hrp.cli.outputs": {"check_place"},
     "hrp.cli.yaml_files": {"read_yaml"},
     "hrp.config": {"Direction"},
-    "hrp.demo.base_model": {"BASE", "load_base"},
-    "hrp.demo.data": {"answer_collator", "answer_dataset"},
+    "hrp.demo.base_model": {"BASE"},
     "hrp.demo.lexicon": {
         "COLORS",
         "DAYS",
