@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -159,9 +160,11 @@ class HRPConfig:
     def from_dict(cls, fields: dict[str, Any]) -> HRPConfig:
         """Build a config from a dict; raises ``ValueError`` on a name that is not a field."""
         known = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(set(fields) - set(known))
-        if unknown:
-            raise ValueError(f"unknown HRPConfig field(s) {unknown}; the fields are {known}")
+        for name in fields:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1)
+                hint = f"did you mean `{near[0]}`?" if near else f"the fields are {known}"
+                raise ValueError(f"unknown field `{name}` of the HRPConfig; {hint}")
         return cls(**fields)
 
     @classmethod

@@ -6,7 +6,7 @@ new release shows at once what has to be looked at.
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,11 +50,8 @@ def missing_names() -> list[PrivateName]:
 
 
 def _exists(path: str) -> bool:
-    module, _, attributes = path.partition(":")
     try:
-        value: Any = importlib.import_module(module)
-        for attribute in attributes.split("."):
-            value = getattr(value, attribute)
+        pkgutil.resolve_name(path)
     except (ImportError, AttributeError):
         return False
     return True

@@ -10,8 +10,8 @@ from typing import Any
 from axolotl.integrations.base import BasePlugin  # type: ignore[import-not-found]
 from pydantic import BaseModel, field_validator
 
+from hrp.config import HRPConfig
 from hrp.integrations.callback import HRPCallback
-from hrp.integrations.tool_settings import config_from
 
 
 class HRPArgs(BaseModel):
@@ -22,7 +22,7 @@ class HRPArgs(BaseModel):
     @field_validator("hrp")
     @classmethod
     def _check(cls, settings: dict[str, Any] | None) -> dict[str, Any] | None:
-        config_from(settings)
+        HRPConfig.from_dict(settings or {})
         return settings
 
 
@@ -39,4 +39,4 @@ class HRPPlugin(BasePlugin):
         Raises:
             ValueError: a field is unknown or out of range; the message names it.
         """
-        trainer.add_callback(HRPCallback(config_from(cfg.hrp), trainer))
+        trainer.add_callback(HRPCallback(HRPConfig.from_dict(cfg.hrp or {}), trainer))
