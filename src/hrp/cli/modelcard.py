@@ -75,15 +75,6 @@ def card(facts: CardFacts) -> str:
     return "\n".join(parts)
 
 
-def start_card(
-    base: str, lora_config: Any, provenance: Mapping[str, Any], options: Mapping[str, Any]
-) -> str:
-    """Card of an adapter that `hrp init` made."""
-    start = {name: options[name] for name in ("direction", "scale", "truncation", "allocation")}
-    adapter = str(options["output_dir"])
-    return card(CardFacts("init", base, adapter, lora_config.to_dict(), provenance, start))
-
-
 def _metadata(facts: CardFacts) -> str:
     lines = ["---", "library_name: peft", "tags: [lora, hrp]"]
     base = Path(facts.base)

@@ -250,10 +250,7 @@ class CompletionMarker(TrainerCallback):
         """Collect what binds this run, compare the checkpoint, take up its stopping rule."""
         data = getattr(facts["train_dataloader"], "dataset", None)
         bound = settings_of_training(args, facts["model"], data, facts["optimizer"])
-        if args.world_size > 1:  # each process has its own shard; the first one's counts
-            shared = [bound]
-            broadcast_object_list(shared)
-            bound = shared[0]
+        (bound,) = broadcast_object_list([bound])  # each process has its own shard
         self._run = bound | self._run
         if not state.global_step:
             return

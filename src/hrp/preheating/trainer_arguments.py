@@ -102,12 +102,3 @@ def preheating_arguments(
     for name, value in overrides.items():
         setattr(changed, name, value)
     return changed
-
-
-def resumable_settings(config: HRPConfig, args: TrainingArguments) -> dict[str, Any]:
-    """Return what makes two preheatings the same run, in JSON types."""
-    batch = {
-        name: getattr(args, name)
-        for name in ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps")
-    }
-    return config.to_dict() | batch

@@ -27,7 +27,6 @@ from hrp.preheating.trainer_arguments import (
     check_trainer_arguments,
     own_rate,
     preheating_arguments,
-    resumable_settings,
     with_rate,
 )
 from hrp.validation import check_positive
@@ -86,7 +85,7 @@ class TrainerSource:
             args = preheating_arguments(arguments["args"], config, scratch)
             if self.checkpoints is not None:
                 checkpointing_arguments(args, self.checkpoints)
-                run = resumable_settings(config, args)
+                run = config.to_dict() | {"learning_rate": args.learning_rate}
                 callbacks.append(CompletionMarker(progress.stopping, run, progress.moments))
                 resume_from = last_complete(self.checkpoints.folder, before=config.step_limit)
                 if resume_from is not None:
