@@ -77,7 +77,7 @@ class DataloaderSource:
         """Return the learning rates of preheating, ``rank`` being that of the real adapter."""
         if self.learning_rate is None and config.learning_rate is None:
             config = dataclasses.replace(config, learning_rate=DEFAULT_LEARNING_RATE)
-        return rates_of(self.learning_rate, config, rank)
+        return rates_of(self.learning_rate or 0.0, config, rank)
 
     def train(self, model: nn.Module, config: HRPConfig, rates: Rates, progress: Progress) -> None:
         """Run up to ``config.step_limit`` AdamW steps, gradient norm clipped to 1.

@@ -22,14 +22,13 @@ from hrp.preheating.checkpoints import (
 )
 from hrp.preheating.length import of_trainer
 from hrp.preheating.progress import Progress
-from hrp.preheating.rates import Rates, rates_of, split_groups
+from hrp.preheating.rates import Rates, rates_of, take_both_rates
 from hrp.preheating.trainer_arguments import (
     check_trainer_arguments,
     own_rate,
     preheating_arguments,
     with_rate,
 )
-from hrp.validation import check_positive
 
 # Not wanted while preheating: there is no evaluation, and callbacks stop, save or report.
 _DROPPED_ARGUMENTS = ("callbacks", "eval_dataset", "compute_metrics")
@@ -65,10 +64,7 @@ class TrainerSource:
 
     def rates(self, config: HRPConfig, rank: int) -> Rates:
         """Return the learning rates of preheating, ``rank`` being that of the real adapter."""
-        own = own_rate(self.arguments)
-        if config.learning_rate is None:
-            check_positive("args.learning_rate", own)
-        return rates_of(own if own > 0 else None, config, rank)
+        return rates_of(own_rate(self.arguments), config, rank)
 
     def train(self, model: nn.Module, config: HRPConfig, rates: Rates, progress: Progress) -> None:
         """Run up to ``config.step_limit`` steps of the user's own trainer.
@@ -91,9 +87,8 @@ class TrainerSource:
                 if resume_from is not None:
                     check_same_run(resume_from, run)
             arguments["args"] = args
-            trainer = _preheating_trainer(self.trainer_cls, rates)(
-                model=model, callbacks=callbacks, **arguments
-            )
+            trainer = self.trainer_cls(model=model, callbacks=callbacks, **arguments)
+            take_both_rates(trainer, rates)
             progress.empty_batches.watch(trainer)
             for printing in (ProgressCallback, PrinterCallback):
                 trainer.remove_callback(printing)
@@ -101,28 +96,6 @@ class TrainerSource:
                 trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
             finally:
                 trainer.accelerator.free_memory()
-
-
-def _preheating_trainer(trainer_cls: Any, rates: Rates) -> Any:
-    """Subclass a trainer so that its optimizer has both rates and leaves frozen factors frozen.
-
-    PEFT makes every parameter of an adapter trainable when it loads the weights of a checkpoint.
-    """
-
-    class PreheatingTrainer(trainer_cls):
-        def train(self, *args: Any, **kwargs: Any) -> Any:
-            self._trainable = [(p, p.requires_grad) for p in self.model.parameters()]
-            return super().train(*args, **kwargs)
-
-        def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-            for parameter, requires_grad in self._trainable:
-                parameter.requires_grad_(requires_grad)
-            optimizer = super().create_optimizer(*args, **kwargs)
-            split_groups(optimizer, self.model, rates)
-            return optimizer
-
-    PreheatingTrainer.__name__ = trainer_cls.__name__
-    return PreheatingTrainer
 
 
 class StepsToProgress(TrainerCallback):
