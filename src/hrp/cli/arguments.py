@@ -97,6 +97,9 @@ class HRPArguments:
     preheat_save_steps: int = field(
         default=10, metadata={"help": "Steps between two checkpoints of preheating."}
     )
+    spectrum: str | None = field(
+        default=None, metadata={"help": "Folder from `hrp preheat`; skips preheating."}
+    )
 
     def hrp_config(self, seed: int) -> HRPConfig:
         """Settings as the core takes them; raises ``ValueError`` on a value out of range."""
@@ -129,15 +132,6 @@ def _steps(value: str | float | None) -> Any:
         with suppress(ValueError):
             return number(str(value))
     return value
-
-
-@dataclass
-class SpectrumArguments:
-    """A start from an earlier preheating."""
-
-    spectrum: str | None = field(
-        default=None, metadata={"help": "Folder from `hrp preheat`; skips preheating."}
-    )
 
 
 @dataclass

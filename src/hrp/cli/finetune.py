@@ -22,7 +22,6 @@ from hrp.cli.arguments import (
     HRPArguments,
     LoraModelConfig,
     OutputArguments,
-    SpectrumArguments,
     parse,
 )
 from hrp.cli.datasets import (
@@ -82,7 +81,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    ours = (HRPArguments, SpectrumArguments, DataArguments, OutputArguments)
+    ours = (HRPArguments, DataArguments, OutputArguments)
     theirs = (ScriptArguments, Seq2SeqTrainingArguments, LoraModelConfig)
     types = [*ours, *theirs, FinetuneArguments]
     request = FinetuneRequest(*parse("finetune", DESCRIPTION, EXAMPLE, types, argv))

@@ -15,7 +15,6 @@ from hrp.cli.arguments import (
     HRPArguments,
     LoraModelConfig,
     OutputArguments,
-    SpectrumArguments,
     parse,
 )
 from hrp.cli.datasets import check_columns, check_texts, load_splits, split_of, with_templates
@@ -53,7 +52,6 @@ class Request:
     """Holds all that a command was given, by the class that TRL, HF or we define for it."""
 
     hrp: HRPArguments
-    spectrum: SpectrumArguments
     data: DataArguments
     output: OutputArguments
     script: ScriptArguments
@@ -79,7 +77,7 @@ class Request:
 
     def output_for(self, command: str, folder: Path) -> Output:
         """Describe the run's output ``folder``."""
-        given = Path(self.spectrum.spectrum) if self.spectrum.spectrum else None
+        given = Path(self.hrp.spectrum) if self.hrp.spectrum else None
         training = self.training
         length = {"max_steps": training.max_steps, "num_train_epochs": training.num_train_epochs}
         pushes = bool(training.push_to_hub)
@@ -146,7 +144,7 @@ def carry_out(
 
 def parse_sft(command: str, description: str, example: str, argv: list[str]) -> SFTRequest:
     """Parse the flags of ``hrp sft`` and ``hrp preheat``; raises ``UsageError``."""
-    ours = (HRPArguments, SpectrumArguments, DataArguments, OutputArguments)
+    ours = (HRPArguments, DataArguments, OutputArguments)
     theirs = (ScriptArguments, SFTConfig, LoraModelConfig, DatasetMixtureConfig)
     request = SFTRequest(*parse(command, description, example, [*ours, *theirs], argv))
     check_common(request.training, request.model)

@@ -22,7 +22,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from hrp.adapters.moments import Moments
 from hrp.files import clear_dead_staging, follow_umask, named, write_text
-from hrp.preheating.binding import BASE, DATA, settings_of_training
+from hrp.preheating.binding import changed, settings_of_training
 from hrp.preheating.stopping import SubspaceStopping
 from hrp.spectra.artefact import FILES as SPECTRUM_FILES
 from hrp.validation import check_integer
@@ -210,16 +210,10 @@ def made_by(checkpoint: Path) -> dict[str, Any]:
 
 def check_same_run(checkpoint: Path, run: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` unless a checkpoint was made by a run of these settings."""
-    before = made_by(checkpoint)
-    differing = sorted(name for name in set(before) & set(run) if before[name] != run[name])
-    if differing:
-        told = [
-            name if name in (DATA, BASE) else f"{name} {before[name]!r} there, {run[name]!r} now"
-            for name in differing
-        ]
+    if differing := changed(made_by(checkpoint), run):
         raise ValueError(
             f"`checkpoints` in '{checkpoint.parent}' must be of the same run, got another: "
-            f"{'; '.join(told)}; give another folder, or remove this one to begin anew"
+            f"{', '.join(differing)}; give another folder, or remove this one to begin anew"
         )
 
 

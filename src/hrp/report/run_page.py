@@ -16,8 +16,7 @@ from hrp.report.figures import INK, colour, drawn, plain
 from hrp.report.html import page
 from hrp.report.run_folder import Curve, RunFolder
 from hrp.report.shares import energy, loss_share, recommend, share_at
-from hrp.report.spectrum_page import spectrum_sections
-from hrp.report.spectrum_views import module_map
+from hrp.report.spectrum_views import module_map, spectrum_sections
 from hrp.report.table import DASH, Table, number
 from hrp.spectra.spectrum import Spectrum
 

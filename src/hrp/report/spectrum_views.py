@@ -1,4 +1,4 @@
-"""Tables and figures of spectra: effective ranks, energy, alignment."""
+"""Tables, figures and pages of spectra: effective ranks, energy, alignment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hrp.report.blocks import FigureBlock
+from hrp.report.blocks import FigureBlock, Section, TableBlock
 from hrp.report.figures import INK, colour, drawn, heat_map, plain
 from hrp.report.shares import SHOWN_RANKS, energy, loss_share, share_at
 from hrp.report.table import DASH, Table, number
@@ -20,6 +20,8 @@ SIDES: tuple[Side, ...] = ("U", "Vh")
 _SIDE_NAMES = {"U": "outputs", "Vh": "inputs"}
 _KINDS = ("entropy", "stable", "energy")
 _ALL_KINDS = (*_KINDS, "loss")
+ALIGNMENT_RANK = 8
+"""Rank at which the spectra of a page are aligned."""
 
 
 def _effective_rank(module: ModuleSpectrum, kind: Any) -> float:
@@ -234,3 +236,17 @@ def spectrum_figures(
     yield FigureBlock(inputs, "alignment_inputs", f"{words}, inputs (direction A)")
     curves = alignment_curves(first, spectrum, rank)
     yield FigureBlock(curves, "alignment", f"Principal angles to {name}")
+
+
+def spectrum_sections(spectra: Mapping[str, Spectrum]) -> Iterator[Section]:
+    """Yield a section for each spectrum; those of the first one's shapes are aligned with it."""
+    first = next(iter(spectra.items()), None)
+    for name, spectrum in spectra.items():
+        alike = first and name != first[0] and _shapes(spectrum) == _shapes(first[1])
+        figures = spectrum_figures(spectrum, first if alike else None, ALIGNMENT_RANK)
+        modules = TableBlock(spectrum_table(spectrum), f"All {len(spectrum)} modules")
+        yield Section(f"Spectrum {name}", (TableBlock(spectrum_facts(spectrum)), *figures, modules))
+
+
+def _shapes(spectrum: Spectrum) -> dict[str, tuple[int, int]]:
+    return {name: module.shape for name, module in spectrum.items()}

@@ -87,12 +87,12 @@ OTHERS = {
     "lora_alpha": ({"model": lambda: with_lora(tiny_llama(), lora_alpha=32)}, "lora_alpha"),
     "lora_dropout": ({"model": lambda: with_lora(tiny_llama(), lora_dropout=0.3)}, "lora_dropout"),
     "use_rslora": ({"model": lambda: with_lora(tiny_llama(), use_rslora=True)}, "use_rslora"),
-    "weight_decay": ({"weight_decay": lambda: 0.1}, "weight_decay 0.0 there, 0.1 now"),
-    "max_grad_norm": ({"max_grad_norm": lambda: 0.5}, "max_grad_norm 1.0 there, 0.5 now"),
-    "bf16": ({"bf16": lambda: True}, "bf16 False there, True now"),
+    "weight_decay": ({"weight_decay": lambda: 0.1}, "weight_decay (was 0.0, now 0.1)"),
+    "max_grad_norm": ({"max_grad_norm": lambda: 0.5}, "max_grad_norm (was 1.0, now 0.5)"),
+    "bf16": ({"bf16": lambda: True}, "bf16 (was False, now True)"),
     "label smoothing": ({"label_smoothing_factor": lambda: 0.1}, "label_smoothing_factor"),
     "optimizer": ({"optim": lambda: "sgd"}, "optim "),
-    "adam_beta2": ({"adam_beta2": lambda: 0.9}, "adam_beta2 0.999 there, 0.9 now"),
+    "adam_beta2": ({"adam_beta2": lambda: 0.9}, "adam_beta2 (was 0.999, now 0.9)"),
 }
 
 

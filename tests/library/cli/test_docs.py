@@ -17,7 +17,6 @@ from hrp.cli.arguments import (
     DataArguments,
     HRPArguments,
     OutputArguments,
-    SpectrumArguments,
 )
 from hrp.cli.sft import parse_sft
 from hrp.demo import BASE
@@ -94,7 +93,7 @@ def test_a_documented_config_file_parses(tmp_path):
 
 def test_every_flag_of_ours_is_documented():
     text = (ROOT / "docs/from-trl.md").read_text(encoding="utf-8")
-    for kind in (HRPArguments, SpectrumArguments, DataArguments, OutputArguments):
+    for kind in (HRPArguments, DataArguments, OutputArguments):
         for name in kind.__dataclass_fields__:
             assert f"`--{name}" in text, name
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from peft import EvaConfig, LoraGAConfig, PeftModel, initialize_lora_eva_weights
 from peft.tuners.lora.config import CordaConfig
+from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.eva import prepare_layer_inputs_fn_language_modeling
 from peft.tuners.lora.loraga import preprocess_loraga
 from peft.tuners.tuners_utils import cast_adapter_dtype
@@ -271,12 +272,6 @@ def corda(setup: Setup) -> Start:
 
     Rows go through the model one at a time, as PEFT's hook expects.
     """
-    try:
-        from peft.tuners.lora.corda import preprocess_corda
-    except ModuleNotFoundError as error:  # PEFT does not depend on attrs, but its CorDA needs it
-        raise NotApplicable(
-            f"PEFT's CorDA cannot be imported: {error}; pip install attrs"
-        ) from error
     began, rows = time.perf_counter(), setup.section("covariance")["rows"]
     base = setup.base()
     config = setup.lora_config(
