@@ -276,8 +276,7 @@ def _update_matrices(path: str, layer: lora.LoraLayer, adapter_name: str) -> Ite
 
 
 def _check_supported(name: str, layer: lora.LoraLayer, adapter_name: str) -> None:
-    reason = _refusal(layer, adapter_name)
-    if reason:
+    if reason := _refusal(layer, adapter_name):
         raise ValueError(
             f"module {name!r} is {reason}, which HRP cannot initialise; leave it out of the "
             "adapter with `exclude_modules`"

@@ -43,7 +43,6 @@ GROUPS: dict[str, dict[str, str]] = {
 }
 _METAVARS = {"config": "FILE", "dataset_path": "PATH", "spectrum": "DIR", "output_dir": "DIR"}
 _WITHOUT = ("config", "help-all", "resume", "overwrite")  # whose defaults tell nothing
-_WIDTH = 100
 
 
 def short_help(parser: argparse.ArgumentParser) -> str:

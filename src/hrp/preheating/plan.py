@@ -33,7 +33,6 @@ class Plan:
         modules: its update matrices, by module name.
         config: with a number of steps, or "auto".
         rates: learning rates of what preheating trains.
-        source: the data and the trainer.
         spent: whether an engine will shard the model for good.
     """
 
@@ -42,7 +41,6 @@ class Plan:
     modules: dict[str, LoraModule]
     config: HRPConfig
     rates: Rates
-    source: Source
     spent: bool
 
     @property
@@ -61,7 +59,7 @@ def make_plan(
     lora = model.peft_config[adapter_name]
     config = source.with_steps(config, lora)
     rates = source.rates(config, int(lora.r))
-    return Plan(model, adapter_name, modules, config, rates, source, spent)
+    return Plan(model, adapter_name, modules, config, rates, spent)
 
 
 def checked_config(config: HRPConfig | None) -> HRPConfig:

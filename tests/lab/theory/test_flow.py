@@ -87,7 +87,7 @@ def test_times_may_start_late_or_be_the_start_alone():
     late = gradient_flow(problem, start, np.array([1.0, 2.0]), tolerance=1e-12).losses
     np.testing.assert_allclose(whole[:, 1:], late, atol=1e-9)
     only = gradient_flow(problem, start, np.array([0.0]))
-    np.testing.assert_allclose(only.final, problem.energy / 2)
+    np.testing.assert_allclose(only.losses[..., -1], problem.energy / 2)
 
 
 def test_time_to_a_loss_is_interpolated_and_infinite_where_it_is_never_reached():

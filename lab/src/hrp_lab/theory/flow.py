@@ -41,11 +41,6 @@ class Trajectory:
     A: Float[np.ndarray, "*batch times n rank"] | None = None
     B: Float[np.ndarray, "*batch times m rank"] | None = None
 
-    @property
-    def final(self) -> Float[np.ndarray, "*batch"]:
-        """Loss at the last time."""
-        return np.asarray(self.losses[..., -1])
-
     def factors(
         self,
     ) -> tuple[Float[np.ndarray, "*batch times n rank"], Float[np.ndarray, "*batch times m rank"]]:
