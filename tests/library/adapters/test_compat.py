@@ -36,7 +36,7 @@ ALLOWED = {
     # an attribute of a built Trainer, which is restored where there is one
     "src/hrp/preheating/restored_trainer.py": {"_memory_tracker"},
     # of the lab, which asks for newer releases
-    "lab/src/hrp_lab/bench/starts.py": {"_peft_loraga_grad"},
+    "lab/src/hrp_lab/bench/data_starts.py": {"_peft_loraga_grad"},
     "lab/src/hrp_lab/bench/speed/padding_free.py": {"_attn_implementation"},
 }
 BY_NAME = ("getattr", "setattr", "hasattr", "delattr")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import math
 import time
 import traceback
 from datetime import UTC, datetime
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import nn
 
 from hrp.versions import installed_versions
@@ -45,7 +45,7 @@ def execute(bench: Bench, spec: RunSpec) -> Record:
             raise PoisonedDeviceError(str(error)) from error
         record = Record(spec, "failed", describe(error))
     finally:
-        release_memory()
+        clear_device_cache(garbage_collection=True)  # so that many processes fit on one device
     return stamped(record, bench.places, started, device_name())
 
 
@@ -54,14 +54,7 @@ def share(bench: Bench, spec: RunSpec) -> None:
     make = ARMS[spec.arm].shares
     if make is not None:
         make(Setup(bench, spec))
-    release_memory()
-
-
-def release_memory() -> None:
-    """Drop what the last run left, so that many processes fit on one device."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    clear_device_cache(garbage_collection=True)
 
 
 def _is_sticky(error: Exception) -> bool:
