@@ -290,13 +290,9 @@ def _refusal(layer: lora.LoraLayer, adapter_name: str) -> str | None:
         return f"of the LoRA variant {variant}"
     if getattr(base, "groups", 1) != 1:
         return f"a grouped {type(base).__name__} (groups={base.groups})"
-    if not _has_factors(layer, adapter_name):
-        return f"of kind {type(base).__name__} (PEFT's {type(layer).__name__})"
-    return None
-
-
-def _has_factors(layer: lora.LoraLayer, adapter_name: str) -> bool:
     if isinstance(layer, lora.Embedding) or is_convolution(layer):
-        return True
+        return None
     holders = layer.lora_A, layer.lora_B
-    return all(adapter_name in h and isinstance(h[adapter_name], nn.Linear) for h in holders)
+    if all(adapter_name in h and isinstance(h[adapter_name], nn.Linear) for h in holders):
+        return None
+    return f"of kind {type(base).__name__} (PEFT's {type(layer).__name__})"

@@ -51,18 +51,13 @@ def check_engine(args: Any, spend_model: bool) -> str | None:
             "`spectrum.save(folder)` on rank 0; in the second one call "
             "`initialize_lora_hrp_weights(model, Spectrum.load(folder))` before the trainer is made"
         )
-    if engine == "FSDP" and _fsdp_version(args) < 2:
+    in_args = getattr(args, "fsdp", None) and (args.fsdp_config or {}).get("version", 2)
+    if engine == "FSDP" and int(in_args or os.environ.get("FSDP_VERSION", "1")) < 2:
         raise ValueError(
             "preheating under FSDP needs version 2, got version 1; set `fsdp_version: 2` in "
             "Accelerate's config, or `fsdp_config={'version': 2}` in the TrainingArguments"
         )
     return engine
-
-
-def _fsdp_version(args: Any) -> int:
-    if getattr(args, "fsdp", None):
-        return int((args.fsdp_config or {}).get("version", 2))
-    return int(os.environ.get("FSDP_VERSION", "1"))
 
 
 def is_sharded(parameter: Tensor) -> bool:

@@ -10,6 +10,8 @@ from typing import Any
 import datasets
 from trl import DatasetMixtureConfig, ScriptArguments, SFTConfig, get_quantization_config
 
+from hrp.adapters.checks import check_preheatable
+from hrp.adapters.layers import lora_modules
 from hrp.cli.arguments import (
     DataArguments,
     HRPArguments,
@@ -29,7 +31,7 @@ from hrp.cli.input_checks import (
 )
 from hrp.cli.outputs import Output, locked, say
 from hrp.cli.pushing import push
-from hrp.cli.running import Job, check_preheating, run, start, with_steps
+from hrp.cli.running import Job, run, start, with_steps
 from hrp.cli.trainers import HRPSFTTrainer, check_enough, sft_preheating
 from hrp.preheating.binding import BASE, DATA, files_digest, settings_of
 from hrp.spectra.spectrum import Spectrum
@@ -83,10 +85,6 @@ class Request:
         pushes = bool(training.push_to_hub)
         return Output(folder, command, self.settings(), given, length, pushes)
 
-    def data_name(self) -> str:
-        """Return the name of the data for the model card."""
-        return self.data.dataset_path or self.script.dataset_name or "a mixture of data sets"
-
 
 @dataclass
 class SFTRequest(Request):
@@ -130,11 +128,13 @@ def carry_out(
         if given is not None and spectrum is not None:
             start(job, spectrum, given)
         else:
-            check_preheating(job)
+            model = trainer.model
+            check_preheatable(model, "default", lora_modules(model, "default"), job.config)
         if trainer.is_world_process_zero():
             output.begin(flags.overwrite)
         trainer.accelerator.wait_for_everyone()
-        run(job, output, spectrum, request.data_name())
+        data = request.data.dataset_path or request.script.dataset_name or "a mixture of data sets"
+        run(job, output, spectrum, data)
         if training.push_to_hub:
             push(output, training)
         if hasattr(trainer, "end"):  # since transformers 5.18: closes the reporters

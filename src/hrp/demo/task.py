@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
@@ -117,7 +116,8 @@ def fine_tune(
         model=model,
         eval_dataset=task.test,
         compute_metrics=exact_answers,
-        preprocess_logits_for_metrics=greedy_tokens,
+        # The likeliest next token at every position: whole logits stay out of the metrics.
+        preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(dim=-1),
         callbacks=[_Ticks(tick)],
         **settings,
     )
@@ -147,11 +147,6 @@ def answers(model: PreTrainedModel | PeftModel, task: Task) -> list[str]:
         answer = task.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
         said.append(answer.strip())
     return said
-
-
-def greedy_tokens(logits: Tensor, labels: Tensor) -> Tensor:
-    """The likeliest next token at every position; keeps whole logits out of the metrics."""
-    return logits.argmax(dim=-1)
 
 
 def exact_answers(prediction: EvalPrediction) -> dict[str, float]:

@@ -99,11 +99,14 @@ class DataloaderSource:
             # Sharding engines replace the parameters, and a launcher may have moved them.
             trainable = [p for p in prepared.parameters() if p.requires_grad]
             device = trainable[0].device
+            # PEFT's factors are float32: without autocast their products would be too, at rank R.
+            in_half = getattr(model, "dtype", None) == torch.bfloat16
+            autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_half)
             batches = itertools.islice(_cycled(loader), config.step_limit)
             progress.start(hidden=not accelerator.is_main_process)
             for step, batch in enumerate(batches, start=1):
                 progress.begin_step(step)
-                with _autocast(model, device):
+                with autocast:
                     loss = _loss(prepared, send_to_device(batch, device), self.loss_fn)
                 loss = progress.empty_batches.passed_over(loss, batch)
                 accelerator.backward(loss)
@@ -128,12 +131,6 @@ def _cycled(loader: Iterable[Any]) -> Iterator[Any]:
             raise ValueError(
                 f"`dataloader` must hold at least one batch, {fault}; pass a DataLoader"
             )
-
-
-def _autocast(model: nn.Module, device: torch.device) -> torch.autocast:
-    """PEFT's factors are float32: without autocast their products would be too, at rank R."""
-    enabled = getattr(model, "dtype", None) == torch.bfloat16
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def _loss(model: nn.Module, batch: Any, loss_fn: LossFn | None) -> Tensor:

@@ -75,7 +75,10 @@ def cholesky_svd(
     core = scaling * (R_B @ R_A.mT)
     # Dependent columns leave NaN in their triangle, on which the library SVD would raise.
     core = torch.where(core.isfinite(), core, 0.0)
-    U, S, Vh = _core_svd(core)
+    # cuSOLVER's batched driver: measured 100x faster here than an eigen-decomposition. It works on
+    # the Gram matrix, hence the check below.
+    driver = "gesvda" if core.is_cuda else None
+    U, S, Vh = torch.linalg.svd(core, full_matrices=False, driver=driver)
     U = (lora_B.double() @ torch.linalg.solve_triangular(R_B, U, upper=True)).float()
     V = (lora_A.mT.double() @ torch.linalg.solve_triangular(R_A, Vh.mT, upper=True)).float()
     result = U, S.float(), V.mT
@@ -95,13 +98,6 @@ def _triangle(
     wide = X.double()
     lower, info = torch.linalg.cholesky_ex(wide.mT @ wide)
     return lower.mT, info != 0
-
-
-def _core_svd(core: Float[Tensor, "n rank rank"]) -> SVD:
-    # cuSOLVER's batched driver: measured 100x faster here than an eigen-decomposition. It works on
-    # the Gram matrix, hence the check in the caller.
-    driver = "gesvda" if core.is_cuda else None
-    return torch.linalg.svd(core, full_matrices=False, driver=driver)
 
 
 def _is_orthonormal(X: Float[Tensor, "n dim rank"]) -> Tensor:

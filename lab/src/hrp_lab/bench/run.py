@@ -175,11 +175,7 @@ def _finetune_flops(setup: Setup, start: Start, trained: Trained) -> float:
     """Count FLOPs by `hrp_lab.bench.costs`, without DoRA's norms and AdaLoRA's penalty."""
     if start.full:
         return costs.full_finetuning_flops(setup.size, trained.tokens)
-    held, updated = _adapter_entries(start.model)
+    adapter = [p for name, p in start.model.named_parameters() if ".lora_" in name]
+    held = sum(p.numel() for p in adapter)
+    updated = sum(p.numel() for p in adapter if p.requires_grad)
     return costs.lora_flops(setup.size, trained.tokens, held, updated)
-
-
-def _adapter_entries(model: nn.Module) -> tuple[int, int]:
-    """Count the parameters of the adapter, and those of them that are trained."""
-    adapters = [p for name, p in model.named_parameters() if ".lora_" in name]
-    return sum(p.numel() for p in adapters), sum(p.numel() for p in adapters if p.requires_grad)

@@ -101,7 +101,10 @@ def descend(
                 losses.append(loss)
                 kept.extend([factors] * keep_factors)
             if step < settings.steps:
-                factors = factors | _stepped(problem, factors, updates, rng)
+                gradients = problem.gradients(factors["A"], factors["B"])
+                gradient = dict(zip("AB", gradients, strict=True))
+                steps = {name: update(gradient[name], rng) for name, update in updates.items()}
+                factors = factors | {name: factors[name] - step for name, step in steps.items()}
     times = settings.step_size * np.array(settings.recorded, dtype=np.float64)
     if not keep_factors:
         return Trajectory(times, np.stack(losses, -1))
@@ -109,17 +112,6 @@ def descend(
         np.stack([recorded_factors[name] for recorded_factors in kept], -3) for name in ("A", "B")
     )
     return Trajectory(times, np.stack(losses, -1), A, B)
-
-
-def _stepped(
-    problem: MatrixFactorization,
-    factors: dict[str, np.ndarray],
-    updates: dict[str, _Update],
-    rng: np.random.Generator | None,
-) -> dict[str, np.ndarray]:
-    """Return the trained factors after one step."""
-    gradients = dict(zip("AB", problem.gradients(factors["A"], factors["B"]), strict=True))
-    return {name: factors[name] - update(gradients[name], rng) for name, update in updates.items()}
 
 
 def _finite_loss(

@@ -127,15 +127,11 @@ def figure1(config: Figure1Config) -> Figure1:
     losses = {}
     for panel in PANELS:
         for arm, start in _starts(config, panel, rng).items():
-            trained = "both" if panel == "classic" else _trained_against(start)
+            other: TrainFactors = "B" if start.direction == "A" else "A"  # the carrier is frozen
+            trained = "both" if panel == "classic" else other
             run = gradient_flow(config.problem, start, times, trained)
             losses[panel, arm] = np.broadcast_to(run.losses, (config.draws, times.size))
     return Figure1(config, times, losses)
-
-
-def _trained_against(start: Start) -> TrainFactors:
-    """Return the factor that asymmetric LoRA trains: not the carrier, which is frozen."""
-    return "B" if start.direction == "A" else "A"
 
 
 def _starts(config: Figure1Config, panel: Panel, rng: np.random.Generator) -> dict[str, Start]:
