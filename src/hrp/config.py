@@ -86,7 +86,6 @@ class HRPConfig:
     warmup_share: float = 0.3
 
     def __post_init__(self) -> None:
-        """Check every field, before any time is spent on training."""
         check_integer("preheat_rank", self.preheat_rank, minimum=1)
         check_steps(self.preheat_steps)
         check_integer("seed", self.seed, minimum=0, maximum=2**32 - 1)

@@ -263,7 +263,11 @@ def _check_unmerged(name: str, layer: lora.LoraLayer) -> None:
 
 def _update_matrices(path: str, layer: lora.LoraLayer, adapter_name: str) -> Iterator[LoraModule]:
     name = ".".join(part for part in path.split(".") if part != "base_layer")
-    _check_supported(name, layer, adapter_name)
+    if reason := _refusal(layer, adapter_name):
+        raise ValueError(
+            f"module {name!r} is {reason}, which HRP cannot initialise; leave it out of the "
+            "adapter with `exclude_modules`"
+        )
     if not isinstance(layer, lora.ParamWrapper):
         yield LoraModule(name, layer, adapter_name)
         return
@@ -273,14 +277,6 @@ def _update_matrices(path: str, layer: lora.LoraLayer, adapter_name: str) -> Ite
         return
     for expert in range(layer.num_experts):
         yield LoraModule(f"{name}.{expert}", layer, adapter_name, expert)
-
-
-def _check_supported(name: str, layer: lora.LoraLayer, adapter_name: str) -> None:
-    if reason := _refusal(layer, adapter_name):
-        raise ValueError(
-            f"module {name!r} is {reason}, which HRP cannot initialise; leave it out of the "
-            "adapter with `exclude_modules`"
-        )
 
 
 def _refusal(layer: lora.LoraLayer, adapter_name: str) -> str | None:

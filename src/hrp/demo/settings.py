@@ -86,7 +86,6 @@ class DemoConfig:
     test_problems: int = 200
 
     def __post_init__(self) -> None:
-        """Check what the command line can set."""
         check_integer("steps", self.steps, minimum=2)
         check_integer("seed", self.seed, minimum=0)
         check_integer("seeds", self.seeds, minimum=1)

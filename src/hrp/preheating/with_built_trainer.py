@@ -42,7 +42,6 @@ class BuiltTrainerSource:
     trainer: Trainer
 
     def __post_init__(self) -> None:
-        """Check the trainer, before any time is spent on training."""
         if self.trainer.model_init is not None:
             raise ValueError(
                 "a trainer with `model_init` makes its model anew when it starts, without what HRP "

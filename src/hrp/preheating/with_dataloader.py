@@ -55,7 +55,6 @@ class DataloaderSource:
     learning_rate: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the fields, before any time is spent on training."""
         if isinstance(self.dataloader, str):
             raise TypeError(f"`dataloader` must give batches, got the string {self.dataloader!r}")
         check_not_empty("dataloader", self.dataloader)

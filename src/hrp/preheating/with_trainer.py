@@ -49,7 +49,6 @@ class TrainerSource:
     checkpoints: Checkpoints | None = None
 
     def __post_init__(self) -> None:
-        """Check the arguments, before any time is spent on training."""
         check_trainer_arguments(self.trainer_cls, self.arguments)
 
     @property

@@ -45,19 +45,15 @@ class Spectrum(Mapping[str, ModuleSpectrum]):
         self.kept: dict[str, Tensor] = dict(kept or {})
 
     def __getitem__(self, name: str) -> ModuleSpectrum:
-        """Return the spectrum of one module."""
         return self._modules[name]
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over module names, sorted."""
         return iter(self._modules)
 
     def __len__(self) -> int:
-        """Return the number of modules."""
         return len(self._modules)
 
     def __repr__(self) -> str:
-        """Name the size instead of printing tensors."""
         ranks = sorted({module.rank for module in self.values()})
         return f"Spectrum({len(self)} modules, ranks {ranks})"
 

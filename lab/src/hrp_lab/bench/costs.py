@@ -48,7 +48,6 @@ class Costs:
     extra_parameters: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse negative and non-finite costs."""
         for name, value in vars(self).items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not (number and is_finite(value) and value >= 0):

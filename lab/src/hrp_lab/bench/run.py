@@ -41,7 +41,8 @@ def execute(bench: Bench, spec: RunSpec) -> Record:
     except NotApplicable as reason:
         record = Record(spec, "not-applicable", str(reason))
     except Exception as error:
-        if _is_sticky(error):
+        # Such an error leaves the process's context unusable; lack of memory does not.
+        if "CUDA error" in str(error) and not isinstance(error, torch.cuda.OutOfMemoryError):
             raise PoisonedDeviceError(str(error)) from error
         record = Record(spec, "failed", describe(error))
     finally:
@@ -55,11 +56,6 @@ def share(bench: Bench, spec: RunSpec) -> None:
     if make is not None:
         make(Setup(bench, spec))
     clear_device_cache(garbage_collection=True)
-
-
-def _is_sticky(error: Exception) -> bool:
-    """Tell whether a CUDA error leaves the process's context unusable; lack of memory does not."""
-    return "CUDA error" in str(error) and not isinstance(error, torch.cuda.OutOfMemoryError)
 
 
 def describe(error: BaseException) -> str:

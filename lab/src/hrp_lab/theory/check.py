@@ -49,7 +49,6 @@ class CheckConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check both fields."""
         check_integer("draws", self.draws, minimum=2)
         check_integer("seed", self.seed, minimum=0)
 

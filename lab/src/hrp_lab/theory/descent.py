@@ -42,7 +42,6 @@ class Descent:
     record: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check every field."""
         check_choice("method", self.method, get_args(Method))
         check_positive("step_size", self.step_size)
         check_integer("steps", self.steps, minimum=1)

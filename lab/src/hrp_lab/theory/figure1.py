@@ -57,7 +57,6 @@ class Figure1Config:
     rank: int = 2
 
     def __post_init__(self) -> None:
-        """Check every field."""
         check_integer("draws", self.draws, minimum=2)
         check_integer("seed", self.seed, minimum=0)
         check_positive("preheat_time", self.preheat_time)

@@ -43,7 +43,6 @@ class MatrixFactorization:
         self.M: Float[np.ndarray, "m n"] = M
 
     def __repr__(self) -> str:
-        """Name the shape instead of printing the matrix."""
         return f"MatrixFactorization(m={self.m}, n={self.n})"
 
     @property
