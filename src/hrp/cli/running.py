@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from transformers import TrainerState
 
+from hrp.adapters.checks import check_preheatable
+from hrp.adapters.layers import lora_modules
 from hrp.cli.modelcard import CardFacts, card
 from hrp.cli.outputs import Output
 from hrp.cli.report import write_own_page
@@ -115,6 +117,12 @@ def with_steps(job: Job, interrupted: Path | None) -> Job:
         return replace(job, config=replace(job.config, preheat_steps=steps))
     given, lora = job.preheating, job.trainer.model.peft_config["default"]
     return replace(job, config=of_trainer(job.config, given["args"], given["train_dataset"], lora))
+
+
+def check_preheating(job: Job) -> None:
+    """Raise ``ValueError`` where the adapter and the settings do not allow preheating."""
+    model = job.trainer.model
+    check_preheatable(model, "default", lora_modules(model, "default"), job.config)
 
 
 def preheat_into(

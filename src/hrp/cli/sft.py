@@ -10,8 +10,6 @@ from typing import Any
 import datasets
 from trl import DatasetMixtureConfig, ScriptArguments, SFTConfig, get_quantization_config
 
-from hrp.adapters.checks import check_preheatable
-from hrp.adapters.layers import lora_modules
 from hrp.cli.arguments import (
     DataArguments,
     HRPArguments,
@@ -31,7 +29,7 @@ from hrp.cli.input_checks import (
 )
 from hrp.cli.outputs import Output, locked, say
 from hrp.cli.pushing import push
-from hrp.cli.running import Job, run, start, with_steps
+from hrp.cli.running import Job, check_preheating, run, start, with_steps
 from hrp.cli.trainers import HRPSFTTrainer, check_enough, sft_preheating
 from hrp.preheating.binding import BASE, DATA, files_digest, settings_of
 from hrp.spectra.spectrum import Spectrum
@@ -128,8 +126,7 @@ def carry_out(
         if given is not None and spectrum is not None:
             start(job, spectrum, given)
         else:
-            model = trainer.model
-            check_preheatable(model, "default", lora_modules(model, "default"), job.config)
+            check_preheating(job)
         if trainer.is_world_process_zero():
             output.begin(flags.overwrite)
         trainer.accelerator.wait_for_everyone()
