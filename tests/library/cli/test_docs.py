@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -97,6 +98,22 @@ def test_every_flag_of_ours_is_documented():
     for kind in (HRPArguments, SpectrumArguments, DataArguments, OutputArguments):
         for name in kind.__dataclass_fields__:
             assert f"`--{name}" in text, name
+
+
+def test_every_formula_is_one_that_the_site_and_github_can_set():
+    hooks = runpy.run_path(str(ROOT / "docs/site_hooks.py"))
+    for page in (ROOT / "docs").glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        blocks = re.findall(r"```math\n(.*?)```", text, re.DOTALL)
+        inline = re.findall(
+            r"\$([^$]+)\$", re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+        )
+        # Markdown on GitHub takes a backslash before punctuation for its own.
+        assert not [formula for formula in inline if re.search(r"\\\W|[<>*|]", formula)], page.name
+        for formula in blocks + inline:
+            made = hooks["on_page_content"](f'<span class="arithmatex">\\({formula}\\)</span>')
+            assert made.startswith('<span class="formula"><math'), formula
+            assert "\\" not in made, formula
 
 
 def site_settings() -> dict:
