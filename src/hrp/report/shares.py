@@ -28,8 +28,8 @@ def _percent(share: float) -> str:
 
 RULE = (
     f"rank: the smallest of {', '.join(map(str, CANDIDATES))} at which the median module keeps "
-    f"{_percent(KEPT)}; R: at least {MARGIN} times that, and twice its present value where the "
-    f"last half of the directions holds over {_percent(TAIL)}"
+    f"{_percent(KEPT)}; preheat rank: at least {MARGIN} times that, and twice its present value "
+    f"where the last half of the directions holds over {_percent(TAIL)}"
 )
 
 
@@ -90,16 +90,16 @@ class Recommendation:
             said = f"recommended rank {self.rank} (the median module keeps {share})"
         else:
             said = f"recommended rank {self.rank} or more (the median module keeps only {share})"
-        said += f", R {self.preheat_rank}"
+        said += f", preheat rank {self.preheat_rank}"
         if self.preheat_rank <= self.present:
-            said += f" (R = {self.present} is enough)"
+            said += f" (the present {self.present} is enough)"
         elif self.tail > TAIL:
             said += (
-                f" (R = {self.present} is small: the last half of its directions holds "
+                f" (the present {self.present} is small: the last half of its directions holds "
                 f"{_percent(self.tail)}; preheat anew)"
             )
         else:
-            said += f" (R = {self.present} is less than {MARGIN} times the rank; preheat anew)"
+            said += f" (the present {self.present} is less than {MARGIN} times it; preheat anew)"
         return f"{said}; {RULE}"
 
 

@@ -74,11 +74,11 @@ def spectrum_facts(spectrum: Spectrum) -> Table:
     """Return the provenance of a spectrum as a table, without the flags of the command line."""
     facts: dict[str, str] = {"modules": str(len(spectrum))}
     for key, value in spectrum.provenance.items():
-        if key in ("losses", "settings"):
+        if key in ("losses", "settings") or value in (None, [], {}):
             continue
         if isinstance(value, Mapping):
             value = ", ".join(f"{name} {setting}" for name, setting in value.items())
-        facts[key.replace("_", " ")] = DASH if value in (None, []) else str(value)
+        facts[key.replace("_", " ")] = f"{value:.6g}" if isinstance(value, float) else str(value)
     return Table("Provenance of the spectrum.", ("fact", "value"), tuple(facts.items()))
 
 
