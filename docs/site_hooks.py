@@ -16,16 +16,22 @@ _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>'
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> None:
     """Hide the table of contents beside tables of results, which need its room."""
-    if page.file.src_uri.startswith(("results", "ablation")):
+    if _is_of_results(page):
         page.meta["hide"] = ["toc"]
 
 
-def on_page_content(content: str, **_: Any) -> str:
-    """Put MathML in the place of the formulas that ``pymdownx.arithmatex`` has marked."""
-    return _FORMULA.sub(_mathml, content)
+def on_page_content(content: str, page: Any, **_: Any) -> str:
+    """Put MathML in place of the formulas that arithmatex has marked; mark captions of results."""
+    if _is_of_results(page):
+        content = content.replace("</table>\n<p>", '</table>\n<p class="caption">')
+    return _FORMULA.sub(lambda found: mathml(*found.groups()), content)
 
 
-def _mathml(found: re.Match[str]) -> str:
-    tag, formula = found.groups()
+def _is_of_results(page: Any) -> bool:
+    return page.file.src_uri.startswith(("results", "ablation"))
+
+
+def mathml(tag: str, formula: str) -> str:
+    """Return the formula, whose characters may be escaped as in HTML, within ``tag``."""
     kind = "inline" if tag == "span" else "block"
     return f'<{tag} class="formula">{convert(html.unescape(formula), display=kind)}</{tag}>'

@@ -111,9 +111,13 @@ def test_every_formula_is_one_that_the_site_and_github_can_set():
         # Markdown on GitHub takes a backslash before punctuation for its own.
         assert not [formula for formula in inline if re.search(r"\\\W|[<>*|]", formula)], page.name
         for formula in blocks + inline:
-            made = hooks["on_page_content"](f'<span class="arithmatex">\\({formula}\\)</span>')
-            assert made.startswith('<span class="formula"><math'), formula
-            assert "\\" not in made, formula
+            assert "\\" not in hooks["mathml"]("span", formula), formula
+
+
+def test_folded_tables_of_results_are_read_as_markdown():
+    assert "md_in_html" in site_settings()["markdown_extensions"]
+    for page in [ROOT / "docs/ablation.md", *(ROOT / "docs/results").glob("*.md")]:
+        assert not re.findall(r"<details>\n", page.read_text(encoding="utf-8")), page
 
 
 def site_settings() -> dict:
