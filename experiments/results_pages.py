@@ -55,8 +55,8 @@ SUPERSEDED = (
 )
 TRACE = (
     "`hrp-lab bench list` says what each arm is, "
-    "[the benchmark](../benchmark.md#what-is-held-equal) what a budget is. Every number is traced to its records below. The page is made by "
-    "`experiments/results_pages.py`."
+    "[the benchmark](../benchmark.md#what-is-held-equal) what a budget is. Every number is traced "
+    "to its records below. The page is made by `experiments/results_pages.py`."
 )
 
 
