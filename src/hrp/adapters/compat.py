@@ -1,4 +1,4 @@
-"""Every private name of PEFT, Accelerate, Transformers and TRL that HRP uses, and nothing else.
+"""Lists every private name of PEFT, Accelerate, Transformers and TRL that HRP uses.
 
 A release may rename any of them. A test asks `missing_names` and fails with their list, so that a
 new release shows at once what has to be looked at.
@@ -17,7 +17,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class PrivateName:
-    """A private name (``module:attribute.path``), the version it was seen in, and its use."""
+    """Holds a private name (``module:attribute.path``), the version it was seen in, and its use."""
 
     path: str
     seen_in: str
@@ -61,7 +61,7 @@ def _exists(path: str) -> bool:
 
 
 def is_convolution(layer: nn.Module) -> bool:
-    """Whether ``layer`` is PEFT's LoRA of a convolution of any dimension."""
+    """Return whether ``layer`` is PEFT's LoRA of a convolution of any dimension."""
     return isinstance(layer, lora._ConvNd)
 
 
@@ -85,7 +85,7 @@ def accumulation_state() -> dict[str, Any]:
 
 
 def accelerate_is_set_up() -> bool:
-    """Whether an Accelerator has chosen its precision in this process."""
+    """Return whether an Accelerator has chosen its precision in this process."""
     return bool(AcceleratorState._shared_state)
 
 

@@ -73,7 +73,7 @@ def _metric(
     left = torch.linalg.pinv(core_B.mT) / scaling @ gradients
     right = torch.linalg.pinv(core_A) @ inputs
     left, right = left @ left.mT, right @ right.mT
-    # A mean of 1: the size of the gradient has no influence, and float32 has little room for it.
+    # The mean is set to 1, since a gradient's size has no influence and may leave float32's range.
     left /= left.diagonal().mean().clamp(min=torch.finfo(left.dtype).tiny)
     if not (left.isfinite().all() and right.isfinite().all()):
         return None

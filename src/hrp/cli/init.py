@@ -1,4 +1,4 @@
-"""``hrp init``: a spectrum and a rank make a plain PEFT adapter that any trainer goes on from."""
+"""``hrp init`` makes a plain PEFT adapter of a spectrum and a rank, for any trainer to go on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXAMPLE = """examples:
       --output_dir runs/start-by-energy
 """
 RECORD = "hrp.json"  # lists the files that the command wrote, as `hrp.cli.outputs` has it
-# These are in the adapter's config though they have PEFT's default: other readers want them.
+# The adapter's config has these even at PEFT's default, since other readers want them.
 _ALWAYS = {
     *("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout"),
     *("bias", "target_modules", "init_lora_weights", "inference_mode"),
@@ -33,7 +33,7 @@ AUTO_CLASSES = {
 
 @dataclass(frozen=True)
 class InitOptions:
-    """The command's flags, as parsed."""
+    """Holds the command's flags, as parsed."""
 
     spectrum: Path
     output_dir: Path
@@ -291,7 +291,7 @@ def _lora_config(options: InitOptions, spectrum: Spectrum, skeleton: Any) -> Lor
 
 
 def _targets(options: InitOptions, spectrum: Spectrum, skeleton: Any) -> dict[str, Any]:
-    """Fields of the ``LoraConfig`` that say where it goes; raises ``ValueError``."""
+    """Return the ``LoraConfig`` fields that say where it goes; raises ``ValueError``."""
     from hrp.cli.input_checks import check_targets
     from hrp.cli.skeleton import spectrum_targets
 
@@ -311,7 +311,7 @@ def _targets(options: InitOptions, spectrum: Spectrum, skeleton: Any) -> dict[st
 
 
 def _energy_fields(options: InitOptions, spectrum: Spectrum) -> dict[str, Any]:
-    """Ranks of the ``LoraConfig`` that keep the most energy of ``spectrum``."""
+    """Return ranks of the ``LoraConfig`` that keep the most energy of ``spectrum``."""
     from hrp.adapters.patterns import lora_fields
     from hrp.spectra.allocation import energy_ranks, kept_energy, parameter_count, uniform_ranks
 

@@ -85,7 +85,7 @@ def default_share(lora: LoraConfig) -> float:
 
 
 def planned_steps(args: TrainingArguments, train_dataset: object) -> int | None:
-    """Optimizer steps of HF's Trainer with ``args``, as it counts them itself; None: not known.
+    """Return HF Trainer's steps with ``args``, as it counts them; None if not known.
 
     Trainers that drop rows, or draw them in groups (GRPO), take another number: there, and with
     sequence parallelism, ``max_steps`` alone makes it known.
@@ -110,6 +110,6 @@ def _steps_over(args: TrainingArguments, batches: int | None) -> int | None:
 
 
 def _packs(args: TrainingArguments) -> bool:
-    """Whether TRL's trainer will make fewer rows of those that it is given."""
+    """Return whether TRL's trainer will make fewer rows of those that it is given."""
     prepared = (getattr(args, "dataset_kwargs", None) or {}).get("skip_prepare_dataset", False)
     return bool(getattr(args, "packing", False)) and not prepared

@@ -40,7 +40,7 @@ LossFn = Callable[[nn.Module, Any], Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class DataloaderSource:
-    """The batches to preheat on, and what is known of the fine-tuning that follows.
+    """Holds the batches to preheat on, and what is known of the fine-tuning that follows.
 
     Args:
         dataloader: cycled where it is shorter than preheating.
@@ -66,7 +66,7 @@ class DataloaderSource:
 
     @property
     def args(self) -> None:
-        """No ``TrainingArguments``: which engine shards is then Accelerate's own matter."""
+        """Return None: Accelerate knows by itself which engine shards."""
         return
 
     def with_steps(self, config: HRPConfig, lora: LoraConfig) -> HRPConfig:
@@ -131,7 +131,7 @@ def _cycled(loader: Iterable[Any]) -> Iterator[Any]:
 
 
 def _autocast(model: nn.Module, device: torch.device) -> torch.autocast:
-    """PEFT's factors are float32: without autocast their products would be too, at rank R."""
+    """Return autocast for a bf16 base, where PEFT's float32 factors would compute in float32."""
     enabled = getattr(model, "dtype", None) == torch.bfloat16
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 

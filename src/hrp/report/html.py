@@ -59,7 +59,7 @@ summary { cursor: pointer; color: var(--soft); }
 
 
 class Html(str):
-    """A string that is HTML already: built by `tag`, or the SVG of a figure."""
+    """Marks a string that is HTML already: built by `tag`, or the SVG of a figure."""
 
     __slots__ = ()
 

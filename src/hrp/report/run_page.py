@@ -1,4 +1,4 @@
-"""The page of ``hrp report``: what runs did, with no script and nothing loaded."""
+"""Writes the page of ``hrp report``: what runs did, with no script and nothing loaded."""
 
 from __future__ import annotations
 

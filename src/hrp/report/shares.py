@@ -1,4 +1,4 @@
-"""Shares of a preheated update that lower ranks keep, and the rank that they recommend."""
+"""Tells what share of an update lower ranks keep, and which rank that recommends."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def share_at(shares: np.ndarray, rank: int) -> float:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A rank and a preheat_rank that follow from what ranks keep of the median module (`RULE`).
+    """Holds a rank and a preheat_rank that follow from what ranks keep (`RULE`).
 
     Args:
         in_loss: whether the shares are those in the metric of the loss, else of plain energy.

@@ -1,4 +1,4 @@
-"""The sections of a page that show what spectra hold."""
+"""Makes the sections of a page that show what spectra hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables and figures of spectra: effective ranks, energy, alignment."""
+"""Shows spectra in tables and figures: effective ranks, energy, alignment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ALL_KINDS = (*_KINDS, "loss")
 
 
 def _effective_rank(module: ModuleSpectrum, kind: Any) -> float:
-    # A module whose update stayed zero has no effective rank, one without a metric none of it.
+    # A module whose update stayed zero has no effective rank; without a metric it has none by it.
     defined = module.S.max() > 0 and (kind != "loss" or module.has_metric)
     return module.effective_rank(kind) if defined else float("nan")
 

@@ -1,4 +1,4 @@
-"""Records as a Markdown page with figures beside it, such as ``docs/results.md``."""
+"""Writes records as a Markdown page with figures beside it, such as ``docs/results.md``."""
 
 from __future__ import annotations
 

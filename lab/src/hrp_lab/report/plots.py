@@ -1,4 +1,4 @@
-"""Figures of a benchmark: differences, sweeps, loss curves."""
+"""Draws the figures of a benchmark: differences, sweeps, loss curves."""
 
 from __future__ import annotations
 

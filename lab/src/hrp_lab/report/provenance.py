@@ -1,4 +1,4 @@
-"""Tables of where results come from (run ids, engines, commits) and of runs without a result."""
+"""Lists where results come from (run ids, engines, commits) and runs without a result."""
 
 from __future__ import annotations
 

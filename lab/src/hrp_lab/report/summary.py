@@ -1,4 +1,4 @@
-"""Small tables that answer what a reader asks first: is it better, against what, at what price.
+"""Makes the small tables that say whether a start is better, than what, and at what price.
 
 They are made of the same analyses as the long tables, so that every number and every verdict is the
 one that stands on the experiment's own page.

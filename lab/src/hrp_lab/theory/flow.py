@@ -27,7 +27,7 @@ class SolverError(ArithmeticError):
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """Losses along a run, of every draw.
+    """Holds the losses along a run, of every draw.
 
     Args:
         times: (times,) ascending; flow time, which is step size times steps for gradient descent.
@@ -43,7 +43,7 @@ class Trajectory:
 
     @property
     def final(self) -> Float[np.ndarray, "*batch"]:
-        """Loss at the last time."""
+        """Return the loss at the last time."""
         return np.asarray(self.losses[..., -1])
 
     def factors(
@@ -123,7 +123,7 @@ def gradient_flow(
 
 
 class _System:
-    """The flow as scipy wants it: one flat vector, holding the trained factors only."""
+    """Gives scipy the flow as one flat vector, which holds the trained factors only."""
 
     def __init__(self, problem: MatrixFactorization, start: Start, train_factors: str) -> None:
         self.problem, self.start = problem, start
