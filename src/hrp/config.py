@@ -1,4 +1,4 @@
-"""Settings of High-Rank Preheating, as plain data. Imports no torch."""
+"""Holds the settings of High-Rank Preheating as plain data, without importing torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEFAULT_SHARE = 0.2
 
 @dataclass(frozen=True)
 class HRPConfig:
-    """How to preheat, and how to start the real LoRA from what preheating found.
+    """Says how to preheat, and how to start the real LoRA from what preheating found.
 
     Args:
         preheat_rank: rank R of the temporary LoRA; at least the adapter's own rank. A module with
@@ -110,7 +110,7 @@ class HRPConfig:
 
     @property
     def step_limit(self) -> int:
-        """Optimizer steps that preheating takes at most: ``preheat_steps`` unless "auto".
+        """Return the most steps that preheating takes: ``preheat_steps`` unless "auto".
 
         Raises ``ValueError`` where they are a share of a run, see `of_run`.
         """
@@ -125,13 +125,13 @@ class HRPConfig:
 
     @property
     def warmup_steps(self) -> int:
-        """Optimizer steps over which preheating's learning rate rises."""
+        """Return over how many steps preheating's learning rate rises."""
         length = self.subspace_window if self.preheat_steps == "auto" else self.step_limit
         return round(self.warmup_share * length)
 
     @property
     def is_share(self) -> bool:
-        """Whether preheating's steps are a share of the run that it prepares."""
+        """Return whether preheating's steps are a share of the run that it prepares."""
         return self.preheat_steps is None or isinstance(self.preheat_steps, float)
 
     def of_run(self, steps: int, default: float = DEFAULT_SHARE) -> HRPConfig:
@@ -168,7 +168,7 @@ class HRPConfig:
 
     @classmethod
     def from_json(cls, text: str) -> HRPConfig:
-        """Inverse of `to_json`; raises ``ValueError`` where ``text`` is not a JSON object."""
+        """Undo `to_json`; raises ``ValueError`` where ``text`` is not a JSON object."""
         fields = json.loads(text)
         if not isinstance(fields, dict):
             raise ValueError(f"an HRPConfig is a JSON object, got {type(fields).__name__}")

@@ -1,4 +1,4 @@
-"""Every private name of PEFT, Accelerate, Transformers and TRL that HRP uses, and nothing else.
+"""Holds every use of a private name of PEFT, Accelerate, Transformers and TRL.
 
 A release may rename any of them. A test lists them, each with the version that it was seen in, and
 fails where one is gone, so that a new release shows at once what has to be looked at.
@@ -14,7 +14,7 @@ from torch import nn
 
 
 def is_convolution(layer: nn.Module) -> bool:
-    """Whether ``layer`` is PEFT's LoRA of a convolution of any dimension."""
+    """Return whether ``layer`` is PEFT's LoRA of a convolution of any dimension."""
     return isinstance(layer, lora._ConvNd)
 
 
@@ -38,7 +38,7 @@ def accumulation_state() -> dict[str, Any]:
 
 
 def accelerate_is_set_up() -> bool:
-    """Whether an Accelerator has chosen its precision in this process."""
+    """Return whether an Accelerator has chosen its precision in this process."""
     return bool(AcceleratorState._shared_state)
 
 

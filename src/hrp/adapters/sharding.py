@@ -1,4 +1,4 @@
-"""Engines that shard the model's parameters: what they allow, and whole factors from their shards.
+"""Says what engines that shard parameters allow, and makes whole factors of their shards.
 
 FSDP2 keeps parameters as ``DTensor``, DeepSpeed ZeRO-3 as empty ones with attributes of its own.
 Both are read and written here; nothing else needs to know of them.
@@ -19,7 +19,7 @@ _TRUE = ("true", "1")
 
 
 def sharding_engine(args: Any = None) -> str | None:
-    """Name of the engine that will shard the model's parameters for good; None: none will.
+    """Return the name of the engine that will shard the parameters for good, or None.
 
     ``args`` are the ``TrainingArguments``, if there are any.
     """
@@ -61,7 +61,7 @@ def check_engine(args: Any, spend_model: bool) -> str | None:
 
 
 def is_sharded(parameter: Tensor) -> bool:
-    """Whether this process holds only a part of the parameter."""
+    """Return whether this process holds only a part of the parameter."""
     return isinstance(parameter, DTensor) or _is_zero3(parameter)
 
 

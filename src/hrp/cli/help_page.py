@@ -1,4 +1,4 @@
-"""The short help of a training command: the flags that people use, in groups, on one screen."""
+"""Prints a training command's short help: the flags that people use, in groups, on one screen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``hrp init``: a spectrum and a rank make a plain PEFT adapter that any trainer goes on from."""
+"""``hrp init`` makes a plain PEFT adapter of a spectrum and a rank, for any trainer to go on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXAMPLE = """examples:
       --output_dir runs/start-by-energy
 """
 RECORD = "hrp.json"  # lists the files that the command wrote, as `hrp.cli.outputs` has it
-# These are in the adapter's config though they have PEFT's default: other readers want them.
+# The adapter's config has these even at PEFT's default, since other readers want them.
 _ALWAYS = {
     *("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout"),
     *("bias", "target_modules", "init_lora_weights", "inference_mode"),
@@ -268,7 +268,7 @@ def _lora_config(options: argparse.Namespace, spectrum: Spectrum, skeleton: Any)
 
 
 def _targets(options: argparse.Namespace, spectrum: Spectrum, skeleton: Any) -> dict[str, Any]:
-    """Fields of the ``LoraConfig`` that say where it goes; raises ``ValueError``."""
+    """Return the ``LoraConfig`` fields that say where it goes; raises ``ValueError``."""
     from hrp.cli.input_checks import check_targets
     from hrp.cli.skeleton import spectrum_targets
 
@@ -288,7 +288,7 @@ def _targets(options: argparse.Namespace, spectrum: Spectrum, skeleton: Any) -> 
 
 
 def _energy_fields(options: argparse.Namespace, spectrum: Spectrum) -> dict[str, Any]:
-    """Ranks of the ``LoraConfig`` that keep the most energy of ``spectrum``."""
+    """Return ranks of the ``LoraConfig`` that keep the most energy of ``spectrum``."""
     from hrp.adapters.patterns import lora_fields
     from hrp.spectra.allocation import energy_ranks, kept_energy, parameter_count, uniform_ranks
 

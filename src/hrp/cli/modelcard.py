@@ -1,4 +1,4 @@
-"""README.md of a saved adapter: what made it, what it cost, and how to load it."""
+"""Writes a saved adapter's README.md: what made it, what it cost, and how to load it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KINDS = {"CAUSAL_LM": "ForCausalLM", "SEQ_2_SEQ_LM": "ForSeq2SeqLM"}
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card says.
+    """Holds what a card says.
 
     Args:
         command: that wrote the adapter, without ``hrp``.

@@ -1,4 +1,4 @@
-"""``hrp preheat``: write a spectrum folder, for `hrp init` or ``hrp sft --spectrum``."""
+"""``hrp preheat`` writes a spectrum folder, for `hrp init` or ``hrp sft --spectrum``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``hrp sft``: `trl sft` with a preheated start."""
+"""``hrp sft`` is `trl sft` with a preheated start."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def build_trainer(request: SFTRequest) -> HRPSFTTrainer:
 
 
 def _data(request: SFTRequest) -> tuple[Any, Any]:
-    """Training data and, where evaluation is asked for, test data, with columns that TRL knows."""
+    """Return training data and, where asked for, test data, with columns that TRL knows."""
     script, data = request.script, request.data
     splits = load_splits(script, data, request.mixture)
     if not request.mixture.datasets:  # TRL divides a mixture itself

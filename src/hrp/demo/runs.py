@@ -1,4 +1,4 @@
-"""The demo: LoRA fine-tuning on word problems from PEFT's default start and from HRP's starts.
+"""Runs the demo: LoRA on word problems from PEFT's default start and from HRP's starts.
 
 Every arm gets the same data, in the same order for the same seed, and the same total of
 optimizer steps: what HRP spends on preheating is taken out of its fine-tuning.
@@ -37,7 +37,7 @@ from hrp.versions import installed_versions
 
 @dataclass(frozen=True)
 class Finished:
-    """A run, the model that it trained, and the spectrum preheated on the run's seed."""
+    """Holds a run, the model that it trained, and the spectrum preheated on its seed."""
 
     run: Run
     arm: Arm

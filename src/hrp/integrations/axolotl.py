@@ -1,4 +1,4 @@
-"""The plug-in for axolotl: ``plugins: [hrp.integrations.axolotl.HRPPlugin]`` in its YAML.
+"""Plugs HRP into axolotl: ``plugins: [hrp.integrations.axolotl.HRPPlugin]`` in its YAML.
 
 Imported by axolotl only; it needs axolotl and pydantic.
 """
@@ -15,7 +15,7 @@ from hrp.integrations.callback import HRPCallback
 
 
 class HRPArgs(BaseModel):
-    """What the plug-in adds to axolotl's YAML: fields of the HRPConfig below ``hrp:``."""
+    """Holds what the plug-in adds to axolotl's YAML: fields of HRPConfig below ``hrp:``."""
 
     hrp: dict[str, Any] | None = None
 

@@ -1,4 +1,4 @@
-"""The callback for ms-swift: ``swift sft --external_plugins FILE --callbacks hrp``.
+"""Plugs HRP into ms-swift: ``swift sft --external_plugins FILE --callbacks hrp``.
 
 FILE holds ``from hrp.integrations.ms_swift import register`` and ``register()``.
 """

@@ -1,4 +1,4 @@
-"""Checkpoints of preheating and fine-tuning, by HF Trainer's own means, trusted only when whole.
+"""Saves preheating and fine-tuning by HF Trainer's means; trusts whole checkpoints only.
 
 HF Trainer fills a ``checkpoint-N`` folder file by file; a process killed meanwhile leaves a part.
 A mark says from the beginning that the folder is HRP's, and later what files it has; a marker
@@ -51,7 +51,7 @@ _STATE_FILES = frozenset(
         *(f"{SUBSPACES}/{name}" for name in SPECTRUM_FILES),
     }
 )
-# One file a process, and an adapter that is not called "default".
+# Some files are one a process, and an adapter not called "default" has a folder.
 _OTHERS = re.compile(
     r"rng_state_\d+\.pth|(global_step|optimizer_|pytorch_model_fsdp_)\d+/.+"
     r"|[^/]+/adapter_(config\.json|model\.(safetensors|bin))"
@@ -60,7 +60,7 @@ _OTHERS = re.compile(
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where preheating saves its state, and after how many steps each.
+    """Says where preheating saves its state, and after how many steps each.
 
     Args:
         folder: in which preheating makes a folder ``hrp-preheating`` of its own, which this field

@@ -85,7 +85,7 @@ def default_share(lora: LoraConfig) -> float:
 
 
 def planned_steps(args: TrainingArguments, train_dataset: object) -> int | None:
-    """Optimizer steps of HF's Trainer with ``args``, as it counts them itself; None: not known.
+    """Return HF Trainer's steps with ``args``, as it counts them; None if not known.
 
     Trainers that drop rows, or draw them in groups (GRPO), take another number: there, and with
     sequence parallelism, ``max_steps`` alone makes it known.

@@ -1,4 +1,4 @@
-"""The plan of one preheating: every check made and every number resolved, nothing touched yet."""
+"""Plans one preheating: makes every check, resolves every number, touches nothing yet."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Source = DataloaderSource | TrainerSource | BuiltTrainerSource
 
 @dataclass(frozen=True)
 class Plan:
-    """What preheating will do.
+    """Says what preheating will do.
 
     Args:
         model: with the user's adapter on it.
@@ -45,7 +45,7 @@ class Plan:
 
     @property
     def ranks(self) -> dict[str, int]:
-        """Number of directions that the user's adapter can have, by module name."""
+        """Return how many directions the user's adapter can have, by module name."""
         return {name: module.useful_rank for name, module in self.modules.items()}
 
 

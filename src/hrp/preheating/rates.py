@@ -1,4 +1,4 @@
-"""Learning rates of preheating: one for the high-rank factors, one for all else that is trained."""
+"""Sets preheating's learning rates: one for the high-rank factors, one for all else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FACTORS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates of preheating.
+    """Holds the learning rates of preheating.
 
     Args:
         factors: of ``lora_A`` and ``lora_B`` of the temporary adapter.

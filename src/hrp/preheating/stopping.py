@@ -92,7 +92,7 @@ class SubspaceStopping:
             Spectrum(self._last, {"turns": self.curve}).save(folder, overwrite=True)
 
     def load(self, folder: Path) -> None:
-        """Inverse of `save`."""
+        """Undo `save`."""
         if folder.exists():
             self._last = Spectrum.load(folder)
             self.curve = [(int(step), float(turn)) for step, turn in self._last.provenance["turns"]]

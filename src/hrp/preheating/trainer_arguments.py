@@ -42,7 +42,7 @@ def check_trainer_arguments(trainer_cls: object, trainer_kwargs: dict[str, Any])
     if isinstance(trainer_kwargs["train_dataset"], DataLoader):
         raise TypeError("`train_dataset` must be a data set, got a DataLoader: give `dataloader`")
     check_not_empty("train_dataset", trainer_kwargs["train_dataset"])
-    # HF's trainers find these late, or never.
+    # HF's trainers notice wrong values of these late, or never.
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         check_integer(f"args.{name}", getattr(args, name), minimum=1)
 

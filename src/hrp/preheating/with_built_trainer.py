@@ -29,7 +29,7 @@ from hrp.preheating.with_trainer import StepsToProgress
 
 @dataclasses.dataclass(frozen=True)
 class BuiltTrainerSource:
-    """A trainer that was built for the fine-tuning that follows.
+    """Holds a trainer that was built for the fine-tuning that follows.
 
     Its loss, collator, prepared data, precision, accumulation and distribution are used as they
     are. An optimizer that it was built with holds other parameters, and is set aside: preheating
@@ -56,7 +56,7 @@ class BuiltTrainerSource:
 
     @property
     def args(self) -> TrainingArguments:
-        """The ``TrainingArguments`` of the trainer."""
+        """Return the ``TrainingArguments`` of the trainer."""
         args: TrainingArguments = self.trainer.args
         return args
 

@@ -40,7 +40,7 @@ LossFn = Callable[[nn.Module, Any], Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class DataloaderSource:
-    """The batches to preheat on, and what is known of the fine-tuning that follows.
+    """Holds the batches to preheat on, and what is known of the fine-tuning that follows.
 
     Args:
         dataloader: cycled where it is shorter than preheating.
@@ -65,7 +65,7 @@ class DataloaderSource:
 
     @property
     def args(self) -> None:
-        """No ``TrainingArguments``: which engine shards is then Accelerate's own matter."""
+        """Return None: Accelerate knows by itself which engine shards."""
         return
 
     def with_steps(self, config: HRPConfig, lora: LoraConfig) -> HRPConfig:

@@ -30,13 +30,13 @@ from hrp.preheating.trainer_arguments import (
     with_rate,
 )
 
-# Not wanted while preheating: there is no evaluation, and callbacks stop, save or report.
+# Preheating takes none of these: it does not evaluate, and callbacks stop, save or report.
 _DROPPED_ARGUMENTS = ("callbacks", "eval_dataset", "compute_metrics")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainerSource:
-    """The trainer of the real run, and where preheating keeps its checkpoints.
+    """Holds the trainer of the real run, and where preheating keeps its checkpoints.
 
     Args:
         trainer_cls: ``transformers.Trainer`` or a subclass.
@@ -53,7 +53,7 @@ class TrainerSource:
 
     @property
     def args(self) -> TrainingArguments:
-        """The ``TrainingArguments`` of the real run."""
+        """Return the ``TrainingArguments`` of the real run."""
         args: TrainingArguments = self.arguments["args"]
         return args
 
@@ -106,7 +106,7 @@ class StepsToProgress(TrainerCallback):
 
     @property
     def observing(self) -> bool:
-        """Whether this step is observed by hooks, so that it must run, and not be replayed."""
+        """Return whether hooks observe this step, so that it must run, and not be replayed."""
         return self._progress.moments.observing
 
     def on_train_begin(
@@ -136,7 +136,7 @@ class StepsToProgress(TrainerCallback):
 
 
 def _is_step(logs: dict[str, Any]) -> bool:
-    """Whether ``logs`` are a training step's: a trainer may log a ``loss`` of its own beside it."""
+    """Return whether a training step logged ``logs``; trainers may log another ``loss`` too."""
     return "loss" in logs and "learning_rate" in logs
 
 
@@ -145,7 +145,7 @@ def _check_rate(optimizer: Any, asked: float | None) -> None:
     groups = getattr(optimizer, "param_groups", None)
     if asked is None or not groups:
         return
-    # A trainer's own schedule may begin at 0; it keeps the rate that it scales.
+    # A trainer's own schedule may begin at 0; `initial_lr` is the rate that it scales.
     rates = sorted({float(group.get("initial_lr", group["lr"])) for group in groups})
     if not any(math.isclose(rate, asked) for rate in rates):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Tables, figures and pages of spectra: effective ranks, energy, alignment."""
+"""Shows spectra in tables, figures and pages: effective ranks, energy, alignment."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ALIGNMENT_RANK = 8
 
 
 def _effective_rank(module: ModuleSpectrum, kind: Any) -> float:
-    # A module whose update stayed zero has no effective rank, one without a metric none of it.
+    # A module whose update stayed zero has no effective rank; without a metric it has none by it.
     defined = module.S.max() > 0 and (kind != "loss" or module.has_metric)
     return module.effective_rank(kind) if defined else float("nan")
 
@@ -76,11 +76,11 @@ def spectrum_facts(spectrum: Spectrum) -> Table:
     """Return the provenance of a spectrum as a table, without the flags of the command line."""
     facts: dict[str, str] = {"modules": str(len(spectrum))}
     for key, value in spectrum.provenance.items():
-        if key in ("losses", "settings"):
+        if key in ("losses", "settings") or value in (None, [], {}):
             continue
         if isinstance(value, Mapping):
             value = ", ".join(f"{name} {setting}" for name, setting in value.items())
-        facts[key.replace("_", " ")] = DASH if value in (None, []) else str(value)
+        facts[key.replace("_", " ")] = f"{value:.6g}" if isinstance(value, float) else str(value)
     return Table("Provenance of the spectrum.", ("fact", "value"), tuple(facts.items()))
 
 

@@ -75,8 +75,8 @@ def test_the_short_table_has_a_row_for_each_start_and_length_and_says_what_did_n
 def test_pairs_are_compared_in_one_family_a_column():
     table = summary.pairs_table(kept())
     cells = {row[0]: row[1] for row in table.rows}
-    assert cells["hrp-ab against dora"].startswith("+0.0200 [")
-    assert cells["dora-hrp-ab against dora"] == DASH
+    assert cells["HRP against DoRA"].startswith("+0.0200 [")
+    assert cells["DoRA from HRP against DoRA"] == DASH
 
 
 def test_no_superseded_record_is_taken_for_today_s_arm():
@@ -136,7 +136,7 @@ def test_every_number_of_the_reading_is_one_of_the_records_tables(tables):
 def test_readme_s_table_is_put_between_its_marks_and_nowhere_else(pages):
     begin, end = pages["README_MARKS"]
     made = pages["with_table"](f"before\n{begin}\nold\n{end}\nafter\n")
-    assert made.startswith(f"before\n{begin}\n| steps in all |")
+    assert made.startswith(f"before\n{begin}\n| start | 450 steps in all |")
     assert made.endswith(f"{end}\nafter\n")
     assert "old" not in made
     assert pages["with_table"]("no marks here\n") == "no marks here\n"

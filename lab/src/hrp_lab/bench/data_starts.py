@@ -206,7 +206,7 @@ def eva(setup: Setup) -> Start:
     )  # fmt: skip
     model = setup.linear_adapter(init_lora_weights="eva", eva_config=config)
     loader = _Limited(setup, settings["max_batches"])
-    # Without autocast, which would run EVA's incremental SVD in bfloat16 too.
+    # Autocast stays off: it would run EVA's incremental SVD in bfloat16 too.
     initialize_lora_eva_weights(
         model, loader, prepare_layer_inputs_fn=_layer_inputs, show_progress_bar=False
     )

@@ -27,7 +27,7 @@ _BROKEN_EXIT = 70  # of a worker whose job raised what nobody caught
 
 @dataclass(frozen=True)
 class Result:
-    """Hold what came of a job: a record, None where it made what is shared, or a lost worker."""
+    """Hold the outcome of a job: a record, None where it made what is shared, or a lost worker."""
 
     job: Job
     record: Record | None = None

@@ -1,4 +1,4 @@
-"""Executes a run: its arm's start, fine-tuning, evaluation, and the record of what came of it."""
+"""Executes a run: its arm's start, fine-tuning, evaluation, and the record of its outcome."""
 
 from __future__ import annotations
 

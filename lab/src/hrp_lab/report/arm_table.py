@@ -1,4 +1,4 @@
-"""The table of arms, and how its numbers are written."""
+"""Makes the table of arms and writes its numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records and spectra as one self-contained HTML page."""
+"""Writes records and spectra as one self-contained HTML page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of a benchmark: differences, sweeps, loss curves."""
+"""Draws the figures of a benchmark: differences, sweeps, loss curves."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def power(rate: float) -> str:
 
 def _apart(rates: Sequence[float]) -> list[float]:
     """Return those of ascending rates whose names do not touch on a logarithmic axis."""
-    least = np.log(rates[-1] / rates[0]) / 8
+    least = np.log(rates[-1] / rates[0]) / 6
     kept = list(rates[:1])
     for rate in rates[1:]:
         if np.log(rate / kept[-1]) >= least:

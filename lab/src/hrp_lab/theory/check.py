@@ -38,7 +38,7 @@ _SIDES: tuple[Direction, ...] = ("A", "B")
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """Settings that say how thoroughly to check.
+    """Says how thoroughly to check.
 
     Args:
         draws: number of random starts behind a mean, whose tolerance falls with its square root.

@@ -21,7 +21,7 @@ _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
 @dataclass(frozen=True)
 class Descent:
-    """An optimizer at a constant step size.
+    """Holds an optimizer at a constant step size.
 
     Args:
         method: "gd", exact gradients; "sgd", exact gradients plus Gaussian noise; "adam", Kingma
@@ -63,7 +63,7 @@ class Descent:
 
     @property
     def recorded(self) -> tuple[int, ...]:
-        """Numbers of steps done at which the run is recorded."""
+        """Return the numbers of steps after which the run is recorded."""
         return self.record or tuple(range(self.steps + 1))
 
 

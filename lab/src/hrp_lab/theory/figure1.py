@@ -33,7 +33,7 @@ _LIMIT_TIME = 80.0
 
 @dataclass(frozen=True)
 class Figure1Config:
-    """Settings of the figure; the defaults are the caption's, where it has them.
+    """Holds the figure's settings; the defaults are the caption's, where it has them.
 
     Args:
         draws: number of random starts, and of preheatings.
@@ -66,13 +66,13 @@ class Figure1Config:
 
     @property
     def problem(self) -> MatrixFactorization:
-        """The target."""
+        """Return the target."""
         return flat_target(self.k, self.size, self.size)
 
 
 @dataclass(frozen=True, eq=False)
 class Figure1:
-    """Losses (draws, times) by panel and arm, which the figure shows, and the settings.
+    """Holds the losses (draws, times) by panel and arm that the figure shows, and the settings.
 
     The last of ``times`` is far to the right of the figure, for the final losses.
     """
@@ -83,7 +83,7 @@ class Figure1:
 
     @property
     def optimum(self) -> float:
-        """L*, the best loss at the rank."""
+        """Return L*, the best loss at the rank."""
         return self.config.problem.optimum(self.config.rank)
 
     def rows(self) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ class SolverError(ArithmeticError):
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """Losses along a run, of every draw.
+    """Holds the losses along a run, of every draw.
 
     Args:
         times: (times,) ascending; flow time, which is step size times steps for gradient descent.
@@ -118,7 +118,7 @@ def gradient_flow(
 
 
 class _System:
-    """The flow as scipy wants it: one flat vector, holding the trained factors only."""
+    """Gives scipy the flow as one flat vector, which holds the trained factors only."""
 
     def __init__(self, problem: MatrixFactorization, start: Start, train_factors: str) -> None:
         self.problem, self.start = problem, start

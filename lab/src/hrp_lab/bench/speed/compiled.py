@@ -33,7 +33,7 @@ def compiled_blocks(model: nn.Module, backend: str = "inductor") -> Iterator[Non
     if variants or not alike or not isinstance(base, PreTrainedModel):
         yield
         return
-    # The first block's input would be the only one without a gradient: that takes one graph more.
+    # Without this the first block alone has an input without a gradient, and takes a graph more.
     base.enable_input_require_grads()
     for block in blocks:
         block.compile(dynamic=True, backend=backend)
