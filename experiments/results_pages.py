@@ -60,8 +60,9 @@ SUPERSEDED = (
     "`hrp-ab-frobenius` is now."
 )
 TRACE = (
-    "Every number is traced to its records below. The page is made by "
-    "`experiments/results_pages.py`."
+    "`hrp-lab bench list` says what each arm is, "
+    "[the benchmark](../benchmark.md#what-is-held-equal) what a budget is. Every number is traced "
+    "to its records below. The page is made by `experiments/results_pages.py`."
 )
 
 
@@ -99,7 +100,8 @@ def readings() -> dict[str, str]:
     return {
         "reading": f"# What the records say\n\n{_reading('kept').replace('<!-- more -->', '')}",
         "reading-earlier": f"# What the earlier records say\n\n{SUPERSEDED}\n\n"
-        f"{_reading('results')}",
+        f"{_reading('results').rstrip()}\n\n## The experiments\n\n{_listed(EARLIER)}"
+        "- [Ablation: R and K on word problems](../ablation.md)\n",
     }
 
 
@@ -109,7 +111,7 @@ def main_page() -> str:
 
 
 def _main_parts() -> Iterator[str]:
-    yield "---\nhide:\n  - toc\n---\n\n# Results\n"
+    yield "# Results\n"
     yield _reading("kept").partition("<!-- more -->")[0]
     reading = "[the reading](results/reading.md)"
     yield f"What speaks for HRP, the goals and why some were missed: {reading}.\n"
@@ -122,12 +124,9 @@ def _main_parts() -> Iterator[str]:
     yield "## CoLA and SST-2, MiniLM, five seeds\n"
     yield classifiers().markdown()
     yield "## Every experiment\n"
-    yield f"- With today's HRP: {_links(KEPT)}."
-    yield (
-        "- Earlier, HRP cut by the plain SVD ([what they say](results/reading-earlier.md)): "
-        f"{_links(EARLIER)}; [ablation on word problems](ablation.md)."
-    )
-    yield "- What HRP [costs](costs.md); how to [make such tables](benchmark.md)."
+    links = "; ".join(f"[{title}](results/{name}.md)" for name, (title, _) in KEPT.items())
+    yield f"{links}. [Earlier ones](results/reading-earlier.md), HRP cut by the plain SVD."
+    yield "What HRP [costs](costs.md); how to [make such tables](benchmark.md)."
 
 
 def classifiers() -> Table:
@@ -138,12 +137,12 @@ def classifiers() -> Table:
     return Table(whole.caption, whole.header, (whole.rows[0], *rows))
 
 
-def _links(pages: dict[str, tuple[str, str]]) -> str:
-    return "; ".join(f"[{title}](results/{name}.md)" for name, (title, _) in pages.items())
+def _listed(pages: dict[str, tuple[str, str]]) -> str:
+    return "".join(f"- [{title}]({name}.md): {about}\n" for name, (title, about) in pages.items())
 
 
 def write_short() -> None:
-    """Write docs/results.md, the readings, and README's table where README has a place for it."""
+    """Write docs/results.md, the readings, and README's table."""
     write_text(DOCS / "results.md", main_page())
     for name, text in readings().items():
         write_text(DOCS / "results" / f"{name}.md", text)
@@ -152,13 +151,13 @@ def write_short() -> None:
 
 
 def with_table(readme: str) -> str:
-    """Return README with the short table between its marks; unchanged without them."""
+    """Return README with its table anew between the marks; unchanged without them."""
     begin, end = README_MARKS
     head, mark, rest = readme.partition(begin)
     _, closing, tail = rest.partition(end)
     if not (mark and closing):
         return readme
-    return f"{head}{begin}\n{table('readme').markdown()}{end}{tail}"
+    return f"{head}{begin}\n{table('readme').markdown().rstrip()}\n{end}{tail}"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""High-Rank Preheating (HRP) for LoRA (arXiv 2502.07739): a better start, on PEFT."""
+"""HRP, High-Rank Preheating (arXiv 2502.07739), gives LoRA a better start, on PEFT."""
 
 from __future__ import annotations
 
@@ -57,5 +57,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """List the public names."""
     return __all__

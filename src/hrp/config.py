@@ -1,8 +1,9 @@
-"""Settings of High-Rank Preheating, as plain data. Imports no torch."""
+"""Holds the settings of High-Rank Preheating as plain data, without importing torch."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -27,7 +28,7 @@ DEFAULT_SHARE = 0.2
 
 @dataclass(frozen=True)
 class HRPConfig:
-    """How to preheat, and how to start the real LoRA from what preheating found.
+    """Says how to preheat, and how to start the real LoRA from what preheating found.
 
     Args:
         preheat_rank: rank R of the temporary LoRA; at least the adapter's own rank. A module with
@@ -85,7 +86,6 @@ class HRPConfig:
     warmup_share: float = 0.3
 
     def __post_init__(self) -> None:
-        """Check every field, before any time is spent on training."""
         check_integer("preheat_rank", self.preheat_rank, minimum=1)
         check_steps(self.preheat_steps)
         check_integer("seed", self.seed, minimum=0, maximum=2**32 - 1)
@@ -110,7 +110,7 @@ class HRPConfig:
 
     @property
     def step_limit(self) -> int:
-        """Optimizer steps that preheating takes at most: ``preheat_steps`` unless "auto".
+        """Return the most steps that preheating takes: ``preheat_steps`` unless "auto".
 
         Raises ``ValueError`` where they are a share of a run, see `of_run`.
         """
@@ -125,13 +125,13 @@ class HRPConfig:
 
     @property
     def warmup_steps(self) -> int:
-        """Optimizer steps over which preheating's learning rate rises."""
+        """Return over how many steps preheating's learning rate rises."""
         length = self.subspace_window if self.preheat_steps == "auto" else self.step_limit
         return round(self.warmup_share * length)
 
     @property
     def is_share(self) -> bool:
-        """Whether preheating's steps are a share of the run that it prepares."""
+        """Return whether preheating's steps are a share of the run that it prepares."""
         return self.preheat_steps is None or isinstance(self.preheat_steps, float)
 
     def of_run(self, steps: int, default: float = DEFAULT_SHARE) -> HRPConfig:
@@ -159,14 +159,16 @@ class HRPConfig:
     def from_dict(cls, fields: dict[str, Any]) -> HRPConfig:
         """Build a config from a dict; raises ``ValueError`` on a name that is not a field."""
         known = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(set(fields) - set(known))
-        if unknown:
-            raise ValueError(f"unknown HRPConfig field(s) {unknown}; the fields are {known}")
+        for name in fields:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1)
+                hint = f"did you mean `{near[0]}`?" if near else f"the fields are {known}"
+                raise ValueError(f"unknown field `{name}` of the HRPConfig; {hint}")
         return cls(**fields)
 
     @classmethod
     def from_json(cls, text: str) -> HRPConfig:
-        """Inverse of `to_json`; raises ``ValueError`` where ``text`` is not a JSON object."""
+        """Undo `to_json`; raises ``ValueError`` where ``text`` is not a JSON object."""
         fields = json.loads(text)
         if not isinstance(fields, dict):
             raise ValueError(f"an HRPConfig is a JSON object, got {type(fields).__name__}")

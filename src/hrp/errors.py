@@ -1,4 +1,4 @@
-"""Errors that are more than a wrong argument (those are ``ValueError`` and ``TypeError``)."""
+"""Defines errors that are more than a wrong argument, a ``ValueError`` or ``TypeError``."""
 
 from __future__ import annotations
 

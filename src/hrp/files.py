@@ -15,7 +15,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import TypeVar
 
@@ -178,11 +178,8 @@ def digests(folder: Path) -> dict[str, str]:
 
 def digest(path: Path) -> str:
     """Return a digest of the content of a file."""
-    state = blake2b(digest_size=16)
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()
+        return file_digest(file, lambda: blake2b(digest_size=16)).hexdigest()
 
 
 def follow_umask(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""From a spectrum to the start of the real adapter: the only writer of the user's model."""
+"""Starts the real adapter from a spectrum; nothing else writes the user's model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Model = TypeVar("Model", bound=nn.Module)
 logger = logging.getLogger(__name__)
 
 _SHOWN = 3
-# TRL's: given a PeftModel, they copy the adapter as it starts, and are held near that copy.
+# TRL's trainers that copy a PeftModel's adapter as it starts, and hold training near the copy.
 _REFERENCE_TRAINERS = ("DPOTrainer", "GRPOTrainer", "KTOTrainer", "RLOOTrainer")
 
 

@@ -1,4 +1,4 @@
-"""Checks of values that users give, each with an error that names the field and the range."""
+"""Checks values that users give, each with an error that names the field and the range."""
 
 from __future__ import annotations
 

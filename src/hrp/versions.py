@@ -1,4 +1,4 @@
-"""Versions of what a result depends on, for provenance, and those that are too old."""
+"""Lists the versions that a result depends on, and names those that are too old."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RECORDED = (PACKAGE, "torch", "transformers", "peft", "accelerate", "trl")
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of Python and of each recorded package that is installed."""
+    """Return the versions of Python and of each recorded package that is installed."""
     found = {"python": platform.python_version()}
     for name in RECORDED:
         try:
@@ -24,7 +24,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def own_version() -> str:
-    """Version of HRP as installed; `UNKNOWN` for a source tree that is only on the path."""
+    """Return HRP's version as installed; `UNKNOWN` for a source tree that is only on the path."""
     try:
         return version(PACKAGE)
     except PackageNotFoundError:

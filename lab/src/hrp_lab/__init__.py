@@ -1,1 +1,1 @@
-"""The lab of HRP: its theory, its benchmark and their reports."""
+"""The lab of HRP holds its theory, its benchmark and their reports."""

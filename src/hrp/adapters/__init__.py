@@ -1,1 +1,1 @@
-"""The only room that knows how PEFT stores adapters, and how to put a model back as it was."""
+"""This room alone knows how PEFT stores adapters, and how to put a model back as it was."""

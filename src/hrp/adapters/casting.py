@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def casts_left_to_autocast(model: nn.Module) -> Iterator[None]:
-    """Within, adapter layers do not cast inputs to the factors' dtype while autocast is on.
+    """Keep adapter layers from casting inputs to the factors' dtype while autocast is on.
 
     PEFT casts bfloat16 activations up to its float32 factors, and autocast casts them down again
     before the product: the same bits with two copies more. PEFT itself leaves the cast out so on
@@ -33,6 +33,6 @@ def casts_left_to_autocast(model: nn.Module) -> Iterator[None]:
 
 
 def _cast_unless_autocast(layer: Any, inputs: tuple[Any, ...]) -> None:
-    """A forward pre-hook; looks at autocast in every pass, so any way into the model is right."""
+    """Look at autocast before every pass, so that any way into the model is right."""
     if inputs and isinstance(inputs[0], Tensor):
         layer.cast_input_dtype_enabled = not torch.is_autocast_enabled(inputs[0].device.type)

@@ -71,7 +71,7 @@ def check_untrained(adapter_name: str, modules: dict[str, LoraModule]) -> None:
 
 
 def _is_update(module: LoraModule) -> bool:
-    """Whether the update is over rounding; ||BA||^2 = tr(B^T B A A^T) needs r x r matrices only."""
+    """Return whether the update is over rounding; ||BA||^2 = tr(B^T B A A^T) takes r x r only."""
     if (bias := module.bias()) is not None and bool(bias.any()):
         return True
     lora_A, lora_B = (factor.double() for factor in module.matrices())
@@ -81,7 +81,7 @@ def _is_update(module: LoraModule) -> bool:
 
 
 def _check_active(model: PeftModel, adapter_name: str, modules: dict[str, LoraModule]) -> None:
-    """The temporary adapter is trained alone, which is not what several adapters would see."""
+    """Refuse several active adapters: preheating trains the temporary one without them."""
     active = list(model.active_adapters)
     if adapter_name in active and len(active) > 1:
         raise ValueError(

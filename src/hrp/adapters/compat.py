@@ -1,13 +1,11 @@
-"""Every private name of PEFT, Accelerate, Transformers and TRL that HRP uses, and nothing else.
+"""Holds every use of a private name of PEFT, Accelerate, Transformers and TRL.
 
-A release may rename any of them. A test asks `missing_names` and fails with their list, so that a
-new release shows at once what has to be looked at.
+A release may rename any of them. A test lists them, each with the version that it was seen in, and
+fails where one is gone, so that a new release shows at once what has to be looked at.
 """
 
 from __future__ import annotations
 
-import importlib
-from dataclasses import dataclass
 from typing import Any
 
 from accelerate.state import AcceleratorState, GradientState
@@ -15,53 +13,8 @@ from peft.tuners.lora import layer as lora
 from torch import nn
 
 
-@dataclass(frozen=True)
-class PrivateName:
-    """A private name (``module:attribute.path``), the version it was seen in, and its use."""
-
-    path: str
-    seen_in: str
-    used_for: str
-
-
-PRIVATE_NAMES = (
-    PrivateName("peft.tuners.lora.layer:_ConvNd", "peft 0.21.2", "telling convolutions"),
-    PrivateName(
-        "peft.tuners.lora.layer:Embedding._embed", "peft 0.21.2", "the output of an embedding's A"
-    ),
-    PrivateName(
-        "accelerate.state:GradientState._shared_state", "accelerate 1.15.0", "its accumulation"
-    ),
-    PrivateName(
-        "accelerate.state:GradientState._reset_state", "accelerate 1.15.0", "leaving no trace"
-    ),
-    PrivateName(
-        "accelerate.state:AcceleratorState._shared_state", "accelerate 1.15.0", "is there one?"
-    ),
-    PrivateName(
-        "accelerate.state:AcceleratorState._reset_state", "accelerate 1.15.0", "leaving no trace"
-    ),
-)
-
-
-def missing_names() -> list[PrivateName]:
-    """Return the private names that the installed releases no longer have."""
-    return [name for name in PRIVATE_NAMES if not _exists(name.path)]
-
-
-def _exists(path: str) -> bool:
-    module, _, attributes = path.partition(":")
-    try:
-        value: Any = importlib.import_module(module)
-        for attribute in attributes.split("."):
-            value = getattr(value, attribute)
-    except (ImportError, AttributeError):
-        return False
-    return True
-
-
 def is_convolution(layer: nn.Module) -> bool:
-    """Whether ``layer`` is PEFT's LoRA of a convolution of any dimension."""
+    """Return whether ``layer`` is PEFT's LoRA of a convolution of any dimension."""
     return isinstance(layer, lora._ConvNd)
 
 
@@ -85,7 +38,7 @@ def accumulation_state() -> dict[str, Any]:
 
 
 def accelerate_is_set_up() -> bool:
-    """Whether an Accelerator has chosen its precision in this process."""
+    """Return whether an Accelerator has chosen its precision in this process."""
     return bool(AcceleratorState._shared_state)
 
 

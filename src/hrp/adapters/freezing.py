@@ -1,4 +1,4 @@
-"""Asymmetric LoRA: one factor frozen while the other is fine-tuned."""
+"""Freezes one factor for asymmetric LoRA, in which only the other is fine-tuned."""
 
 from __future__ import annotations
 

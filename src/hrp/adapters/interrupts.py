@@ -10,7 +10,7 @@ from typing import Any
 
 
 class _Gate:
-    """Our handler of SIGINT, which passes it on to the one before while it may.
+    """Handles SIGINT: passes it on to the handler before ours while it may.
 
     Passing one on closes the gate, so that the next, while that one is being handled, waits.
     """
@@ -36,7 +36,7 @@ class _Gate:
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Within, Ctrl-C waits until `interrupts_allowed`, or the exit.
+    """Make Ctrl-C wait until `interrupts_allowed`, or the exit.
 
     Contexts that put something back are entered within, and the work that may be interrupted is in
     `interrupts_allowed` within those: then a second Ctrl-C cannot cut the putting back short. It
@@ -70,7 +70,7 @@ def interrupts_held() -> Iterator[None]:
 
 @contextmanager
 def interrupts_allowed() -> Iterator[None]:
-    """Within, inside `interrupts_held`, Ctrl-C interrupts at once."""
+    """Let Ctrl-C interrupt at once again, inside `interrupts_held`."""
     gate = signal.getsignal(signal.SIGINT)
     if not isinstance(gate, _Gate) or threading.current_thread() is not threading.main_thread():
         yield

@@ -87,7 +87,7 @@ def write_kept(model: PeftModel, adapter_name: str, kept: Mapping[str, Tensor]) 
 
 
 def _beside_factors(model: PeftModel, adapter_name: str) -> dict[str, Tensor]:
-    """Parameters of an adapter that are no factor and no magnitude, named as in a saved adapter."""
+    """Return an adapter's parameters but factors and magnitudes, named as in a saved adapter."""
     others = [f".lora_B.{name}." for name in model.peft_config if name != adapter_name]
     parameters = {  # PEFT 0.18 takes the biases of all adapters for those of each
         name: parameter

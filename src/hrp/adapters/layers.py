@@ -26,7 +26,7 @@ _DORA_VARIANTS = tuple(
 
 @dataclass(frozen=True)
 class LoraModule:
-    """One update matrix of one adapter: a LoRA layer, or one expert of a stacked parameter.
+    """Holds one update matrix of one adapter: a LoRA layer, or one expert of a stacked parameter.
 
     ``name`` is the module's path in the base model, as `spectrum.Spectrum` keys it.
     """
@@ -38,37 +38,37 @@ class LoraModule:
 
     @property
     def pattern_key(self) -> str:
-        """Name by which PEFT's ``rank_pattern`` knows the module: all its experts together."""
+        """Return the module's name in PEFT's ``rank_pattern``, one for all its experts."""
         return self.name if self.expert is None else self.name.rpartition(".")[0]
 
     @property
     def rank(self) -> int:
-        """PEFT's ``r`` of this adapter on this module."""
+        """Return PEFT's ``r`` of this adapter on this module."""
         return int(self.layer.r[self.adapter_name])
 
     @property
     def scaling(self) -> float:
-        """Factor of ``lora_B @ lora_A`` in the update."""
+        """Return the factor of ``lora_B @ lora_A`` in the update."""
         return float(self.layer.scaling[self.adapter_name])
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(d_out, d_in) of the update; a convolution's d_in counts its kernel's entries."""
+        """Return (d_out, d_in) of the update; a convolution's d_in counts its kernel's entries."""
         lora_A, lora_B = self.matrices()
         return lora_B.shape[0], lora_A.shape[1]
 
     @property
     def max_rank(self) -> int:
-        """Largest rank that the update can have: min(d_out, d_in)."""
+        """Return the largest rank that the update can have: min(d_out, d_in)."""
         return min(self.shape)
 
     @property
     def useful_rank(self) -> int:
-        """Number of directions that the update can have: what is over `max_rank` starts empty."""
+        """Return how many directions the update can have: what is over `max_rank` starts empty."""
         return min(self.rank, self.max_rank)
 
     def parameters(self) -> tuple[nn.Parameter, nn.Parameter]:
-        """The trainable tensors (lora_A, lora_B), in PEFT's own shapes."""
+        """Return the trainable tensors (lora_A, lora_B), in PEFT's own shapes."""
         if isinstance(self.layer, lora.Embedding):
             holders = self.layer.lora_embedding_A, self.layer.lora_embedding_B
             return holders[0][self.adapter_name], holders[1][self.adapter_name]
@@ -76,7 +76,7 @@ class LoraModule:
         return holders[0][self.adapter_name].weight, holders[1][self.adapter_name].weight
 
     def bias(self) -> nn.Parameter | None:
-        """The bias of ``lora_B``, which PEFT's ``lora_bias`` adds."""
+        """Return the bias of ``lora_B``, which PEFT's ``lora_bias`` adds."""
         if self.adapter_name not in self.layer.lora_B:
             return None
         bias: nn.Parameter | None = self.layer.lora_B[self.adapter_name].bias
@@ -84,11 +84,11 @@ class LoraModule:
 
     @property
     def device(self) -> torch.device:
-        """Device of the factors."""
+        """Return the device of the factors."""
         return self.parameters()[0].device
 
     def base_norm(self) -> float | None:
-        """Frobenius norm of the base weight; None where it is quantised, sharded, an expert's."""
+        """Return the base weight's Frobenius norm; None if quantised, sharded or an expert's."""
         weight = getattr(self.layer.get_base_layer(), "weight", None)
         if self.expert is not None or not isinstance(weight, Tensor):
             return None
@@ -107,13 +107,13 @@ class LoraModule:
         return hook.remove
 
     def rows(self, z: Tensor) -> Float[Tensor, "tokens rank"]:
-        """Outputs of ``lora_A`` as rows, one a token; a convolution has them in dimension 1."""
+        """Return outputs of ``lora_A`` as rows, one a token; convolutions have them in dim 1."""
         if is_convolution(self.layer):
             z = z.movedim(1, -1)
         return z.reshape(-1, z.shape[-1])
 
     def magnitude(self) -> nn.Parameter | None:
-        """DoRA's magnitude in PEFT's own shape; None where the layer has none."""
+        """Return DoRA's magnitude in PEFT's own shape; None where the layer has none."""
         if self.adapter_name not in self.layer.lora_magnitude_vector:
             return None
         magnitude: nn.Parameter = self.layer.lora_magnitude_vector[self.adapter_name].weight
@@ -121,7 +121,7 @@ class LoraModule:
 
     @torch.no_grad()
     def magnitude_ratio(self) -> Tensor | None:
-        """DoRA's magnitude over the norms of the rows of ``W + delta_weight``; None without DoRA.
+        """Return DoRA's magnitude over the row norms of ``W + delta_weight``; None without DoRA.
 
         The norms are left in the magnitude's place: to be read once, when training is over.
         """
@@ -142,11 +142,11 @@ class LoraModule:
             scatter(magnitude, value)
 
     def is_trained(self) -> bool:
-        """Whether neither factor is all zeros."""
+        """Return whether neither factor is all zeros."""
         return all(bool(factor.any()) for factor in self.matrices())
 
     def matrices(self) -> tuple[Float[Tensor, "rank d_in"], Float[Tensor, "d_out rank"]]:
-        """Both factors as matrices without gradient, in the parameters' memory unless sharded."""
+        """Return both factors as matrices without gradient, in the same memory unless sharded."""
         lora_A, lora_B = (whole(parameter) for parameter in self.parameters())
         if self.expert is not None:
             return self._of_expert(lora_A, lora_B)
@@ -198,7 +198,7 @@ class LoraModule:
 
 
 def lora_modules(model: object, adapter_name: str) -> dict[str, LoraModule]:
-    """All update matrices of a LoRA adapter, by module name, sorted.
+    """Return all update matrices of a LoRA adapter, by module name, sorted.
 
     Raises:
         TypeError: ``model`` is no ``PeftModel``, or the adapter no LoRA.
@@ -242,7 +242,7 @@ def _checked(model: object, adapter_name: str) -> PeftModel:
 
 
 def _check_untied(model: PeftModel, adapter_name: str) -> None:
-    """PEFT ties the first adapter only, as two parameters on one memory until one is moved."""
+    """Refuse tied weights: PEFT ties the first adapter alone, and only until one is moved."""
     tied = getattr(model.peft_config[adapter_name], "target_modules_to_tie", None)
     if tied:
         raise ValueError(
@@ -253,7 +253,7 @@ def _check_untied(model: PeftModel, adapter_name: str) -> None:
 
 
 def _check_unmerged(name: str, layer: lora.LoraLayer) -> None:
-    """Activating another adapter unmerges this one; new factors would unmerge as what never was."""
+    """Refuse a merged layer: unmerging would subtract the new factors, which were never added."""
     if layer.merged:
         raise ValueError(
             f"no adapter may be merged, got {layer.merged_adapters} merged into module {name!r}; "
@@ -263,7 +263,11 @@ def _check_unmerged(name: str, layer: lora.LoraLayer) -> None:
 
 def _update_matrices(path: str, layer: lora.LoraLayer, adapter_name: str) -> Iterator[LoraModule]:
     name = ".".join(part for part in path.split(".") if part != "base_layer")
-    _check_supported(name, layer, adapter_name)
+    if reason := _refusal(layer, adapter_name):
+        raise ValueError(
+            f"module {name!r} is {reason}, which HRP cannot initialise; leave it out of the "
+            "adapter with `exclude_modules`"
+        )
     if not isinstance(layer, lora.ParamWrapper):
         yield LoraModule(name, layer, adapter_name)
         return
@@ -275,15 +279,6 @@ def _update_matrices(path: str, layer: lora.LoraLayer, adapter_name: str) -> Ite
         yield LoraModule(f"{name}.{expert}", layer, adapter_name, expert)
 
 
-def _check_supported(name: str, layer: lora.LoraLayer, adapter_name: str) -> None:
-    reason = _refusal(layer, adapter_name)
-    if reason:
-        raise ValueError(
-            f"module {name!r} is {reason}, which HRP cannot initialise; leave it out of the "
-            "adapter with `exclude_modules`"
-        )
-
-
 def _refusal(layer: lora.LoraLayer, adapter_name: str) -> str | None:
     base = layer.get_base_layer()
     variant = type(layer.lora_variant.get(adapter_name)).__name__
@@ -291,13 +286,9 @@ def _refusal(layer: lora.LoraLayer, adapter_name: str) -> str | None:
         return f"of the LoRA variant {variant}"
     if getattr(base, "groups", 1) != 1:
         return f"a grouped {type(base).__name__} (groups={base.groups})"
-    if not _has_factors(layer, adapter_name):
-        return f"of kind {type(base).__name__} (PEFT's {type(layer).__name__})"
-    return None
-
-
-def _has_factors(layer: lora.LoraLayer, adapter_name: str) -> bool:
     if isinstance(layer, lora.Embedding) or is_convolution(layer):
-        return True
+        return None
     holders = layer.lora_A, layer.lora_B
-    return all(adapter_name in h and isinstance(h[adapter_name], nn.Linear) for h in holders)
+    if all(adapter_name in h and isinstance(h[adapter_name], nn.Linear) for h in holders):
+        return None
+    return f"of kind {type(base).__name__} (PEFT's {type(layer).__name__})"

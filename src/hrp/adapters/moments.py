@@ -1,4 +1,4 @@
-"""Second moments of what the temporary ``lora_A`` gives and of its gradient, seen by hooks.
+"""Sums second moments of what the temporary ``lora_A`` gives and of its gradient, by hooks.
 
 With z = A x the output of ``lora_A`` (R numbers a token) and g = dL/dz, these are the sums over
 tokens of ``z z^T`` and ``g g^T``, both R x R: what the truncation in the metric of the loss needs
@@ -29,7 +29,7 @@ _SUMS_IN_FLOAT32 = "dtype" in torch.ops.aten.mm.overloads()  # since torch 2.8
 
 @dataclass
 class ModuleMoments:
-    """Sums over the tokens that a module has seen, in float32.
+    """Holds sums over the tokens that a module has seen, in float32.
 
     Args:
         inputs: (R, R), sum of ``z z^T``.
@@ -66,7 +66,7 @@ def _second_moment(x: Float[Tensor, "tokens R"]) -> Float[Tensor, "R R"]:
 
 
 class Moments:
-    """The moments of all modules of the temporary adapter, over the steps that are observed.
+    """Holds the moments of all modules of the temporary adapter, over the observed steps.
 
     Modules whose ``lora_A`` is not called as a module of its own (experts, attention's packed
     projections) have none.
@@ -81,7 +81,7 @@ class Moments:
         self._sums: dict[str, ModuleMoments] = {}
 
     def any_trained(self) -> bool:
-        """Whether any module of the temporary adapter has learned something."""
+        """Return whether any module of the temporary adapter has learned something."""
         return any(module.is_trained() for module in self._modules.values())
 
     def clear(self) -> None:
@@ -90,7 +90,7 @@ class Moments:
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """Within, see what every ``lora_A`` gives while `observing` is true."""
+        """See what every ``lora_A`` gives while `observing` is true."""
         undo: list[Callable[[], object]] = []
         try:
             for name, module in self._modules.items():
@@ -146,7 +146,7 @@ class Moments:
         save_file(tensors, path)
 
     def load(self, path: Path, is_main_process: bool) -> None:
-        """Inverse of `save`; the main process alone takes the sums, so that they count once."""
+        """Undo `save`; the main process alone takes the sums, so that they count once."""
         self.clear()
         if not is_main_process or not path.exists():
             return

@@ -1,4 +1,4 @@
-"""PEFT's ``rank_pattern`` and ``alpha_pattern`` for modules that each have a rank of their own."""
+"""Writes PEFT's ``rank_pattern`` and ``alpha_pattern`` for modules that differ in rank."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Value = TypeVar("Value")
 def lora_fields(
     ranks: Mapping[str, int], scaling: float, use_rslora: bool = False
 ) -> dict[str, Any]:
-    """Fields of a ``LoraConfig`` that give each module its rank, and all the same ``scaling``.
+    """Return ``LoraConfig`` fields that give each module its rank, and all the same ``scaling``.
 
     ``r`` is the largest rank, so that a server which sizes its buffers by ``r`` has room for all.
     PEFT computes ``lora_alpha / r`` of each module (``/ sqrt(r)`` with rsLoRA); the patterns undo
@@ -36,7 +36,7 @@ def lora_fields(
 
 
 def exact_patterns(values: Mapping[str, Value], names: Collection[str]) -> dict[str, Value]:
-    """PEFT patterns that give each module its value, and none of the other ``names`` any.
+    """Return PEFT patterns that give each module its value, and none of the other ``names`` any.
 
     PEFT matches a pattern against the end of a name, first come first served: longest first, and a
     name that is the end of another one is tied to the beginning.

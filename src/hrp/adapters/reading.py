@@ -74,7 +74,7 @@ def _metric(
     metrics = []
     for root in (left, right):
         metric = root @ root.mT
-        # The sizes of both have no influence, and float32 has little room for the gradient's.
+        # The mean is set to 1, since sizes have no influence and may leave float32's range.
         metrics.append(metric / metric.diagonal().mean().clamp(min=torch.finfo(metric.dtype).tiny))
     if not all(metric.isfinite().all() for metric in metrics):
         return None

@@ -1,4 +1,4 @@
-"""Context managers that leave a model and the random number generators as they found them.
+"""Leaves a model and the random number generators as they were found, by context managers.
 
 Training touches a model in many places: adapters, hooks, a patched ``forward``, ``requires_grad``,
 train mode, the config. All of it is undone here at once, also when an exception passes.
@@ -128,7 +128,7 @@ def _configs(model: nn.Module) -> list[Any]:
 
 
 def _copied(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Name -> (the object, a shallow copy of its content where it is a container)."""
+    """Map names to (the object, a shallow copy of its content where it is a container)."""
     return {
         name: (value, value.copy() if isinstance(value, dict | list | set) else None)
         for name, value in attributes.items()
@@ -154,7 +154,7 @@ def _restore_attributes(holder: Any, saved: dict[str, tuple[Any, Any]]) -> None:
 
 
 def _holds(container: Any, content: Any) -> bool:
-    """Whether a list, dict or set still holds the very objects of its copy, in their order."""
+    """Return whether a list, dict or set still holds the objects of its copy, in their order."""
     if isinstance(container, set):
         return bool(container == content)
     if isinstance(container, dict):

@@ -1,4 +1,4 @@
-"""Engines that shard the model's parameters: what they allow, and whole factors from their shards.
+"""Says what engines that shard parameters allow, and makes whole factors of their shards.
 
 FSDP2 keeps parameters as ``DTensor``, DeepSpeed ZeRO-3 as empty ones with attributes of its own.
 Both are read and written here; nothing else needs to know of them.
@@ -19,7 +19,7 @@ _TRUE = ("true", "1")
 
 
 def sharding_engine(args: Any = None) -> str | None:
-    """Name of the engine that will shard the model's parameters for good; None: none will.
+    """Return the name of the engine that will shard the parameters for good, or None.
 
     ``args`` are the ``TrainingArguments``, if there are any.
     """
@@ -51,7 +51,8 @@ def check_engine(args: Any, spend_model: bool) -> str | None:
             "`spectrum.save(folder)` on rank 0; in the second one call "
             "`initialize_lora_hrp_weights(model, Spectrum.load(folder))` before the trainer is made"
         )
-    if engine == "FSDP" and _fsdp_version(args) < 2:
+    in_args = getattr(args, "fsdp", None) and (args.fsdp_config or {}).get("version", 2)
+    if engine == "FSDP" and int(in_args or os.environ.get("FSDP_VERSION", "1")) < 2:
         raise ValueError(
             "preheating under FSDP needs version 2, got version 1; set `fsdp_version: 2` in "
             "Accelerate's config, or `fsdp_config={'version': 2}` in the TrainingArguments"
@@ -59,14 +60,8 @@ def check_engine(args: Any, spend_model: bool) -> str | None:
     return engine
 
 
-def _fsdp_version(args: Any) -> int:
-    if getattr(args, "fsdp", None):
-        return int((args.fsdp_config or {}).get("version", 2))
-    return int(os.environ.get("FSDP_VERSION", "1"))
-
-
 def is_sharded(parameter: Tensor) -> bool:
-    """Whether this process holds only a part of the parameter."""
+    """Return whether this process holds only a part of the parameter."""
     return isinstance(parameter, DTensor) or _is_zero3(parameter)
 
 

@@ -1,4 +1,4 @@
-"""The temporary high-rank adapter that preheating trains, beside the user's own."""
+"""Adds the temporary high-rank adapter that preheating trains, beside the user's own."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from hrp.config import HRPConfig
 
 logger = logging.getLogger(__name__)
 
-# Fields of the real adapter's config that say *where* LoRA goes and what is trained beside it; how
-# it starts is preheating's.
+# The temporary adapter shares these with the real one: *where* LoRA goes and what is trained beside
+# it. How it starts, preheating decides.
 _SHARED_FIELDS = (
     "base_model_name_or_path",
     "task_type",
@@ -83,7 +83,7 @@ def _temporary_config(
             len(capped),
             next(iter(capped)),
         )
-    # A deep copy: PEFT extends the lists that it is given.
+    # This is a deep copy, since PEFT extends the lists that it is given.
     shared = {field: copy.deepcopy(getattr(real, field)) for field in _SHARED_FIELDS}
     return LoraConfig(
         **shared,

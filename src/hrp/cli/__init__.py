@@ -1,4 +1,4 @@
-"""The command line: one module a command, each with ``main(argv)``."""
+"""Runs the command line: one module a command, each with ``main(argv)``."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _LAUNCHER = {
 
 @dataclass
 class HRPArguments:
-    """HRP's settings; see `hrp.HRPConfig`."""
+    """Holds HRP's settings; see `hrp.HRPConfig`."""
 
     preheat_rank: int = field(default=128, metadata={"help": "Rank R of the temporary LoRA."})
     preheat_steps: str | None = field(
@@ -97,9 +97,12 @@ class HRPArguments:
     preheat_save_steps: int = field(
         default=10, metadata={"help": "Steps between two checkpoints of preheating."}
     )
+    spectrum: str | None = field(
+        default=None, metadata={"help": "Folder from `hrp preheat`; skips preheating."}
+    )
 
     def hrp_config(self, seed: int) -> HRPConfig:
-        """Settings as the core takes them; raises ``ValueError`` on a value out of range."""
+        """Return the settings as the core takes them; raise ``ValueError`` on one out of range."""
         check_integer("preheat_save_steps", self.preheat_save_steps, minimum=1)
         if self.preheat_seed is not None:
             check_integer("preheat_seed", self.preheat_seed, minimum=0)
@@ -132,17 +135,8 @@ def _steps(value: str | float | None) -> Any:
 
 
 @dataclass
-class SpectrumArguments:
-    """A start from an earlier preheating."""
-
-    spectrum: str | None = field(
-        default=None, metadata={"help": "Folder from `hrp preheat`; skips preheating."}
-    )
-
-
-@dataclass
 class DataArguments:
-    """Local files, and files whose columns TRL does not know."""
+    """Names local files, and files whose columns TRL does not know."""
 
     dataset_path: str | None = field(
         default=None,
@@ -161,7 +155,7 @@ class DataArguments:
 
 @dataclass
 class OutputArguments:
-    """What to do with an output folder that has something in it."""
+    """Says what to do with an output folder that has something in it."""
 
     overwrite: bool = field(
         default=False, metadata={"help": "Throw away what an earlier run left in --output_dir."}
@@ -173,7 +167,7 @@ class OutputArguments:
 
 @dataclass
 class LoraModelConfig(ModelConfig):
-    """TRL's flags of the base model and its LoRA, and one that TRL lacks."""
+    """Holds TRL's flags of the base model and its LoRA, and one that TRL lacks."""
 
     lora_exclude_modules: list[str] | None = field(
         default=None,
@@ -189,7 +183,7 @@ class LoraModelConfig(ModelConfig):
 
 
 class _Parser(TrlParser):
-    """TRL's parser, which raises instead of printing its two hundred flags."""
+    """Parses as TRL does, but raises instead of printing two hundred flags."""
 
     in_float32 = False
 
@@ -282,7 +276,7 @@ def check_config(path: Path) -> None:
 
 
 def _split_config(text: str) -> list[str]:
-    """TRL looks for ``--config`` as a word of its own."""
+    """Split ``--config=FILE`` in two words, as TRL looks for it."""
     return text.split("=", 1) if text.startswith("--config=") else [text]
 
 

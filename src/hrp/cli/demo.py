@@ -1,4 +1,4 @@
-"""``hrp demo``: see HRP work on an embedded model, offline."""
+"""``hrp demo`` shows HRP at work on an embedded model, offline."""
 
 from __future__ import annotations
 

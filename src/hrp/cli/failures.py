@@ -21,17 +21,17 @@ class UsageError(ValueError):
 # Anything else is a fault of ours and keeps its traceback. An ImportError names a package that a
 # flag needs, such as bitsandbytes.
 _EXPECTED = (ImportError, OSError, PreheatingError, SafetensorError, ValueError, yaml.YAMLError)
-# These the interpreter raises too, where a program is wrong: only those that somebody wrote count.
+# The interpreter raises these too where a program is wrong: only a `raise` in the code counts.
 _AMBIGUOUS = (TypeError, ValueError)
 _NETWORK = ("httpx", "httpcore", "requests", "urllib3", "aiohttp")
-# What torch.save says, and no more, where the disk is full or a file may not grow.
+# torch.save says no more than this where the disk is full or a file may not grow.
 _TORCH_CANNOT_WRITE = ("iostream error", "inline_container", "PytorchStreamWriter")
 _RAISE = dis.opmap["RAISE_VARARGS"]
 
 
 def reported(command: str, job: Callable[[], int]) -> int:
     """Run ``job``; returns its exit status, 2 after an expected error, 130 after Ctrl-C."""
-    # PEFT and TRL use names that transformers renamed; nothing a user could mend.
+    # PEFT and TRL use names that transformers has renamed; a user cannot mend that.
     warnings.filterwarnings("ignore", ".*gradient_checkpointing` is deprecated", FutureWarning)
     try:
         return job()

@@ -1,4 +1,4 @@
-"""``hrp finetune``: encoder-decoders and classifiers, by HF's trainers, with a preheated start."""
+"""``hrp finetune`` trains encoder-decoders and classifiers from a preheated start."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from hrp.cli.arguments import (
     HRPArguments,
     LoraModelConfig,
     OutputArguments,
-    SpectrumArguments,
     parse,
 )
 from hrp.cli.datasets import (
@@ -82,7 +81,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    ours = (HRPArguments, SpectrumArguments, DataArguments, OutputArguments)
+    ours = (HRPArguments, DataArguments, OutputArguments)
     theirs = (ScriptArguments, Seq2SeqTrainingArguments, LoraModelConfig)
     types = [*ours, *theirs, FinetuneArguments]
     request = FinetuneRequest(*parse("finetune", DESCRIPTION, EXAMPLE, types, argv))
@@ -93,7 +92,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _splits(request: FinetuneRequest) -> tuple[Any, Any]:
-    """Training data and, where evaluation is asked for, test data (else None)."""
+    """Return training data and, where evaluation is asked for, test data (else None)."""
     script = request.script
     share, seed = request.finetune.test_split_size, request.training.seed
     splits = held_out(load_splits(script, request.data), script, share, seed)

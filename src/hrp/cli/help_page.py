@@ -1,4 +1,4 @@
-"""The short help of a training command: the flags that people use, in groups, on one screen."""
+"""Prints a training command's short help: the flags that people use, in groups, on one screen."""
 
 from __future__ import annotations
 
@@ -43,7 +43,6 @@ GROUPS: dict[str, dict[str, str]] = {
 }
 _METAVARS = {"config": "FILE", "dataset_path": "PATH", "spectrum": "DIR", "output_dir": "DIR"}
 _WITHOUT = ("config", "help-all", "resume", "overwrite")  # whose defaults tell nothing
-_WIDTH = 100
 
 
 def short_help(parser: argparse.ArgumentParser) -> str:

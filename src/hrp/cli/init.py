@@ -1,11 +1,10 @@
-"""``hrp init``: a spectrum and a rank make a plain PEFT adapter that any trainer goes on from."""
+"""``hrp init`` makes a plain PEFT adapter of a spectrum and a rank, for any trainer to go on."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,37 +19,16 @@ EXAMPLE = """examples:
       --output_dir runs/start-by-energy
 """
 RECORD = "hrp.json"  # lists the files that the command wrote, as `hrp.cli.outputs` has it
-# These are in the adapter's config though they have PEFT's default: other readers want them.
+# The adapter's config has these even at PEFT's default, since other readers want them.
 _ALWAYS = {
     *("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout"),
     *("bias", "target_modules", "init_lora_weights", "inference_mode"),
 }
+_START = ("direction", "scale", "truncation", "allocation")  # the flags that a card shows
 AUTO_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
 }
-
-
-@dataclass(frozen=True)
-class InitOptions:
-    """The command's flags, as parsed."""
-
-    spectrum: Path
-    output_dir: Path
-    model_name_or_path: str | None
-    trust_remote_code: bool
-    direction: Any
-    scale: float
-    truncation: Any
-    lora_r: int
-    lora_alpha: float
-    lora_dropout: float
-    lora_target_modules: list[str] | None
-    lora_task_type: str
-    use_rslora: bool
-    allocation: str
-    rank_budget: int | None
-    overwrite: bool
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -120,22 +98,22 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Run ``hrp init``; returns the exit status."""
-    options = InitOptions(**vars(_parser().parse_args(argv)))
+    options = _parser().parse_args(argv)
     from hrp.cli.failures import reported
 
     return reported("init", lambda: _run(options))
 
 
-def _run(options: InitOptions) -> int:
-    from hrp.cli.locks import held, lock_beside
-    from hrp.cli.outputs import check_place
+def _run(options: argparse.Namespace) -> int:
+    from hrp.cli.locks import lock_beside
+    from hrp.cli.outputs import locked
 
-    check_place(options.output_dir)
-    with held(lock_beside(options.output_dir), "hrp init", options.output_dir):
+    with locked(lock_beside(options.output_dir), "init", options.output_dir):
         return _write(options)
 
 
-def _write(options: InitOptions) -> int:
+def _write(options: argparse.Namespace) -> int:
+    from hrp.cli.modelcard import CardFacts, card
     from hrp.files import digests, write_folder
     from hrp.spectra.spectrum import Spectrum
 
@@ -144,17 +122,16 @@ def _write(options: InitOptions) -> int:
     base = _base_name(options, spectrum.provenance)
     model = _adapter(options, spectrum, base)
     note = _note(options, model, spectrum)
+    start = {name: getattr(options, name) for name in _START}
+    lora_config = model.peft_config["default"].to_dict()
+    adapter = str(options.output_dir)
+    facts = CardFacts("init", base, adapter, lora_config, spectrum.provenance, start)
 
     def write(folder: Path) -> None:
-        from hrp.cli.modelcard import start_card
-
         # PEFT would add the base's own embeddings where they have a LoRA.
         model.save_pretrained(folder, save_embedding_layers=False)
         _shorten_config(folder / "adapter_config.json")
-        (folder / "README.md").write_text(
-            start_card(base, model.peft_config["default"], spectrum.provenance, vars(options)),
-            encoding="utf-8",
-        )
+        (folder / "README.md").write_text(card(facts), encoding="utf-8")
         files = {name: [value] for name, value in digests(folder).items()}
         record = {"command": "init", "finished": True, "settings": {}, "files": files}
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -178,7 +155,7 @@ def _shorten_config(path: Path) -> None:
     path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _check(options: InitOptions) -> None:
+def _check(options: argparse.Namespace) -> None:
     from hrp.cli.input_checks import check_lora
     from hrp.validation import check_integer, check_scale
 
@@ -226,7 +203,7 @@ def _check_output(folder: Path, spectrum: Path, overwrite: bool) -> None:
     check_as_recorded(folder, RECORD)
 
 
-def _base_name(options: InitOptions, provenance: dict[str, Any]) -> str:
+def _base_name(options: argparse.Namespace, provenance: dict[str, Any]) -> str:
     from hrp.cli.input_checks import check_model
 
     base = options.model_name_or_path or provenance.get("base_model")
@@ -236,7 +213,7 @@ def _base_name(options: InitOptions, provenance: dict[str, Any]) -> str:
     return str(base)
 
 
-def _adapter(options: InitOptions, spectrum: Spectrum, base: str) -> PeftModel:
+def _adapter(options: argparse.Namespace, spectrum: Spectrum, base: str) -> PeftModel:
     """Build the initialised PEFT model on an empty base."""
     from hrp import initialize_lora_hrp_weights
     from hrp.cli.input_checks import mistakes_told
@@ -266,7 +243,7 @@ def _check_whole(model: PeftModel, spectrum: Spectrum) -> None:
         )
 
 
-def _lora_config(options: InitOptions, spectrum: Spectrum, skeleton: Any) -> LoraConfig:
+def _lora_config(options: argparse.Namespace, spectrum: Spectrum, skeleton: Any) -> LoraConfig:
     from peft import LoraConfig
 
     from hrp.cli.skeleton import covered
@@ -290,8 +267,8 @@ def _lora_config(options: InitOptions, spectrum: Spectrum, skeleton: Any) -> Lor
     return LoraConfig(**settings, **_energy_fields(options, part))
 
 
-def _targets(options: InitOptions, spectrum: Spectrum, skeleton: Any) -> dict[str, Any]:
-    """Fields of the ``LoraConfig`` that say where it goes; raises ``ValueError``."""
+def _targets(options: argparse.Namespace, spectrum: Spectrum, skeleton: Any) -> dict[str, Any]:
+    """Return the ``LoraConfig`` fields that say where it goes; raises ``ValueError``."""
     from hrp.cli.input_checks import check_targets
     from hrp.cli.skeleton import spectrum_targets
 
@@ -310,8 +287,8 @@ def _targets(options: InitOptions, spectrum: Spectrum, skeleton: Any) -> dict[st
     return targets
 
 
-def _energy_fields(options: InitOptions, spectrum: Spectrum) -> dict[str, Any]:
-    """Ranks of the ``LoraConfig`` that keep the most energy of ``spectrum``."""
+def _energy_fields(options: argparse.Namespace, spectrum: Spectrum) -> dict[str, Any]:
+    """Return ranks of the ``LoraConfig`` that keep the most energy of ``spectrum``."""
     from hrp.adapters.patterns import lora_fields
     from hrp.spectra.allocation import energy_ranks, kept_energy, parameter_count, uniform_ranks
 
@@ -323,7 +300,7 @@ def _energy_fields(options: InitOptions, spectrum: Spectrum) -> dict[str, Any]:
     return lora_fields(chosen, options.lora_alpha / root, options.use_rslora)
 
 
-def _note(options: InitOptions, model: PeftModel, spectrum: Spectrum) -> str:
+def _note(options: argparse.Namespace, model: PeftModel, spectrum: Spectrum) -> str:
     """Say in one line what adapter it is."""
     from hrp.adapters.layers import lora_modules
     from hrp.spectra.allocation import kept_energy

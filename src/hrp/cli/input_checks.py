@@ -40,7 +40,7 @@ def check_training(training: Any) -> None:
 
 
 def as_names(targets: list[str] | str | None) -> list[str] | str | None:
-    """TRL makes a string of a single name, which PEFT would hold against whole paths."""
+    """Make a list of names again where TRL made a string, which PEFT holds against whole paths."""
     if isinstance(targets, str) and targets != "all-linear" and re.fullmatch(r"[\w.]+", targets):
         return [targets]
     return targets

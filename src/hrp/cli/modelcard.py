@@ -1,4 +1,4 @@
-"""README.md of a saved adapter: what made it, what it cost, and how to load it."""
+"""Writes a saved adapter's README.md: what made it, what it cost, and how to load it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KINDS = {"CAUSAL_LM": "ForCausalLM", "SEQ_2_SEQ_LM": "ForSeq2SeqLM"}
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card says.
+    """Holds what a card says.
 
     Args:
         command: that wrote the adapter, without ``hrp``.
@@ -73,15 +73,6 @@ def card(facts: CardFacts) -> str:
         _table("Versions", installed_versions()),
     ]
     return "\n".join(parts)
-
-
-def start_card(
-    base: str, lora_config: Any, provenance: Mapping[str, Any], options: Mapping[str, Any]
-) -> str:
-    """Card of an adapter that `hrp init` made."""
-    start = {name: options[name] for name in ("direction", "scale", "truncation", "allocation")}
-    adapter = str(options["output_dir"])
-    return card(CardFacts("init", base, adapter, lora_config.to_dict(), provenance, start))
 
 
 def _metadata(facts: CardFacts) -> str:

@@ -1,4 +1,4 @@
-"""Output folders that tell a finished run from an interrupted one, and are never half a result.
+"""Keeps output folders that tell a finished run from an interrupted one.
 
 The record `hrp.json` lists every file that HRP wrote, with its digest. What is not listed there,
 or has another content by now, is the user's: it is neither removed nor replaced.
@@ -50,7 +50,7 @@ RECORD = "hrp.json"
 SPECTRUM = "spectrum"
 _CLEARED = "cleared"  # in staging: what an earlier run left
 _PUBLISHED = "published"  # in staging: the adapter
-# Moved last: without it PEFT does not take a folder for an adapter.
+# This is moved last, since PEFT takes no folder without it for an adapter.
 _LAST = "adapter_config.json"
 
 State = Literal["absent", "finished", "interrupted"]
@@ -58,7 +58,7 @@ State = Literal["absent", "finished", "interrupted"]
 
 @dataclass(frozen=True)
 class Output:
-    """One run's output folder.
+    """Describes one run's output folder.
 
     Args:
         folder: of the adapter; the spectrum and the work in progress are in sub-folders.
@@ -78,17 +78,17 @@ class Output:
 
     @property
     def spectrum(self) -> Path:
-        """Folder of the spectrum, there once preheating is done."""
+        """Return the folder of the spectrum, there once preheating is done."""
         return self.folder / SPECTRUM
 
     @property
     def preheating(self) -> Path:
-        """Folder of preheating's checkpoints, gone once it is done."""
+        """Return the folder of preheating's checkpoints, gone once it is done."""
         return self.folder / OWN_FOLDER
 
     @property
     def lock(self) -> Path:
-        """Folder of the lock that a run holds while it writes here."""
+        """Return the folder of the lock that a run holds while it writes here."""
         return self.folder / INSIDE
 
     def state(self) -> State:

@@ -1,4 +1,4 @@
-"""``hrp preheat``: write a spectrum folder, for `hrp init` or ``hrp sft --spectrum``."""
+"""``hrp preheat`` writes a spectrum folder, for `hrp init` or ``hrp sft --spectrum``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
 
 def _run(argv: list[str]) -> int:
     request = parse_sft("preheat", DESCRIPTION, EXAMPLE, argv)
-    if request.spectrum.spectrum:
+    if request.hrp.spectrum:
         raise UsageError("`--spectrum` is for `hrp sft`; `hrp preheat` makes one")
     config = request.hrp.hrp_config(request.training.seed)
     folder = Path(request.training.output_dir)

@@ -1,4 +1,4 @@
-"""``hrp sft``: `trl sft` with a preheated start."""
+"""``hrp sft`` is `trl sft` with a preheated start."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from hrp.cli.arguments import (
     HRPArguments,
     LoraModelConfig,
     OutputArguments,
-    SpectrumArguments,
     parse,
 )
 from hrp.cli.datasets import check_columns, check_texts, load_splits, split_of, with_templates
@@ -53,7 +52,6 @@ class Request:
     """Holds all that a command was given, by the class that TRL, HF or we define for it."""
 
     hrp: HRPArguments
-    spectrum: SpectrumArguments
     data: DataArguments
     output: OutputArguments
     script: ScriptArguments
@@ -79,15 +77,11 @@ class Request:
 
     def output_for(self, command: str, folder: Path) -> Output:
         """Describe the run's output ``folder``."""
-        given = Path(self.spectrum.spectrum) if self.spectrum.spectrum else None
+        given = Path(self.hrp.spectrum) if self.hrp.spectrum else None
         training = self.training
         length = {"max_steps": training.max_steps, "num_train_epochs": training.num_train_epochs}
         pushes = bool(training.push_to_hub)
         return Output(folder, command, self.settings(), given, length, pushes)
-
-    def data_name(self) -> str:
-        """Return the name of the data for the model card."""
-        return self.data.dataset_path or self.script.dataset_name or "a mixture of data sets"
 
 
 @dataclass
@@ -136,7 +130,8 @@ def carry_out(
         if trainer.is_world_process_zero():
             output.begin(flags.overwrite)
         trainer.accelerator.wait_for_everyone()
-        run(job, output, spectrum, request.data_name())
+        data = request.data.dataset_path or request.script.dataset_name or "a mixture of data sets"
+        run(job, output, spectrum, data)
         if training.push_to_hub:
             push(output, training)
         if hasattr(trainer, "end"):  # since transformers 5.18: closes the reporters
@@ -146,7 +141,7 @@ def carry_out(
 
 def parse_sft(command: str, description: str, example: str, argv: list[str]) -> SFTRequest:
     """Parse the flags of ``hrp sft`` and ``hrp preheat``; raises ``UsageError``."""
-    ours = (HRPArguments, SpectrumArguments, DataArguments, OutputArguments)
+    ours = (HRPArguments, DataArguments, OutputArguments)
     theirs = (ScriptArguments, SFTConfig, LoraModelConfig, DatasetMixtureConfig)
     request = SFTRequest(*parse(command, description, example, [*ours, *theirs], argv))
     check_common(request.training, request.model)
@@ -203,7 +198,7 @@ def build_trainer(request: SFTRequest) -> HRPSFTTrainer:
 
 
 def _data(request: SFTRequest) -> tuple[Any, Any]:
-    """Training data and, where evaluation is asked for, test data, with columns that TRL knows."""
+    """Return training data and, where asked for, test data, with columns that TRL knows."""
     script, data = request.script, request.data
     splits = load_splits(script, data, request.mixture)
     if not request.mixture.datasets:  # TRL divides a mixture itself

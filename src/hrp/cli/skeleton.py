@@ -1,4 +1,4 @@
-"""A base model without its weights, and a LoRA on it: what `hrp init` builds."""
+"""Builds a base model without its weights, and a LoRA on it, for `hrp init`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _check_counts(name: str, config: Mapping[str, Any]) -> None:
 
 
 def spectrum_targets(skeleton: Any, spectrum: Spectrum) -> dict[str, list[str]]:
-    """``target_modules`` and ``target_parameters`` that mean just the spectrum's modules.
+    """Return ``target_modules`` and ``target_parameters`` that mean just the spectrum's modules.
 
     Experts stacked in one parameter are adapted together, as that parameter; the spectrum holds
     them one by one, by the parameter's name and their number (`hrp.adapters.layers`).
@@ -65,13 +65,13 @@ def spectrum_targets(skeleton: Any, spectrum: Spectrum) -> dict[str, list[str]]:
 
 
 def _stack(name: str, parameters: set[str]) -> str:
-    """Name of the parameter that a module of a spectrum is, or is one expert of."""
+    """Return the name of the parameter that a module of a spectrum is, or is one expert of."""
     stack, _, expert = name.rpartition(".")
     return stack if name not in parameters and expert.isdigit() else name
 
 
 def _endings(wanted: set[str], existing: Iterable[str], parts: int) -> list[str]:
-    """The last parts of the names (``q_proj`` ...) if they mean just those, else whole names."""
+    """Return the names' last parts (``q_proj`` ...) if they mean just those, else whole names."""
 
     def ending(name: str) -> str:
         return ".".join(name.split(".")[-parts:])
@@ -82,7 +82,7 @@ def _endings(wanted: set[str], existing: Iterable[str], parts: int) -> list[str]
 
 
 def covered(skeleton: Any, config: LoraConfig, spectrum: Spectrum) -> Spectrum:
-    """Part of ``spectrum`` that an adapter of ``config`` takes; all if it takes more than it has.
+    """Return what an adapter of ``config`` takes of ``spectrum``; all if it takes more than it has.
 
     (In the latter case `hrp.initialize_lora_hrp_weights` says what is lacking.)
     """

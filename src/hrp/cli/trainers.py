@@ -1,4 +1,4 @@
-"""TRL's and HF's trainers, as preheating and fine-tuning need them."""
+"""Makes TRL's and HF's trainers as preheating and fine-tuning need them."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class _HRPCard:
 
 
 class HRPSFTTrainer(_HRPCard, SFTTrainer):
-    """TRL's trainer of language models."""
+    """Trains language models as TRL does."""
 
 
 class HRPSeq2SeqTrainer(_HRPCard, Seq2SeqTrainer):
-    """HF's trainer of encoder-decoders."""
+    """Trains encoder-decoders as HF does."""
 
 
 class HRPClassifierTrainer(_HRPCard, Trainer):
-    """HF's trainer of classifiers, which also saves what the classes are called."""
+    """Trains classifiers as HF does, and also saves what the classes are called."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the adapter, and, but in a checkpoint, the base's config with ``id2label``."""
@@ -46,7 +46,7 @@ class HRPClassifierTrainer(_HRPCard, Trainer):
 
 
 def sft_preheating(trainer: SFTTrainer) -> dict[str, Any]:
-    """Keyword arguments of `hrp.preheat` that train on the data ``trainer`` has prepared."""
+    """Return arguments of `hrp.preheat` that train on the data ``trainer`` has prepared."""
     args = copy.copy(trainer.args)
     args.model_init_kwargs = None  # the model is there
     args.chat_template_path = None  # likewise its template
@@ -60,7 +60,7 @@ def sft_preheating(trainer: SFTTrainer) -> dict[str, Any]:
 
 
 def preheating(trainer: Any) -> dict[str, Any]:
-    """Keyword arguments of `hrp.preheat` for one of HF's own trainers."""
+    """Return arguments of `hrp.preheat` for one of HF's own trainers."""
     return {
         "trainer_cls": type(trainer),
         "args": trainer.args,

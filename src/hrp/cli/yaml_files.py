@@ -11,7 +11,7 @@ import yaml
 MOST_NODES = 10_000
 _MOST_BYTES = 1 << 20
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # Python's own is quadratic in the depth
-# What PyYAML lets through for such as `!!int ''`, `!!bool x` and `!!timestamp x`.
+# PyYAML raises these for such values as `!!int ''`, `!!bool x` and `!!timestamp x`.
 _FAULTS = (ValueError, TypeError, LookupError, AttributeError, OverflowError)
 
 

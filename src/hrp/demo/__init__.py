@@ -1,4 +1,4 @@
-"""An embedded base model with its task: enough to see HRP work offline."""
+"""Holds an embedded base model and its task, enough to see HRP work offline."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ BASE = Path(__file__).parent / "base"
 
 
 def load_base() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The demo's base model, a fresh copy in float32 on the CPU in eval mode, and its tokenizer.
+    """Return a fresh copy of the demo's model, in float32 and eval mode, and its tokenizer.
 
     ``python -m hrp_lab.demo_base.pretrain`` makes the weights, in bfloat16, for ``BASE``.
     """

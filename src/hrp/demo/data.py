@@ -1,4 +1,4 @@
-"""Word problems as token sequences whose loss counts the answer alone."""
+"""Encodes word problems as tokens whose loss counts the answer alone."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ def _encode(tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> d
 
 
 def answer_collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForSeq2Seq:
-    """HF's collator that pads ``input_ids``, ``attention_mask`` and ``labels`` to the longest."""
+    """Return HF's collator that pads inputs, ``attention_mask`` and ``labels`` to the longest."""
     return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)

@@ -1,4 +1,4 @@
-"""The words that the demo's two text makers share.
+"""Lists the words that the demo's two text makers share.
 
 Word problems and pre-training text draw on the same people, things and places, so that fine-tuning
 on word problems teaches the base model a new task and not a new vocabulary.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Person:
-    """A name with the pronouns that agree with it."""
+    """Holds a name with the pronouns that agree with it."""
 
     name: str
     subject: str
@@ -22,7 +22,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Thing:
-    """Something countable: its singular, its plural, and what one keeps several of it in."""
+    """Names a countable thing: singular, plural, and what one keeps several of it in."""
 
     singular: str
     plural: str
@@ -30,7 +30,7 @@ class Thing:
 
     @property
     def containers(self) -> str:
-        """Plural of the container."""
+        """Return the plural of the container."""
         return f"{self.container}es" if self.container.endswith("x") else f"{self.container}s"
 
 
@@ -82,11 +82,11 @@ DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sun
 
 
 def two_people(rng: random.Random) -> tuple[Person, Person]:
-    """Two different people."""
+    """Return two different people."""
     first, second = rng.sample(PEOPLE, 2)
     return first, second
 
 
 def plural_of(count: int, thing: Thing) -> str:
-    """``"1 apple"`` or ``"3 apples"``."""
+    """Return ``"1 apple"`` or ``"3 apples"``."""
     return f"{count} {thing.singular if count == 1 else thing.plural}"

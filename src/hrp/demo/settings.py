@@ -12,7 +12,7 @@ from hrp.validation import check_integer
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to fine-tune: a LoRA from PEFT's start or HRP's, or every weight of the model."""
+    """Describes a way to fine-tune: a LoRA from PEFT's or HRP's start, or every weight."""
 
     name: str
     learning_rate: float
@@ -64,7 +64,7 @@ def check_earlier(out: Path) -> None:
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Sizes of the demo; each of ``seeds`` seeds from ``seed`` on draws one run an arm.
+    """Holds the demo's sizes; each of ``seeds`` seeds from ``seed`` on draws one run an arm.
 
     Preheating's rank (of 32, 64, 128), share (of 0.05, 0.1, 0.2) and rate (of 1e-3, 2e-3) were
     chosen on seed 100 alone, where rank 128 and share 0.2 were as good.
@@ -86,26 +86,25 @@ class DemoConfig:
     test_problems: int = 200
 
     def __post_init__(self) -> None:
-        """Check what the command line can set."""
         check_integer("steps", self.steps, minimum=2)
         check_integer("seed", self.seed, minimum=0)
         check_integer("seeds", self.seeds, minimum=1)
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of all runs, the preheating that arms of a seed share counted once."""
+        """Return the steps of all runs; preheating that arms of a seed share counts once."""
         hrp_arms = sum(arm.direction is not None for arm in ARMS)
         return self.seeds * (self.steps * len(ARMS) - (hrp_arms - 1) * self.preheat_steps)
 
     @property
     def preheat_steps(self) -> int:
-        """Preheating's part of ``steps``; at least one step is left to fine-tuning."""
+        """Return preheating's part of ``steps``; at least one step is left to fine-tuning."""
         return max(1, round(self.preheat_share * self.steps))
 
 
 @dataclass(frozen=True)
 class Run:
-    """One fine-tuning run; losses are nats a token over the answers, ``exact`` a share in 0..1.
+    """Records one run; losses are nats a token over the answers, ``exact`` a share in 0..1.
 
     ``seconds`` counts the preheating that the arm needed.
     """

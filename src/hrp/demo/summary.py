@@ -64,7 +64,7 @@ def best_arm(runs: Sequence[Run]) -> str:
 def _against(best: str, default: str, runs: Sequence[Run]) -> str:
     """Say what goes against HRP: exact answers, preheated arms that lose, arms that beat it."""
     right, usual = (mean(run.exact for run in _of(arm, runs)) for arm in (best, default))
-    # Two standard errors of a difference of shares; seeds share their problems.
+    # Chance is two standard errors of a difference of shares; all seeds share one set of problems.
     share = (right + usual) / 2
     chance = 2 * math.sqrt(2 * share * (1 - share) / DemoConfig().test_problems)
     said = f"Against it: exact answers are {right:.1%} with {best} and {usual:.1%} with {default}, "

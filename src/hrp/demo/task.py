@@ -1,4 +1,4 @@
-"""The demo's base, adapter and word problems, through PEFT and the HF Trainer."""
+"""Makes the demo's base, adapter and word problems, and trains with the HF Trainer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
@@ -43,7 +42,7 @@ class Task:
 
 
 def make_task(config: DemoConfig) -> Task:
-    """The same problems for every seed of the demo: seeds vary LoRA's start and the order."""
+    """Make the problems, the same for every seed: seeds vary LoRA's start and the order."""
     base, tokenizer = load_base()
     train = make_problems(config.train_problems, seed=0, split="train")
     test = make_problems(config.test_problems, seed=0, split="test")
@@ -57,13 +56,13 @@ def make_task(config: DemoConfig) -> Task:
 
 
 def copy_base(task: Task, seed: int) -> PreTrainedModel:
-    """A copy of the base, every weight trainable; the global generators start from ``seed``."""
+    """Return a copy of the base, all of it trainable; the global generators start from ``seed``."""
     set_seed(seed)
     return copy.deepcopy(task.base)
 
 
 def make_adapter(config: DemoConfig, task: Task, seed: int) -> PeftModel:
-    """A copy of the base with a LoRA of PEFT's default start, drawn by ``seed``, on its linears."""
+    """Return a copy of the base with a LoRA of PEFT's default start, drawn by ``seed``."""
     base = copy_base(task, seed)
     lora = LoraConfig(
         r=config.rank,
@@ -77,7 +76,7 @@ def make_adapter(config: DemoConfig, task: Task, seed: int) -> PeftModel:
 def trainer_settings(
     config: DemoConfig, task: Task, seed: int, learning_rate: float, scratch: str
 ) -> dict[str, Any]:
-    """What the HF Trainer is given, for preheating and for fine-tuning alike."""
+    """Return what the HF Trainer is given, for preheating and for fine-tuning alike."""
     args = TrainingArguments(
         output_dir=scratch,
         max_steps=config.steps,
@@ -117,7 +116,8 @@ def fine_tune(
         model=model,
         eval_dataset=task.test,
         compute_metrics=exact_answers,
-        preprocess_logits_for_metrics=greedy_tokens,
+        # The likeliest next token at every position: whole logits stay out of the metrics.
+        preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(dim=-1),
         callbacks=[_Ticks(tick)],
         **settings,
     )
@@ -149,13 +149,8 @@ def answers(model: PreTrainedModel | PeftModel, task: Task) -> list[str]:
     return said
 
 
-def greedy_tokens(logits: Tensor, labels: Tensor) -> Tensor:
-    """The likeliest next token at every position; keeps whole logits out of the metrics."""
-    return logits.argmax(dim=-1)
-
-
 def exact_answers(prediction: EvalPrediction) -> dict[str, float]:
-    """Share of problems whose whole worked answer greedy decoding gives, token for token.
+    """Return the share of problems whose worked answer greedy decoding gives in full.
 
     One pass over the references tells: greedy decoding gives the reference exactly where the
     likeliest token after each of its prefixes is its own next token.

@@ -1,4 +1,4 @@
-"""Seeded English word problems with worked answers, the demo's fine-tuning task.
+"""Makes seeded English word problems with worked answers, the demo's fine-tuning task.
 
 Each answer works the problem out in one to three equations, a line each, and ends in ``#### N``
 like GSM8K's. All text is made here; nothing but the standard library is needed.
@@ -47,13 +47,13 @@ def make_problems(n: int, seed: int, split: str = "train") -> list[dict[str, str
 
 
 def split_of(question: str) -> Split:
-    """The split that a question belongs to, one fifth of all being ``"test"``."""
+    """Return the split that a question belongs to, one fifth of all being ``"test"``."""
     digest = hashlib.sha256(question.encode()).digest()
     return "test" if int.from_bytes(digest[:4], "big") % TEST_SHARE == 0 else "train"
 
 
 def _equation(left: int, operator: str, right: int) -> tuple[str, int]:
-    """``("3 + 4 = 7", 7)``; a division must come out even."""
+    """Return ``("3 + 4 = 7", 7)``; a division must come out even."""
     results = {"+": left + right, "-": left - right, "*": left * right, "/": left // right}
     result = results[operator]
     return f"{left} {operator} {right} = {result}", result
@@ -68,7 +68,7 @@ def _one(rng: random.Random) -> tuple[Person, Thing]:
 
 
 def _gets_more(rng: random.Random) -> Worked:
-    """One addition."""
+    """Ask for one addition."""
     (one, other), thing = two_people(rng), rng.choice(THINGS)
     a, b = rng.randint(2, 50), rng.randint(2, 39)
     first = f"{one.name} has {plural_of(a, thing)}. "
@@ -85,7 +85,7 @@ def _gets_more(rng: random.Random) -> Worked:
 
 
 def _gives_away(rng: random.Random) -> Worked:
-    """One subtraction."""
+    """Ask for one subtraction."""
     (one, other), thing = two_people(rng), rng.choice(THINGS)
     left, b = rng.randint(1, 40), rng.randint(2, 39)
     a = left + b
@@ -101,7 +101,7 @@ def _gives_away(rng: random.Random) -> Worked:
 
 
 def _equal_groups(rng: random.Random) -> Worked:
-    """One multiplication."""
+    """Ask for one multiplication."""
     one, thing = _one(rng)
     a, b = rng.randint(2, 9), rng.randint(2, 9)
     question = rng.choice(
@@ -117,7 +117,7 @@ def _equal_groups(rng: random.Random) -> Worked:
 
 
 def _shares(rng: random.Random) -> Worked:
-    """One division that comes out even."""
+    """Ask for one division that comes out even."""
     one, thing = _one(rng)
     each, b = rng.randint(2, 9), rng.randint(2, 9)
     a = each * b
@@ -133,7 +133,7 @@ def _shares(rng: random.Random) -> Worked:
 
 
 def _gets_and_gives(rng: random.Random) -> Worked:
-    """An addition, then a subtraction."""
+    """Ask for an addition, then a subtraction."""
     (one, other), thing = two_people(rng), rng.choice(THINGS)
     a, b = rng.randint(5, 50), rng.randint(2, 30)
     c = rng.randint(2, a + b - 1)
@@ -149,7 +149,7 @@ def _gets_and_gives(rng: random.Random) -> Worked:
 
 
 def _times_as_many(rng: random.Random) -> Worked:
-    """A multiplication, then an addition."""
+    """Ask for a multiplication, then an addition."""
     (one, other), thing = two_people(rng), rng.choice(THINGS)
     a, times = rng.randint(2, 9), rng.randint(2, 5)
     question = (
@@ -163,7 +163,7 @@ def _times_as_many(rng: random.Random) -> Worked:
 
 
 def _change(rng: random.Random) -> Worked:
-    """A multiplication, then a subtraction from what was paid."""
+    """Ask for a multiplication, then a subtraction from what was paid."""
     one, thing = _one(rng)
     a, price = rng.randint(2, 9), rng.randint(2, 9)
     paid = a * price + rng.randint(1, 19)
@@ -178,7 +178,7 @@ def _change(rng: random.Random) -> Worked:
 
 
 def _packs_and_loose(rng: random.Random) -> Worked:
-    """A multiplication, then an addition of loose things."""
+    """Ask for a multiplication, then an addition of loose things."""
     one, thing = _one(rng)
     a, b, c = rng.randint(2, 9), rng.randint(2, 9), rng.randint(2, 19)
     question = (
@@ -193,7 +193,7 @@ def _packs_and_loose(rng: random.Random) -> Worked:
 
 
 def _collects_and_shares(rng: random.Random) -> Worked:
-    """Addition, subtraction, division."""
+    """Ask for addition, subtraction and division."""
     one, thing = _one(rng)
     each, friends, c = rng.randint(2, 9), rng.randint(2, 6), rng.randint(1, 9)
     total = each * friends + c
@@ -211,7 +211,7 @@ def _collects_and_shares(rng: random.Random) -> Worked:
 
 
 def _earns_and_spends(rng: random.Random) -> Worked:
-    """Multiplication, addition, subtraction, in dollars."""
+    """Ask for multiplication, addition and subtraction, in dollars."""
     one, thing = _one(rng)
     hours, wage, saved = rng.randint(2, 8), rng.randint(3, 9), rng.randint(2, 19)
     price = rng.randint(2, hours * wage + saved - 1)

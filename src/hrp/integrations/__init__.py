@@ -1,1 +1,1 @@
-"""HRP inside the trainers and tools that people already have; each imports its tool when used."""
+"""Puts HRP inside trainers and tools that people have; each imports its tool when used."""

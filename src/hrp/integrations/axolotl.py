@@ -1,4 +1,4 @@
-"""The plug-in for axolotl: ``plugins: [hrp.integrations.axolotl.HRPPlugin]`` in its YAML.
+"""Plugs HRP into axolotl: ``plugins: [hrp.integrations.axolotl.HRPPlugin]`` in its YAML.
 
 Imported by axolotl only; it needs axolotl and pydantic.
 """
@@ -10,19 +10,19 @@ from typing import Any
 from axolotl.integrations.base import BasePlugin  # type: ignore[import-not-found]
 from pydantic import BaseModel, field_validator
 
+from hrp.config import HRPConfig
 from hrp.integrations.callback import HRPCallback
-from hrp.integrations.tool_settings import config_from
 
 
 class HRPArgs(BaseModel):
-    """What the plug-in adds to axolotl's YAML: fields of the HRPConfig below ``hrp:``."""
+    """Holds what the plug-in adds to axolotl's YAML: fields of HRPConfig below ``hrp:``."""
 
     hrp: dict[str, Any] | None = None
 
     @field_validator("hrp")
     @classmethod
     def _check(cls, settings: dict[str, Any] | None) -> dict[str, Any] | None:
-        config_from(settings)
+        HRPConfig.from_dict(settings or {})
         return settings
 
 
@@ -39,4 +39,4 @@ class HRPPlugin(BasePlugin):
         Raises:
             ValueError: a field is unknown or out of range; the message names it.
         """
-        trainer.add_callback(HRPCallback(config_from(cfg.hrp), trainer))
+        trainer.add_callback(HRPCallback(HRPConfig.from_dict(cfg.hrp or {}), trainer))

@@ -1,4 +1,4 @@
-"""A callback that preheats as a training run begins, for tools that only take callbacks."""
+"""Preheats in a callback as training begins, for tools that only take callbacks."""
 
 from __future__ import annotations
 

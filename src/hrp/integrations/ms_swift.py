@@ -1,4 +1,4 @@
-"""The callback for ms-swift: ``swift sft --external_plugins FILE --callbacks hrp``.
+"""Plugs HRP into ms-swift: ``swift sft --external_plugins FILE --callbacks hrp``.
 
 FILE holds ``from hrp.integrations.ms_swift import register`` and ``register()``.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from hrp.config import HRPConfig
 from hrp.integrations.callback import HRPCallback
-from hrp.integrations.tool_settings import config_from
 
 
 def register(**settings: Any) -> None:
@@ -19,7 +19,7 @@ def register(**settings: Any) -> None:
     """
     from swift.callbacks import callbacks_map  # type: ignore[import-not-found]
 
-    config = config_from(settings)
+    config = HRPConfig.from_dict(settings)
 
     def callback(args: Any, trainer: Any) -> HRPCallback:
         return HRPCallback(config, trainer)

@@ -15,7 +15,7 @@ REMEDY = "pass the trainer, whose loss is used then: `hrp.HRPCallback(config, tr
 
 _OWN_SFT_LOSSES = (None, "nll", "chunked_nll")
 _PREFERENCE_COLUMNS = ("chosen", "rejected", "kto_", "kl_")
-# What padding-free collators add; models take them in `**kwargs`.
+# Padding-free collators add these; models take them in `**kwargs`.
 _PASSED_THROUGH = (
     "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx", "shift_labels",
     "num_items_in_batch",
@@ -61,7 +61,7 @@ def check_batch(
         raise ValueError(
             f"a batch must hold one of {list(label_names)}, got {sorted(batch)}; {REMEDY}"
         )
-    # The class's own: TRL puts another `forward` on the instance.
+    # The class is asked, since TRL puts another `forward` on the instance.
     known = inspect.signature(type(model.get_base_model()).forward).parameters
     unknown = sorted(set(batch) - set(known) - set(_PASSED_THROUGH))
     if unknown:

@@ -1,1 +1,1 @@
-"""Training a temporary LoRA of a high rank, and reading what it has learned."""
+"""Trains a temporary LoRA of a high rank, and reads what it has learned."""

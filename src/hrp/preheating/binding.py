@@ -57,13 +57,11 @@ def settings_of(*groups: Any) -> dict[str, Any]:
         for group in groups
         for field in dataclasses.fields(group)
     )
-    return _as_json(
-        {
-            name: _without_secrets(value)
-            for name, value in fields
-            if name not in FREE and not name.startswith(FREE_PREFIXES)
-        }
-    )
+    bound = {n: v for n, v in fields if n not in FREE and not n.startswith(FREE_PREFIXES)}
+    for name, value in bound.items():
+        if isinstance(value, dict):
+            bound[name] = {key: entry for key, entry in value.items() if key not in SECRETS}
+    return _as_json(bound)
 
 
 def settings_of_training(
@@ -219,12 +217,6 @@ def _plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
             yield from _plain_tensors(getattr(tensor, name))
     else:
         yield tensor.as_subclass(Tensor)
-
-
-def _without_secrets(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    return {key: entry for key, entry in value.items() if key not in SECRETS}
 
 
 def _as_json(settings: dict[str, Any]) -> dict[str, Any]:

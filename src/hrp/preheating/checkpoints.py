@@ -1,4 +1,4 @@
-"""Checkpoints of preheating and fine-tuning, by HF Trainer's own means, trusted only when whole.
+"""Saves preheating and fine-tuning by HF Trainer's means; trusts whole checkpoints only.
 
 HF Trainer fills a ``checkpoint-N`` folder file by file; a process killed meanwhile leaves a part.
 A mark says from the beginning that the folder is HRP's, and later what files it has; a marker
@@ -22,7 +22,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from hrp.adapters.moments import Moments
 from hrp.files import clear_dead_staging, follow_umask, named, write_text
-from hrp.preheating.binding import BASE, DATA, settings_of_training
+from hrp.preheating.binding import changed, settings_of_training
 from hrp.preheating.stopping import SubspaceStopping
 from hrp.spectra.artefact import FILES as SPECTRUM_FILES
 from hrp.validation import check_integer
@@ -51,7 +51,7 @@ _STATE_FILES = frozenset(
         *(f"{SUBSPACES}/{name}" for name in SPECTRUM_FILES),
     }
 )
-# One file a process, and an adapter that is not called "default".
+# Some files are one a process, and an adapter not called "default" has a folder.
 _OTHERS = re.compile(
     r"rng_state_\d+\.pth|(global_step|optimizer_|pytorch_model_fsdp_)\d+/.+"
     r"|[^/]+/adapter_(config\.json|model\.(safetensors|bin))"
@@ -60,7 +60,7 @@ _OTHERS = re.compile(
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where preheating saves its state, and after how many steps each.
+    """Says where preheating saves its state, and after how many steps each.
 
     Args:
         folder: in which preheating makes a folder ``hrp-preheating`` of its own, which this field
@@ -210,16 +210,10 @@ def made_by(checkpoint: Path) -> dict[str, Any]:
 
 def check_same_run(checkpoint: Path, run: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` unless a checkpoint was made by a run of these settings."""
-    before = made_by(checkpoint)
-    differing = sorted(name for name in set(before) & set(run) if before[name] != run[name])
-    if differing:
-        told = [
-            name if name in (DATA, BASE) else f"{name} {before[name]!r} there, {run[name]!r} now"
-            for name in differing
-        ]
+    if differing := changed(made_by(checkpoint), run):
         raise ValueError(
             f"`checkpoints` in '{checkpoint.parent}' must be of the same run, got another: "
-            f"{'; '.join(told)}; give another folder, or remove this one to begin anew"
+            f"{', '.join(differing)}; give another folder, or remove this one to begin anew"
         )
 
 
@@ -250,10 +244,7 @@ class CompletionMarker(TrainerCallback):
         """Collect what binds this run, compare the checkpoint, take up its stopping rule."""
         data = getattr(facts["train_dataloader"], "dataset", None)
         bound = settings_of_training(args, facts["model"], data, facts["optimizer"])
-        if args.world_size > 1:  # each process has its own shard; the first one's counts
-            shared = [bound]
-            broadcast_object_list(shared)
-            bound = shared[0]
+        (bound,) = broadcast_object_list([bound])  # each process has its own shard
         self._run = bound | self._run
         if not state.global_step:
             return

@@ -85,12 +85,14 @@ def default_share(lora: LoraConfig) -> float:
 
 
 def planned_steps(args: TrainingArguments, train_dataset: object) -> int | None:
-    """Optimizer steps of HF's Trainer with ``args``, as it counts them itself; None: not known.
+    """Return HF Trainer's steps with ``args``, as it counts them; None if not known.
 
     Trainers that drop rows, or draw them in groups (GRPO), take another number: there, and with
     sequence parallelism, ``max_steps`` alone makes it known.
     """
-    if not isinstance(train_dataset, Sized) or _packs(args):
+    prepared = (getattr(args, "dataset_kwargs", None) or {}).get("skip_prepare_dataset", False)
+    packs = getattr(args, "packing", False) and not prepared  # TRL's trainer makes fewer rows
+    if packs or not isinstance(train_dataset, Sized):
         return _steps_over(args, None)
     split = args.accelerator_config.split_batches
     together = args.train_batch_size * (1 if split else args.world_size)
@@ -107,9 +109,3 @@ def _steps_over(args: TrainingArguments, batches: int | None) -> int | None:
         return None
     per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
     return max(1, math.ceil(args.num_train_epochs * per_epoch))
-
-
-def _packs(args: TrainingArguments) -> bool:
-    """Whether TRL's trainer will make fewer rows of those that it is given."""
-    prepared = (getattr(args, "dataset_kwargs", None) or {}).get("skip_prepare_dataset", False)
-    return bool(getattr(args, "packing", False)) and not prepared

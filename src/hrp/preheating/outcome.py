@@ -47,7 +47,7 @@ def check_outcome(plan: Plan, losses: list[float], spectrum: Spectrum) -> None:
 
 
 def _relative_size(plan: Plan, spectrum: Spectrum) -> float:
-    """Largest singular value of the update over the norm of the base weight, median of modules."""
+    """Return the median of the update's largest singular value over the base weight's norm."""
     sizes = []
     for name, module in plan.modules.items():
         norm = module.base_norm()

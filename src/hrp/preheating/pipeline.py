@@ -1,4 +1,4 @@
-"""Preheating from top to bottom: plan, temporary adapter, train, read."""
+"""Preheats from top to bottom: plan, temporary adapter, train, read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan of one preheating: every check made and every number resolved, nothing touched yet."""
+"""Plans one preheating: makes every check, resolves every number, touches nothing yet."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Source = DataloaderSource | TrainerSource | BuiltTrainerSource
 
 @dataclass(frozen=True)
 class Plan:
-    """What preheating will do.
+    """Says what preheating will do.
 
     Args:
         model: with the user's adapter on it.
@@ -33,7 +33,6 @@ class Plan:
         modules: its update matrices, by module name.
         config: with a number of steps, or "auto".
         rates: learning rates of what preheating trains.
-        source: the data and the trainer.
         spent: whether an engine will shard the model for good.
     """
 
@@ -42,12 +41,11 @@ class Plan:
     modules: dict[str, LoraModule]
     config: HRPConfig
     rates: Rates
-    source: Source
     spent: bool
 
     @property
     def ranks(self) -> dict[str, int]:
-        """Number of directions that the user's adapter can have, by module name."""
+        """Return how many directions the user's adapter can have, by module name."""
         return {name: module.useful_rank for name, module in self.modules.items()}
 
 
@@ -61,7 +59,7 @@ def make_plan(
     lora = model.peft_config[adapter_name]
     config = source.with_steps(config, lora)
     rates = source.rates(config, int(lora.r))
-    return Plan(model, adapter_name, modules, config, rates, source, spent)
+    return Plan(model, adapter_name, modules, config, rates, spent)
 
 
 def checked_config(config: HRPConfig | None) -> HRPConfig:

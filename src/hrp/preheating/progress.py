@@ -17,7 +17,7 @@ _FIRST_STEPS = 5
 
 
 class Progress:
-    """The state of one preheating that both ways to train it share.
+    """Holds the state of one preheating that both ways to train it share.
 
     Args:
         config: its number of steps is known, or it is "auto".
@@ -81,7 +81,7 @@ class Progress:
             self._bar.set_postfix(loss=f"{loss:.4f}")
 
     def may_stop(self, step: int) -> bool:
-        """Whether preheating may stop after ``step``, because its subspaces have settled.
+        """Return whether preheating may stop after ``step``: its subspaces have settled.
 
         Raises:
             PreheatingError: the first steps are over, and no gradient has reached any module.

@@ -1,4 +1,4 @@
-"""Learning rates of preheating: one for the high-rank factors, one for all else that is trained."""
+"""Sets preheating's learning rates: one for the high-rank factors, one for all else."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch import nn
 
 from hrp.adapters.checks import TEMPORARY_ADAPTER
 from hrp.config import HRPConfig
+from hrp.validation import check_positive
 
 _FACTORS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates of preheating.
+    """Holds the learning rates of preheating.
 
     Args:
         factors: of ``lora_A`` and ``lora_B`` of the temporary adapter.
@@ -29,8 +30,8 @@ class Rates:
     others: float
 
 
-def rates_of(own: float | None, config: HRPConfig, rank: int) -> Rates:
-    """Return the rates where ``own`` is that of fine-tuning, if it is known.
+def rates_of(own: float, config: HRPConfig, rank: int) -> Rates:
+    """Return the rates where ``own`` is that of fine-tuning, or 0 if it is not known.
 
     The factors take ``config.learning_rate`` or, where it is None, ``own`` times
     ``sqrt(rank / preheat_rank)``, ``rank`` being the real adapter's: at one rate and one scaling a
@@ -38,10 +39,29 @@ def rates_of(own: float | None, config: HRPConfig, rank: int) -> Rates:
     """
     ratio = math.sqrt(min(1.0, rank / config.preheat_rank))
     if config.learning_rate is None:
-        if own is None:
-            raise ValueError("`learning_rate` must be given, got None")
+        check_positive("args.learning_rate", own)
         return Rates(own * ratio, own)
-    return Rates(config.learning_rate, config.learning_rate / ratio if own is None else own)
+    return Rates(config.learning_rate, own or config.learning_rate / ratio)
+
+
+def take_both_rates(trainer: Any, rates: Rates) -> None:
+    """Let the optimizer that a trainer makes have both rates, and leave frozen factors frozen.
+
+    PEFT makes every parameter of an adapter trainable when it loads the weights of a checkpoint.
+    """
+    make_optimizer = trainer.create_optimizer
+    trainable = [(p, p.requires_grad) for p in trainer.model.parameters()]
+
+    def create_optimizer(*args: Any, **kwargs: Any) -> Any:
+        for parameter, requires_grad in trainable:
+            parameter.requires_grad_(requires_grad)
+        fresh = trainer.optimizer is None
+        optimizer = make_optimizer(*args, **kwargs)
+        if fresh:
+            split_groups(optimizer, trainer.model, rates)
+        return optimizer
+
+    trainer.create_optimizer = create_optimizer
 
 
 def split_groups(optimizer: Any, model: nn.Module, rates: Rates) -> None:

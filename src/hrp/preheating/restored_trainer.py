@@ -1,4 +1,4 @@
-"""Context managers that leave a trainer and its dataloader as they found them."""
+"""Leaves a trainer and its dataloader as they were found, by context managers."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
 
 from hrp.adapters.layers import LoraModule
@@ -35,14 +34,6 @@ def subspace_turn(before: Spectrum, after: Spectrum, sides: tuple[Side, ...]) ->
         if name in after
     ]
     return 1.0 - median(smallest)
-
-
-def _of_first_process(turn: float) -> float:
-    """Return the first process's number to all: by their own they might stop at other steps."""
-    shared = [turn]
-    if PartialState().num_processes > 1:
-        broadcast_object_list(shared)
-    return shared[0]
 
 
 class SubspaceStopping:
@@ -78,9 +69,8 @@ class SubspaceStopping:
         whole = read_spectrum(reached)
         current = Spectrum({name: whole[name].crop(self._ranks[name]) for name in whole})
         if self._last is not None:
-            turn = _of_first_process(
-                subspace_turn(self._last, current, SIDES[self._config.direction])
-            )
+            turn = subspace_turn(self._last, current, SIDES[self._config.direction])
+            (turn,) = broadcast_object_list([turn])  # by their own processes might differ
             self.curve.append((step, turn))
             self.settled = turn < self._config.subspace_tolerance
         self._last = current
@@ -102,7 +92,7 @@ class SubspaceStopping:
             Spectrum(self._last, {"turns": self.curve}).save(folder, overwrite=True)
 
     def load(self, folder: Path) -> None:
-        """Inverse of `save`."""
+        """Undo `save`."""
         if folder.exists():
             self._last = Spectrum.load(folder)
             self.curve = [(int(step), float(turn)) for step, turn in self._last.provenance["turns"]]

@@ -42,7 +42,7 @@ def check_trainer_arguments(trainer_cls: object, trainer_kwargs: dict[str, Any])
     if isinstance(trainer_kwargs["train_dataset"], DataLoader):
         raise TypeError("`train_dataset` must be a data set, got a DataLoader: give `dataloader`")
     check_not_empty("train_dataset", trainer_kwargs["train_dataset"])
-    # HF's trainers find these late, or never.
+    # HF's trainers notice wrong values of these late, or never.
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         check_integer(f"args.{name}", getattr(args, name), minimum=1)
 
@@ -102,12 +102,3 @@ def preheating_arguments(
     for name, value in overrides.items():
         setattr(changed, name, value)
     return changed
-
-
-def resumable_settings(config: HRPConfig, args: TrainingArguments) -> dict[str, Any]:
-    """Return what makes two preheatings the same run, in JSON types."""
-    batch = {
-        name: getattr(args, name)
-        for name in ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps")
-    }
-    return config.to_dict() | batch

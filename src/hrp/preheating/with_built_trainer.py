@@ -16,7 +16,7 @@ from hrp.adapters.restoring import restored_rng
 from hrp.config import HRPConfig
 from hrp.preheating.length import of_loader
 from hrp.preheating.progress import Progress
-from hrp.preheating.rates import Rates, rates_of, split_groups
+from hrp.preheating.rates import Rates, rates_of, take_both_rates
 from hrp.preheating.restored_trainer import restored_trainer
 from hrp.preheating.trainer_arguments import (
     check_not_empty,
@@ -25,12 +25,11 @@ from hrp.preheating.trainer_arguments import (
     with_rate,
 )
 from hrp.preheating.with_trainer import StepsToProgress
-from hrp.validation import check_positive
 
 
 @dataclasses.dataclass(frozen=True)
 class BuiltTrainerSource:
-    """A trainer that was built for the fine-tuning that follows.
+    """Holds a trainer that was built for the fine-tuning that follows.
 
     Its loss, collator, prepared data, precision, accumulation and distribution are used as they
     are. An optimizer that it was built with holds other parameters, and is set aside: preheating
@@ -43,7 +42,6 @@ class BuiltTrainerSource:
     trainer: Trainer
 
     def __post_init__(self) -> None:
-        """Check the trainer, before any time is spent on training."""
         if self.trainer.model_init is not None:
             raise ValueError(
                 "a trainer with `model_init` makes its model anew when it starts, without what HRP "
@@ -58,7 +56,7 @@ class BuiltTrainerSource:
 
     @property
     def args(self) -> TrainingArguments:
-        """The ``TrainingArguments`` of the trainer."""
+        """Return the ``TrainingArguments`` of the trainer."""
         args: TrainingArguments = self.trainer.args
         return args
 
@@ -81,9 +79,7 @@ class BuiltTrainerSource:
         if optimizer is not None and not self.trainer.is_in_train:
             group = optimizer.param_groups[0]
             own = float(group.get("initial_lr", group["lr"]))
-        if config.learning_rate is None:
-            check_positive("args.learning_rate", own)
-        return rates_of(own if own > 0 else None, config, rank)
+        return rates_of(own, config, rank)
 
     def train(self, model: nn.Module, config: HRPConfig, rates: Rates, progress: Progress) -> None:
         """Run up to ``config.step_limit`` steps of the trainer, then put the trainer back.
@@ -109,16 +105,7 @@ class BuiltTrainerSource:
             )
             if trainer.is_in_train:  # its noise on the embeddings is on already
                 trainer.neftune_noise_alpha = None
-            make_optimizer = trainer.create_optimizer
-
-            def create_optimizer(*args: Any, **kwargs: Any) -> Any:
-                fresh = trainer.optimizer is None
-                optimizer = make_optimizer(*args, **kwargs)
-                if fresh:
-                    split_groups(optimizer, trainer.model, rates)
-                return optimizer
-
-            trainer.create_optimizer = create_optimizer
+            take_both_rates(trainer, rates)
             progress.empty_batches.watch(trainer)
             set_seed(config.seed)
             with interrupts_allowed():

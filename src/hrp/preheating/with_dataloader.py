@@ -40,7 +40,7 @@ LossFn = Callable[[nn.Module, Any], Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class DataloaderSource:
-    """The batches to preheat on, and what is known of the fine-tuning that follows.
+    """Holds the batches to preheat on, and what is known of the fine-tuning that follows.
 
     Args:
         dataloader: cycled where it is shorter than preheating.
@@ -55,7 +55,6 @@ class DataloaderSource:
     learning_rate: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the fields, before any time is spent on training."""
         if isinstance(self.dataloader, str):
             raise TypeError(f"`dataloader` must give batches, got the string {self.dataloader!r}")
         check_not_empty("dataloader", self.dataloader)
@@ -66,7 +65,7 @@ class DataloaderSource:
 
     @property
     def args(self) -> None:
-        """No ``TrainingArguments``: which engine shards is then Accelerate's own matter."""
+        """Return None: Accelerate knows by itself which engine shards."""
         return
 
     def with_steps(self, config: HRPConfig, lora: LoraConfig) -> HRPConfig:
@@ -77,7 +76,7 @@ class DataloaderSource:
         """Return the learning rates of preheating, ``rank`` being that of the real adapter."""
         if self.learning_rate is None and config.learning_rate is None:
             config = dataclasses.replace(config, learning_rate=DEFAULT_LEARNING_RATE)
-        return rates_of(self.learning_rate, config, rank)
+        return rates_of(self.learning_rate or 0.0, config, rank)
 
     def train(self, model: nn.Module, config: HRPConfig, rates: Rates, progress: Progress) -> None:
         """Run up to ``config.step_limit`` AdamW steps, gradient norm clipped to 1.
@@ -99,11 +98,14 @@ class DataloaderSource:
             # Sharding engines replace the parameters, and a launcher may have moved them.
             trainable = [p for p in prepared.parameters() if p.requires_grad]
             device = trainable[0].device
+            # PEFT's factors are float32: without autocast their products would be too, at rank R.
+            in_half = getattr(model, "dtype", None) == torch.bfloat16
+            autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_half)
             batches = itertools.islice(_cycled(loader), config.step_limit)
             progress.start(hidden=not accelerator.is_main_process)
             for step, batch in enumerate(batches, start=1):
                 progress.begin_step(step)
-                with _autocast(model, device):
+                with autocast:
                     loss = _loss(prepared, send_to_device(batch, device), self.loss_fn)
                 loss = progress.empty_batches.passed_over(loss, batch)
                 accelerator.backward(loss)
@@ -128,12 +130,6 @@ def _cycled(loader: Iterable[Any]) -> Iterator[Any]:
             raise ValueError(
                 f"`dataloader` must hold at least one batch, {fault}; pass a DataLoader"
             )
-
-
-def _autocast(model: nn.Module, device: torch.device) -> torch.autocast:
-    """PEFT's factors are float32: without autocast their products would be too, at rank R."""
-    enabled = getattr(model, "dtype", None) == torch.bfloat16
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def _loss(model: nn.Module, batch: Any, loss_fn: LossFn | None) -> Tensor:

@@ -22,23 +22,21 @@ from hrp.preheating.checkpoints import (
 )
 from hrp.preheating.length import of_trainer
 from hrp.preheating.progress import Progress
-from hrp.preheating.rates import Rates, rates_of, split_groups
+from hrp.preheating.rates import Rates, rates_of, take_both_rates
 from hrp.preheating.trainer_arguments import (
     check_trainer_arguments,
     own_rate,
     preheating_arguments,
-    resumable_settings,
     with_rate,
 )
-from hrp.validation import check_positive
 
-# Not wanted while preheating: there is no evaluation, and callbacks stop, save or report.
+# Preheating takes none of these: it does not evaluate, and callbacks stop, save or report.
 _DROPPED_ARGUMENTS = ("callbacks", "eval_dataset", "compute_metrics")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainerSource:
-    """The trainer of the real run, and where preheating keeps its checkpoints.
+    """Holds the trainer of the real run, and where preheating keeps its checkpoints.
 
     Args:
         trainer_cls: ``transformers.Trainer`` or a subclass.
@@ -51,12 +49,11 @@ class TrainerSource:
     checkpoints: Checkpoints | None = None
 
     def __post_init__(self) -> None:
-        """Check the arguments, before any time is spent on training."""
         check_trainer_arguments(self.trainer_cls, self.arguments)
 
     @property
     def args(self) -> TrainingArguments:
-        """The ``TrainingArguments`` of the real run."""
+        """Return the ``TrainingArguments`` of the real run."""
         args: TrainingArguments = self.arguments["args"]
         return args
 
@@ -66,10 +63,7 @@ class TrainerSource:
 
     def rates(self, config: HRPConfig, rank: int) -> Rates:
         """Return the learning rates of preheating, ``rank`` being that of the real adapter."""
-        own = own_rate(self.arguments)
-        if config.learning_rate is None:
-            check_positive("args.learning_rate", own)
-        return rates_of(own if own > 0 else None, config, rank)
+        return rates_of(own_rate(self.arguments), config, rank)
 
     def train(self, model: nn.Module, config: HRPConfig, rates: Rates, progress: Progress) -> None:
         """Run up to ``config.step_limit`` steps of the user's own trainer.
@@ -86,15 +80,14 @@ class TrainerSource:
             args = preheating_arguments(arguments["args"], config, scratch)
             if self.checkpoints is not None:
                 checkpointing_arguments(args, self.checkpoints)
-                run = resumable_settings(config, args)
+                run = config.to_dict() | {"learning_rate": args.learning_rate}
                 callbacks.append(CompletionMarker(progress.stopping, run, progress.moments))
                 resume_from = last_complete(self.checkpoints.folder, before=config.step_limit)
                 if resume_from is not None:
                     check_same_run(resume_from, run)
             arguments["args"] = args
-            trainer = _preheating_trainer(self.trainer_cls, rates)(
-                model=model, callbacks=callbacks, **arguments
-            )
+            trainer = self.trainer_cls(model=model, callbacks=callbacks, **arguments)
+            take_both_rates(trainer, rates)
             progress.empty_batches.watch(trainer)
             for printing in (ProgressCallback, PrinterCallback):
                 trainer.remove_callback(printing)
@@ -102,28 +95,6 @@ class TrainerSource:
                 trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
             finally:
                 trainer.accelerator.free_memory()
-
-
-def _preheating_trainer(trainer_cls: Any, rates: Rates) -> Any:
-    """Subclass a trainer so that its optimizer has both rates and leaves frozen factors frozen.
-
-    PEFT makes every parameter of an adapter trainable when it loads the weights of a checkpoint.
-    """
-
-    class PreheatingTrainer(trainer_cls):
-        def train(self, *args: Any, **kwargs: Any) -> Any:
-            self._trainable = [(p, p.requires_grad) for p in self.model.parameters()]
-            return super().train(*args, **kwargs)
-
-        def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-            for parameter, requires_grad in self._trainable:
-                parameter.requires_grad_(requires_grad)
-            optimizer = super().create_optimizer(*args, **kwargs)
-            split_groups(optimizer, self.model, rates)
-            return optimizer
-
-    PreheatingTrainer.__name__ = trainer_cls.__name__
-    return PreheatingTrainer
 
 
 class StepsToProgress(TrainerCallback):
@@ -135,7 +106,7 @@ class StepsToProgress(TrainerCallback):
 
     @property
     def observing(self) -> bool:
-        """Whether this step is observed by hooks, so that it must run, and not be replayed."""
+        """Return whether hooks observe this step, so that it must run, and not be replayed."""
         return self._progress.moments.observing
 
     def on_train_begin(
@@ -165,7 +136,7 @@ class StepsToProgress(TrainerCallback):
 
 
 def _is_step(logs: dict[str, Any]) -> bool:
-    """Whether ``logs`` are a training step's: a trainer may log a ``loss`` of its own beside it."""
+    """Return whether a training step logged ``logs``; trainers may log another ``loss`` too."""
     return "loss" in logs and "learning_rate" in logs
 
 
@@ -174,7 +145,7 @@ def _check_rate(optimizer: Any, asked: float | None) -> None:
     groups = getattr(optimizer, "param_groups", None)
     if asked is None or not groups:
         return
-    # A trainer's own schedule may begin at 0; it keeps the rate that it scales.
+    # A trainer's own schedule may begin at 0; `initial_lr` is the rate that it scales.
     rates = sorted({float(group.get("initial_lr", group["lr"])) for group in groups})
     if not any(math.isclose(rate, asked) for rate in rates):
         raise ValueError(

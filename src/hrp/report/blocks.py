@@ -1,4 +1,4 @@
-"""The content of a report as plain data, which HTML and Markdown pages are rendered from."""
+"""Describes a report as plain data, which HTML and Markdown pages are rendered from."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from hrp.report.table import Table
 
 @dataclass(frozen=True)
 class Sentences:
-    """A list of sentences."""
+    """Holds a list of sentences."""
 
     lines: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading within a section."""
+    """Holds a heading within a section."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class TableBlock:
-    """A table, folded under ``summary`` where there is one."""
+    """Holds a table, folded under ``summary`` where there is one."""
 
     table: Table
     summary: str = ""
@@ -33,7 +33,7 @@ class TableBlock:
 
 @dataclass(frozen=True)
 class FigureBlock:
-    """A figure with its caption, which has no full stop; its file, if any, is called ``name``."""
+    """Holds a figure and its caption, without a full stop; its file is called ``name``."""
 
     figure: Figure
     name: str
@@ -45,7 +45,7 @@ Block = Sentences | Heading | TableBlock | FigureBlock
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page, with a title that a menu can link to."""
+    """Holds a part of a page, with a title that a menu can link to."""
 
     title: str
     blocks: tuple[Block, ...]

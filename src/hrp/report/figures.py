@@ -59,16 +59,6 @@ def _styled() -> Iterator[None]:
         yield
 
 
-def judged_by(metric: str, sense: str, longest: int) -> str:
-    """Return a metric and which way it is better, in two lines if over ``longest`` letters.
-
-    >>> judged_by("eval_loss", "less is better", 30)
-    'eval_loss (less is better)'
-    """
-    space = " " if len(f"{metric} ({sense})") <= longest else "\n"
-    return f"{metric}{space}({sense})"
-
-
 def plain(text: str, longest: int = 40) -> str:
     """Return text that matplotlib shows as it is: no mathematics, a single line, shortened.
 

@@ -37,13 +37,15 @@ table { border-collapse: collapse; width: 100%; font-size: .84rem;
   font-variant-numeric: tabular-nums; }
 th, td { padding: .4em .7em; text-align: left; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
-td.long { white-space: pre-line; min-width: 16em; }
+td.long { white-space: pre-line; min-width: min(16em, 50vw); }
 tbody tr:last-child td { border-bottom: 0; }
-th { background: var(--panel); font-weight: 600; }
+th { background: var(--panel); font-weight: 600; white-space: normal; }
 th:first-child, td:first-child { position: sticky; left: 0; background: var(--panel);
   min-width: 5.5em; max-width: 12em; white-space: normal; overflow-wrap: break-word; }
+td.long:first-child { min-width: 10em; }
 @media (min-width: 700px) {
-  th:first-child, td:first-child { white-space: nowrap; max-width: 30em; } }
+  th:first-child, td:first-child { max-width: 30em; }
+  td:first-child:not(.long) { white-space: nowrap; } }
 .better { color: var(--good); font-weight: 600; }
 .worse { color: var(--bad); font-weight: 600; }
 .caption, figcaption { color: var(--soft); font-size: .84rem; margin: .4em 0 1em; }
@@ -57,7 +59,7 @@ summary { cursor: pointer; color: var(--soft); }
 
 
 class Html(str):
-    """A string that is HTML already: built by `tag`, or the SVG of a figure."""
+    """Marks a string that is HTML already: built by `tag`, or the SVG of a figure."""
 
     __slots__ = ()
 

@@ -29,7 +29,7 @@ _LOOKED_FOR = (
 
 @dataclass(frozen=True)
 class Curve:
-    """The losses of one training: those of preheating by step, then those of fine-tuning."""
+    """Holds the losses of one training: those of preheating by step, then those of fine-tuning."""
 
     name: str
     preheating: tuple[float, ...] = ()
@@ -38,7 +38,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What a run left.
+    """Holds what a run left.
 
     Args:
         spectrum: that the run made or was given; None where there is none.

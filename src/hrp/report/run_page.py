@@ -1,4 +1,4 @@
-"""The page of ``hrp report``: what runs did, with no script and nothing loaded."""
+"""Writes the page of ``hrp report``: what runs did, with no script and nothing loaded."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from hrp.report.figures import INK, colour, drawn, plain
 from hrp.report.html import page
 from hrp.report.run_folder import Curve, RunFolder
 from hrp.report.shares import energy, loss_share, recommend, share_at
-from hrp.report.spectrum_page import spectrum_sections
-from hrp.report.spectrum_views import module_map
+from hrp.report.spectrum_views import module_map, spectrum_sections
 from hrp.report.table import DASH, Table, number
-from hrp.spectra.spectrum import Spectrum
 
 GENERATOR = "hrp report"
 _LEAD = "Made from the folders named below; nothing on this page is loaded from elsewhere."
@@ -40,13 +38,14 @@ def run_page(runs: Mapping[str, RunFolder], title: str = "HRP run") -> str:
     if not runs:
         raise ValueError("`runs` must have something to show, got none")
     spectra = {name: run.spectrum for name, run in runs.items() if run.spectrum is not None}
-    own = (_run_section(name, run, len(runs) == 1) for name, run in runs.items())
-    sections = [*_loss_section(runs), *filter(_has_content, own), *spectrum_sections(spectra)]
+    sections = [
+        *_loss_section(runs),
+        *_results_sections(runs),
+        *_kept_section(runs),
+        *_settings_section(runs),
+        *spectrum_sections(spectra),
+    ]
     return page(title, _LEAD, sections, GENERATOR)
-
-
-def _has_content(section: Section) -> bool:
-    return bool(section.blocks)
 
 
 def _loss_section(runs: Mapping[str, RunFolder]) -> Iterator[Section]:
@@ -79,7 +78,7 @@ def loss_figure(curves: Sequence[Curve]) -> Figure:
             spent, shade = len(curve.preheating), colour(index)["color"]
             if shared[curve.preheating] == 1:
                 axes.plot(range(1, spent + 1), _running_mean(curve.preheating), ":", color=shade)
-            label = plain(curve.name) or "fine-tuning"
+            label = plain(curve.name) or ("fine-tuning" if curve.fine_tuning else None)
             steps = [spent + step for step, _ in curve.fine_tuning]
             losses = _running_mean([loss for _, loss in curve.fine_tuning])
             marker: dict[str, Any] = {"marker": "o", "markersize": 3} if len(steps) < 3 else {}
@@ -104,28 +103,31 @@ def _running_mean(values: Any) -> np.ndarray:
     return np.array([window.mean() for window in windows])
 
 
-def _run_section(name: str, run: RunFolder, alone: bool) -> Section:
-    blocks: list[Block] = []
-    if run.arms:
-        blocks.append(TableBlock(_arm_table(run)))
-    if run.samples:
-        blocks += [Heading("Answers before and after"), TableBlock(_sample_table(run))]
-    if run.spectrum is not None:
-        blocks += _kept_blocks(run, run.spectrum)
-    if run.ranks or run.arms or any(row[2] for row in run.costs):
-        caption = "What preheating took, beside fine-tuning; memory is known on a GPU only."
-        rows = tuple((n, a or DASH, b or DASH) for n, a, b in run.costs)
-        header = ("cost", "preheating", "fine-tuning")
-        blocks += [Heading("Cost"), TableBlock(Table(caption, header, rows))]
-    blocks += _settings_blocks(run)
-    return Section("The run" if alone else f"Run {name}", tuple(blocks))
+def _results_sections(runs: Mapping[str, RunFolder]) -> Iterator[Section]:
+    """Yield the losses and answers of each demo."""
+    for name, run in runs.items():
+        blocks: list[Block] = [TableBlock(_arm_table(run))] if run.arms else []
+        if run.samples:
+            blocks += [Heading("Answers before and after"), TableBlock(_sample_table(run))]
+        if blocks:
+            yield Section(f"Results of {name}" if len(runs) > 1 else "Results", tuple(blocks))
 
 
-def _kept_blocks(run: RunFolder, spectrum: Spectrum) -> Iterator[Block]:
-    """Yield what the cut kept of each module's update, and what ranks would keep."""
-    advice = recommend(spectrum)
-    if advice is None:
-        return
+def _kept_section(runs: Mapping[str, RunFolder]) -> Iterator[Section]:
+    """Yield what the cut kept of each module's update, the maps of several runs side by side."""
+    many = len(runs) > 1
+    kept = [said for name, run in runs.items() if (said := _kept(run, f"{name}: " * many))]
+    if kept:
+        title = "What the cut kept" if any(r.ranks for r in runs.values()) else "What a cut keeps"
+        yield Section(title, (*(said for said, _ in kept), *(figure for _, figure in kept)))
+
+
+def _kept(run: RunFolder, of_run: str) -> tuple[Sentences, FigureBlock] | None:
+    """Return what the cut kept of each module's update, and what ranks would keep."""
+    spectrum = run.spectrum
+    advice = recommend(spectrum) if spectrum is not None else None
+    if spectrum is None or advice is None:
+        return None
     settings = run.settings | spectrum.provenance.get("config", {})
     truncation = run.settings.get("truncation") or settings.get("truncation", "frobenius")
     in_loss = advice.in_loss and truncation == "loss"
@@ -137,41 +139,61 @@ def _kept_blocks(run: RunFolder, spectrum: Spectrum) -> Iterator[Block]:
         if ranks[name]
     }
     if not values:
-        return
+        return None
     of = "in the metric of the loss" if in_loss else "of the plain energy"
     spread = sorted({ranks[name] for name in values})
     at = f"rank {spread[0]}" if len(spread) == 1 else f"ranks {spread[0]} to {spread[-1]}"
     verb = "kept" if run.ranks else "would keep"
     finite = [value for value in values.values() if np.isfinite(value)]
     median = number(float(np.median(finite)) if finite else float("nan"), 3)
-    line = f"The cut to {at} {verb} a share of {median} {of} in the median module."
-    yield Heading("What the cut kept" if run.ranks else "What a cut would keep")
-    yield Sentences((line, f"{advice.sentence[0].upper()}{advice.sentence[1:]}."))
-    caption = f"Share of the preheated update {of} that {at} {verb}, by layer and kind"
-    yield FigureBlock(module_map(values, "share kept"), "kept", caption)
+    line = f"{of_run}The cut to {at} {verb} a share of {median} {of} in the median module."
+    caption = f"{of_run}Share of the preheated update {of} that {at} {verb}, by layer and kind"
+    advised = f"{of_run}{advice.sentence[0].upper()}{advice.sentence[1:]}."
+    figure = FigureBlock(module_map(values, "share kept"), "kept", caption)
+    return Sentences((line, advised)), figure
 
 
-def _settings_blocks(run: RunFolder) -> Iterator[Block]:
+def _settings_section(runs: Mapping[str, RunFolder]) -> Iterator[Section]:
+    """Yield costs and settings, a column a run; the many other settings are folded."""
+    many = len(runs) > 1
+    blocks: list[Block] = []
+    if any(tuning for run in runs.values() for _, _, tuning in run.costs):
+        phases = [
+            (f"{name}, " * many + phase, {row[0]: row[column] for row in run.costs})
+            for name, run in runs.items()
+            for column, phase in ((1, "preheating"), (2, "fine-tuning"))
+        ]
+        caption = "What preheating took, beside fine-tuning; memory is known on a GPU only."
+        blocks.append(TableBlock(_columns(caption, "cost", phases)))
+    first = {name: _first_settings(run) for name, run in runs.items()}
+    if any(first.values()):
+        values = [(name if many else "value", given) for name, given in first.items()]
+        blocks.append(TableBlock(_columns("Settings that are looked at first.", "setting", values)))
+    for name, run in runs.items():
+        rest = {key: v for key, v in run.settings.items() if key not in first[name]}
+        if rest:
+            summary = f"The other {len(rest)} settings" + f" of {name}" * many
+            table = _columns("As recorded.", "setting", [("value", rest)])
+            blocks.append(TableBlock(table, summary))
+    if blocks:
+        yield Section("Cost and settings", tuple(blocks))
+
+
+def _first_settings(run: RunFolder) -> dict[str, Any]:
     given = {name: run.settings[name] for name in _FIRST if run.settings.get(name) is not None}
     lora = {name: run.lora_config[name] for name in _LORA if name in run.lora_config}
-    if run.arms:
-        given = dict(run.settings)
-    if not given and not lora:
-        return
-    yield Heading("Settings")
-    yield TableBlock(_pairs("Settings that are looked at first.", lora | given))
-    rest = {name: value for name, value in run.settings.items() if name not in given}
-    if rest:
-        yield TableBlock(_pairs("As recorded.", rest), f"The other {len(rest)} settings")
+    return lora | (dict(run.settings) if run.arms else given)
 
 
-def _pairs(caption: str, facts: Mapping[str, Any]) -> Table:
-    rows = tuple((name, _shown(value)) for name, value in facts.items())
-    return Table(caption, ("setting", "value"), rows)
+def _columns(caption: str, corner: str, columns: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
+    """Return a row for each name in any of the columns, each a header with values by name."""
+    names = dict.fromkeys(name for _, values in columns for name in values)
+    rows = tuple((n, *(_shown(values.get(n)) for _, values in columns)) for n in names)
+    return Table(caption, (corner, *(header for header, _ in columns)), rows)
 
 
 def _shown(value: object) -> str:
-    if value is None:
+    if value is None or value == "":
         return DASH
     return ", ".join(sorted(map(str, value))) if isinstance(value, list) else str(value)
 

@@ -1,4 +1,4 @@
-"""Shares of a preheated update that lower ranks keep, and the rank that they recommend."""
+"""Tells what share of an update lower ranks keep, and which rank that recommends."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def _percent(share: float) -> str:
 
 RULE = (
     f"rank: the smallest of {', '.join(map(str, CANDIDATES))} at which the median module keeps "
-    f"{_percent(KEPT)}; R: at least {MARGIN} times that, and twice its present value where the "
-    f"last half of the directions holds over {_percent(TAIL)}"
+    f"{_percent(KEPT)}; preheat rank: at least {MARGIN} times that, and twice its present value "
+    f"where the last half of the directions holds over {_percent(TAIL)}"
 )
 
 
@@ -61,7 +61,7 @@ def share_at(shares: np.ndarray, rank: int) -> float:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A rank and a preheat_rank that follow from what ranks keep of the median module (`RULE`).
+    """Holds a rank and a preheat_rank that follow from what ranks keep (`RULE`).
 
     Args:
         in_loss: whether the shares are those in the metric of the loss, else of plain energy.
@@ -90,16 +90,16 @@ class Recommendation:
             said = f"recommended rank {self.rank} (the median module keeps {share})"
         else:
             said = f"recommended rank {self.rank} or more (the median module keeps only {share})"
-        said += f", R {self.preheat_rank}"
+        said += f", preheat rank {self.preheat_rank}"
         if self.preheat_rank <= self.present:
-            said += f" (R = {self.present} is enough)"
+            said += f" (the present {self.present} is enough)"
         elif self.tail > TAIL:
             said += (
-                f" (R = {self.present} is small: the last half of its directions holds "
+                f" (the present {self.present} is small: the last half of its directions holds "
                 f"{_percent(self.tail)}; preheat anew)"
             )
         else:
-            said += f" (R = {self.present} is less than {MARGIN} times the rank; preheat anew)"
+            said += f" (the present {self.present} is less than {MARGIN} times it; preheat anew)"
         return f"{said}; {RULE}"
 
 

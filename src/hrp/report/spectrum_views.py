@@ -1,4 +1,4 @@
-"""Tables and figures of spectra: effective ranks, energy, alignment."""
+"""Shows spectra in tables, figures and pages: effective ranks, energy, alignment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hrp.report.blocks import FigureBlock
+from hrp.report.blocks import FigureBlock, Section, TableBlock
 from hrp.report.figures import INK, colour, drawn, heat_map, plain
 from hrp.report.shares import SHOWN_RANKS, energy, loss_share, share_at
 from hrp.report.table import DASH, Table, number
@@ -20,10 +20,12 @@ SIDES: tuple[Side, ...] = ("U", "Vh")
 _SIDE_NAMES = {"U": "outputs", "Vh": "inputs"}
 _KINDS = ("entropy", "stable", "energy")
 _ALL_KINDS = (*_KINDS, "loss")
+ALIGNMENT_RANK = 8
+"""Rank at which the spectra of a page are aligned."""
 
 
 def _effective_rank(module: ModuleSpectrum, kind: Any) -> float:
-    # A module whose update stayed zero has no effective rank, one without a metric none of it.
+    # A module whose update stayed zero has no effective rank; without a metric it has none by it.
     defined = module.S.max() > 0 and (kind != "loss" or module.has_metric)
     return module.effective_rank(kind) if defined else float("nan")
 
@@ -74,11 +76,11 @@ def spectrum_facts(spectrum: Spectrum) -> Table:
     """Return the provenance of a spectrum as a table, without the flags of the command line."""
     facts: dict[str, str] = {"modules": str(len(spectrum))}
     for key, value in spectrum.provenance.items():
-        if key in ("losses", "settings"):
+        if key in ("losses", "settings") or value in (None, [], {}):
             continue
         if isinstance(value, Mapping):
             value = ", ".join(f"{name} {setting}" for name, setting in value.items())
-        facts[key.replace("_", " ")] = DASH if value in (None, []) else str(value)
+        facts[key.replace("_", " ")] = f"{value:.6g}" if isinstance(value, float) else str(value)
     return Table("Provenance of the spectrum.", ("fact", "value"), tuple(facts.items()))
 
 
@@ -234,3 +236,17 @@ def spectrum_figures(
     yield FigureBlock(inputs, "alignment_inputs", f"{words}, inputs (direction A)")
     curves = alignment_curves(first, spectrum, rank)
     yield FigureBlock(curves, "alignment", f"Principal angles to {name}")
+
+
+def spectrum_sections(spectra: Mapping[str, Spectrum]) -> Iterator[Section]:
+    """Yield a section for each spectrum; those of the first one's shapes are aligned with it."""
+    first = next(iter(spectra.items()), None)
+    for name, spectrum in spectra.items():
+        alike = first and name != first[0] and _shapes(spectrum) == _shapes(first[1])
+        figures = spectrum_figures(spectrum, first if alike else None, ALIGNMENT_RANK)
+        modules = TableBlock(spectrum_table(spectrum), f"All {len(spectrum)} modules")
+        yield Section(f"Spectrum {name}", (TableBlock(spectrum_facts(spectrum)), *figures, modules))
+
+
+def _shapes(spectrum: Spectrum) -> dict[str, tuple[int, int]]:
+    return {name: module.shape for name, module in spectrum.items()}

@@ -1,4 +1,4 @@
-"""Tables as plain rows of text under a header, and their Markdown."""
+"""Describes tables as plain rows of text under a header, and writes their Markdown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ DASH = "—"  # stands where there is no value
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text, with a caption that says how to read it."""
+    """Holds a table of text, with a caption that says how to read it."""
 
     caption: str
     header: tuple[str, ...]

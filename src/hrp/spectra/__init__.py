@@ -1,1 +1,1 @@
-"""Pure linear algebra of LoRA updates, and the folder that stores it; knows torch only."""
+"""Does the linear algebra of LoRA updates and stores it in a folder; knows torch only."""

@@ -1,4 +1,4 @@
-"""Ranks from the spectrum: where a budget of parameters keeps the most energy.
+"""Chooses ranks with which a budget of parameters keeps the most energy.
 
 Pure functions on singular values; `hrp.adapters.patterns` makes PEFT's patterns of the ranks.
 """
@@ -14,12 +14,12 @@ Ranks = dict[str, int]
 
 
 def parameter_count(spectrum: Spectrum, ranks: Mapping[str, int]) -> int:
-    """Parameters of LoRA adapters of these ranks: the sum of ``rank * (d_out + d_in)``."""
+    """Count the parameters of LoRAs of these ranks: the sum of ``rank * (d_out + d_in)``."""
     return sum(rank * sum(spectrum[name].shape) for name, rank in ranks.items())
 
 
 def kept_energy(spectrum: Spectrum, ranks: Mapping[str, int]) -> float:
-    """Share of the sum of all squared singular values that the leading ``ranks`` hold, in [0, 1].
+    """Return the share of all squared singular values that the leading ``ranks`` hold.
 
     Raises:
         ValueError: the spectrum holds no energy at all.
@@ -37,7 +37,7 @@ def uniform_ranks(spectrum: Spectrum, rank: int) -> Ranks:
 
 
 def energy_ranks(spectrum: Spectrum, budget: int) -> Ranks:
-    """Ranks, at least 1 a module, that keep the most energy within ``budget`` parameters.
+    """Return ranks, at least 1 a module, that keep the most energy within ``budget`` parameters.
 
     Takes singular triples one by one, the most squared singular value per parameter first
     (``S_i^2 / (d_out + d_in)``, descending within a module, so what is taken is always leading).
@@ -73,6 +73,6 @@ def energy_ranks(spectrum: Spectrum, budget: int) -> Ranks:
 def _next_triple(
     name: str, taken: int, values: dict[str, list[float]], costs: dict[str, int]
 ) -> tuple[float, str]:
-    """Queue entry (minus the energy per parameter, name) of a module's next direction."""
+    """Return (minus the energy per parameter, name) of a module's next direction, to queue."""
     remaining = values[name][taken : taken + 1]
     return (-remaining[0] / costs[name] if remaining else 0.0), name

@@ -1,4 +1,4 @@
-"""Numbers that describe spectra: effective ranks, and how far two subspaces agree."""
+"""Measures spectra: effective ranks, and how far two subspaces agree."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EffectiveRankKind = Literal["entropy", "stable", "energy"]
 def effective_rank(
     S: Float[Tensor, " rank"], kind: EffectiveRankKind = "entropy", energy: float = 0.9
 ) -> float:
-    """How many directions a spectrum really uses, between 1 and ``len(S)``.
+    """Return how many directions a spectrum really uses, between 1 and ``len(S)``.
 
     - ``"entropy"``: exp of the Shannon entropy of ``S / sum(S)`` (Roy and Vetterli 2007);
     - ``"stable"``: ``sum(S^2) / max(S)^2``, the stable rank;
@@ -47,7 +47,7 @@ def effective_rank(
 
 
 def principal_cosines(X: Float[Tensor, "dim k"], Y: Float[Tensor, "dim k"]) -> Float[Tensor, " k"]:
-    """Cosines of the principal angles between two column spaces, descending.
+    """Return the cosines of the principal angles between two column spaces, descending.
 
     ``X`` and ``Y`` have orthonormal columns; the cosines are the singular values of ``X^T Y``
     (Bjorck and Golub 1973).

@@ -1,4 +1,4 @@
-"""The singular value decomposition of one module's update."""
+"""Holds the singular value decomposition of one module's update."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Side = Literal["U", "Vh"]
 
 @dataclass(frozen=True, eq=False)
 class ModuleSpectrum:
-    """Thin SVD of one module's update, ``scaling * lora_B @ lora_A = U diag(S) Vh``.
+    """Holds one module's update as its thin SVD, ``scaling * lora_B @ lora_A = U diag(S) Vh``.
 
     Args:
         U: (d_out, rank), orthonormal columns.
@@ -40,17 +40,17 @@ class ModuleSpectrum:
 
     @property
     def has_metric(self) -> bool:
-        """Whether the update can be cut in the metric of the loss."""
+        """Return whether the update can be cut in the metric of the loss."""
         return self.left_metric is not None and self.right_metric is not None
 
     @property
     def rank(self) -> int:
-        """Number of singular triples held."""
+        """Return the number of singular triples held."""
         return self.S.shape[0]
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(d_out, d_in) of the update."""
+        """Return (d_out, d_in) of the update."""
         return self.U.shape[0], self.Vh.shape[1]
 
     def crop(self, rank: int) -> ModuleSpectrum:
@@ -103,7 +103,7 @@ class ModuleSpectrum:
         return cut.U * root, root[:, None] * cut.Vh
 
     def loss_values(self, damping: float = DAMPING) -> Float[Tensor, " rank"]:
-        """Singular values in the metric of the loss; raises ``ValueError`` without a metric."""
+        """Return singular values in the metric of the loss; ``ValueError`` without that metric."""
         if self.left_metric is None or self.right_metric is None:
             raise ValueError(
                 "the metric of the loss must have been observed, got a spectrum without; preheat "
@@ -120,7 +120,7 @@ class ModuleSpectrum:
     def subspace_alignment(
         self, other: ModuleSpectrum, rank: int, side: Side = "U"
     ) -> Float[Tensor, " rank"]:
-        """Cosines of the principal angles between the ``rank`` leading directions of both.
+        """Return the cosines of the principal angles between both's ``rank`` leading directions.
 
         ``side`` chooses the left ("U": outputs, direction "B") or the right ("Vh": inputs,
         direction "A") singular vectors. Raises ``ValueError`` on other shapes or too few triples.

@@ -1,4 +1,4 @@
-"""The kinds of values that a spectrum's provenance has under the names that HRP reads."""
+"""Checks the values that a spectrum's provenance has under the names that HRP reads."""
 
 from __future__ import annotations
 

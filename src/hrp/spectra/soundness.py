@@ -33,7 +33,8 @@ def fault_of(U: Any, S: Any, Vh: Any, scaling: Any, *metrics: Any) -> str | None
         return f"its rank must be from 1 to min(d_out, d_in) = {min(d_out, d_in)}, got {rank}"
     if shapes[3:] != [(rank, rank)] * len(metrics):
         return f"a metric must be ({rank}, {rank}), got {shapes[3:]}"
-    if any(part.dtype not in _DTYPES for part in parts) or not _is_number(scaling):
+    number = isinstance(scaling, int | float) and not isinstance(scaling, bool)
+    if any(part.dtype not in _DTYPES for part in parts) or not (number and is_finite(scaling)):
         return "dtypes must be float32 or float64, scaling finite"
     if not _is_svd(U, S, Vh):
         return (
@@ -43,11 +44,6 @@ def fault_of(U: Any, S: Any, Vh: Any, scaling: Any, *metrics: Any) -> str | None
     if not all(m.isfinite().all() and (m.diagonal() >= 0).all() for m in metrics):
         return "a metric must be finite, with no negative number on its diagonal"
     return None
-
-
-def _is_number(scaling: Any) -> bool:
-    number = isinstance(scaling, int | float) and not isinstance(scaling, bool)
-    return number and is_finite(scaling)
 
 
 def _is_svd(U: Tensor, S: Tensor, Vh: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""The spectra of all modules of one preheating: what crosses processes, machines and ranks."""
+"""Holds the spectra of one preheating's modules, which cross processes, machines and ranks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hrp.validation import check_choice, check_integer
 
 
 class Spectrum(Mapping[str, ModuleSpectrum]):
-    """Module name -> `ModuleSpectrum`, sorted by name, with the provenance of the preheating.
+    """Maps module names, sorted, to `ModuleSpectrum`, with the provenance of the preheating.
 
     The one artefact that crosses processes, machines and ranks: preheat once at a high rank, then
     start adapters of any lower rank from it.
@@ -46,19 +46,15 @@ class Spectrum(Mapping[str, ModuleSpectrum]):
         self.kept: dict[str, Tensor] = dict(kept or {})
 
     def __getitem__(self, name: str) -> ModuleSpectrum:
-        """Return the spectrum of one module."""
         return self._modules[name]
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over module names, sorted."""
         return iter(self._modules)
 
     def __len__(self) -> int:
-        """Return the number of modules."""
         return len(self._modules)
 
     def __repr__(self) -> str:
-        """Name the size instead of printing tensors."""
         ranks = sorted({module.rank for module in self.values()})
         return f"Spectrum({len(self)} modules, ranks {ranks})"
 
@@ -121,7 +117,7 @@ class Spectrum(Mapping[str, ModuleSpectrum]):
     def subspace_alignment(
         self, other: Spectrum, rank: int, side: Side = "U"
     ) -> dict[str, Float[Tensor, " rank"]]:
-        """Cosines of the principal angles, module by module.
+        """Return the cosines of the principal angles, module by module.
 
         Raises ``ValueError`` when the modules of both spectra differ.
         """

@@ -166,7 +166,6 @@ def test_the_time_limit_ends_it_and_a_rerun_completes_it(tmp_path):
     engine = Slow(2)
     summary, _ = drive(tmp_path, made(), engine, limit_s=0.3)
     assert 0 < summary.runs < 12
-    assert summary.stopped
     assert engine.closed
     assert summary.left == 12 - summary.runs
     assert summary.wall_s < 0.6

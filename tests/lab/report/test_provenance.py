@@ -25,7 +25,7 @@ def test_the_origins_of_a_view_s_records_are_counted():
     commit, device = "0123456789abcdef0123456789abcdef01234567", "NVIDIA H200"
     assert set(table.rows) == {
         ("18", commit, device, "none"),
-        ("9", f"{commit} (dirtiness unknown)", device, "--padding_free --cuda_graphs"),
+        ("9", f"{commit} (changes unknown)", device, "--padding_free --cuda_graphs"),
     }
     assert "Losses of different engines agree up to rounding" in table.caption
     assert "All were run by one engine" in origins_table(benchmark()).caption
@@ -46,7 +46,7 @@ def test_provenance_names_a_dirty_tree():
     facts = dict(provenance_table([dirty]).rows)
     assert facts["commit"].endswith("(with changes)")
     unknown = dataclasses.replace(full_record(), git_dirty=None)
-    assert dict(provenance_table([unknown]).rows)["commit"].endswith("(dirtiness unknown)")
+    assert dict(provenance_table([unknown]).rows)["commit"].endswith("(changes unknown)")
     assert facts["device"] == "NVIDIA H200"
     assert facts["model"] == "base-lm-30m"
 

@@ -121,8 +121,8 @@ def test_exact_answers_are_counted_over_the_seeds_with_wilson_s_limits():
 def test_pairs_are_compared_in_one_family_a_column():
     table = summary.pairs_table(kept())
     cells = {row[0]: row[1] for row in table.rows}
-    assert cells["hrp-ab against dora"].startswith("+0.0200 [")
-    assert cells["dora-hrp-ab against dora"] == DASH
+    assert cells["HRP against DoRA"].startswith("+0.0200 [")
+    assert cells["DoRA from HRP against DoRA"] == DASH
 
 
 def test_no_superseded_record_is_taken_for_today_s_arm():

@@ -5,15 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hrp_lab.theory import (
-    Descent,
-    MatrixFactorization,
-    descend,
-    geometric_target,
-    gradient_flow,
-    random_start,
-    wise_start,
-)
+from hrp_lab.theory.descent import Descent, descend
+from hrp_lab.theory.flow import gradient_flow
+from hrp_lab.theory.flow_starts import random_start, wise_start
+from hrp_lab.theory.problem import MatrixFactorization, geometric_target
 
 
 @pytest.fixture
@@ -23,9 +18,11 @@ def problem() -> MatrixFactorization:
 
 def test_gradient_descent_follows_the_flow_to_first_order_in_the_step_size(problem):
     start = random_start(problem, 2, np.random.default_rng(0), 3)
-    flow = gradient_flow(problem, start, np.array([1.0]), tolerance=1e-12).final
+    flow = gradient_flow(problem, start, np.array([1.0]), tolerance=1e-12).losses[..., -1]
     errors = [
-        np.abs(descend(problem, start, Descent("gd", step, round(1 / step))).final - flow).max()
+        np.abs(
+            descend(problem, start, Descent("gd", step, round(1 / step))).losses[..., -1] - flow
+        ).max()
         for step in (0.02, 0.01, 0.005)
     ]
     assert errors[0] / errors[1] == pytest.approx(2, abs=0.15)
@@ -56,7 +53,7 @@ def test_adams_first_step_has_the_step_size_in_every_entry(problem):
 def test_classic_lora_reaches_the_optimum(problem, method):
     start = random_start(problem, 2, np.random.default_rng(0), 3)
     run = descend(problem, start, Descent(method, 0.02, 1500))
-    np.testing.assert_allclose(run.final, problem.optimum(2), rtol=1e-3)
+    np.testing.assert_allclose(run.losses[..., -1], problem.optimum(2), rtol=1e-3)
 
 
 def test_noise_keeps_the_wise_start_off_its_optimum_and_more_so_the_larger_it_is(problem):

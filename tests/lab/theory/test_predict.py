@@ -5,15 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hrp_lab.theory import (
-    MatrixFactorization,
-    flat_target,
-    geometric_target,
-    gradient_flow,
-    predict,
-    random_start,
-    wise_start,
-)
+from hrp_lab.theory import predict
+from hrp_lab.theory.flow import gradient_flow
+from hrp_lab.theory.flow_starts import random_start, wise_start
+from hrp_lab.theory.problem import MatrixFactorization, flat_target, geometric_target
 from hrp_lab.theory.sampling import estimate
 
 TIMES = np.linspace(0, 4, 21)

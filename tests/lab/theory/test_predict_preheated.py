@@ -7,21 +7,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hrp_lab.theory import (
-    MatrixFactorization,
-    flat_target,
-    geometric_target,
-    power_law_target,
-    predict,
+from hrp_lab.theory import predict
+from hrp_lab.theory import predict_preheated as preheated
+from hrp_lab.theory.flow_preheating import (
     preheat_again,
     preheat_flow,
     preheat_to_limit,
-    random_start,
     spectrum_of,
-    start_at,
 )
-from hrp_lab.theory import predict_preheated as preheated
-from hrp_lab.theory.problem import orthonormal_columns
+from hrp_lab.theory.flow_starts import random_start, start_at
+from hrp_lab.theory.problem import (
+    MatrixFactorization,
+    flat_target,
+    geometric_target,
+    orthonormal_columns,
+    power_law_target,
+)
 from hrp_lab.theory.sampling import estimate
 
 SIDES = ("A", "B")

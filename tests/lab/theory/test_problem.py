@@ -6,18 +6,16 @@ import numpy as np
 import pytest
 
 from hrp.validation import check_choice
-from hrp_lab.theory import (
+from hrp_lab.theory.flow_starts import random_start, start_at, wise_start
+from hrp_lab.theory.matrix_arguments import checked_rank
+from hrp_lab.theory.problem import (
     MatrixFactorization,
     flat_target,
     geometric_target,
+    orthonormal_columns,
     power_law_target,
-    random_start,
-    start_at,
     target_of_spectrum,
-    wise_start,
 )
-from hrp_lab.theory.matrix_arguments import checked_rank
-from hrp_lab.theory.problem import orthonormal_columns
 
 
 @pytest.mark.parametrize("seed", range(3))

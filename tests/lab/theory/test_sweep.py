@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hrp_lab.theory import Descent
+from hrp_lab.theory.descent import Descent
 from hrp_lab.theory.sweep import SweepConfig, TargetConfig, sweep
 
 SMALL = {

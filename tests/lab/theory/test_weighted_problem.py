@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hrp_lab.theory import MatrixFactorization, gradient_flow, random_start, spectrum_of, start_at
+from hrp_lab.theory.flow import gradient_flow
+from hrp_lab.theory.flow_preheating import spectrum_of
+from hrp_lab.theory.flow_starts import random_start, start_at
 from hrp_lab.theory.metric_cut import metric_cut, metrics_of_moments, plain_cut
 from hrp_lab.theory.predict_truncation import damped, full_space_cut, least_cost
+from hrp_lab.theory.problem import MatrixFactorization
 from hrp_lab.theory.weighted_problem import WeightedFactorization, weight_of_condition
 
 

@@ -518,7 +518,7 @@ def test_a_tilde_in_a_config_file_is_the_home_folder(tmp_path, monkeypatch):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
     request = parse_sft("sft", "", "", ["--config", str(tmp_path / "c.yaml")])
     assert request.data.dataset_path == str(tmp_path / "rows.jsonl")
-    assert request.spectrum.spectrum == str(tmp_path / "spectrum")
+    assert request.hrp.spectrum == str(tmp_path / "spectrum")
     assert request.training.output_dir == str(tmp_path / "out")
     assert request.model.model_name_or_path == str(tmp_path / "model")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from hrp.cli.arguments import (
     DataArguments,
     HRPArguments,
     OutputArguments,
-    SpectrumArguments,
 )
 from hrp.cli.sft import parse_sft
 from hrp.demo import BASE
@@ -94,9 +94,29 @@ def test_a_documented_config_file_parses(tmp_path):
 
 def test_every_flag_of_ours_is_documented():
     text = (ROOT / "docs/from-trl.md").read_text(encoding="utf-8")
-    for kind in (HRPArguments, SpectrumArguments, DataArguments, OutputArguments):
+    for kind in (HRPArguments, DataArguments, OutputArguments):
         for name in kind.__dataclass_fields__:
             assert f"`--{name}" in text, name
+
+
+def test_every_formula_is_one_that_the_site_and_github_can_set():
+    hooks = runpy.run_path(str(ROOT / "docs/site_hooks.py"))
+    for page in (ROOT / "docs").glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        blocks = re.findall(r"```math\n(.*?)```", text, re.DOTALL)
+        inline = re.findall(
+            r"\$([^$]+)\$", re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+        )
+        # Markdown on GitHub takes a backslash before punctuation for its own.
+        assert not [formula for formula in inline if re.search(r"\\\W|[<>*|]", formula)], page.name
+        for formula in blocks + inline:
+            assert "\\" not in hooks["mathml"]("span", formula), formula
+
+
+def test_folded_tables_of_results_are_read_as_markdown():
+    assert "md_in_html" in site_settings()["markdown_extensions"]
+    for page in [ROOT / "docs/ablation.md", *(ROOT / "docs/results").glob("*.md")]:
+        assert not re.findall(r"<details>\n", page.read_text(encoding="utf-8")), page
 
 
 def site_settings() -> dict:

@@ -157,8 +157,6 @@ def test_a_folder_with_anything_but_a_demo_is_not_replaced(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert f"output folder '{tmp_path}' holds 'kept' besides what is replaced" in captured.err
-    with pytest.raises(FileExistsError, match="holds 'kept' besides"):
-        run_demo(TINY, tmp_path, overwrite=True)
     assert (tmp_path / "kept").read_text() == "mine"
 
 
@@ -186,8 +184,6 @@ def test_a_user_s_file_of_the_name_of_one_of_the_demo_s_is_not_replaced(
     (tmp_path / name).write_text("mine")
     assert main(["--out", str(tmp_path), "--overwrite"]) == 2
     assert f"holds '{name}', which hrp did not write" in capsys.readouterr().err
-    with pytest.raises(FileExistsError, match="which hrp did not write"):
-        run_demo(TINY, tmp_path, overwrite=True)
     assert (tmp_path / name).read_text() == "mine"
 
 

@@ -200,7 +200,7 @@ def test_a_folder_of_another_preheating_s_checkpoints_is_refused(tmp_path):
         run(tmp_path, config, dying_trainer(5))
     other = dataclasses.replace(config, seed=1, learning_rate=2e-2)
     with pytest.raises(
-        ValueError, match=r"learning_rate 0.01 there, 0.02 now; seed 0 there, 1 now"
+        ValueError, match=r"learning_rate \(was 0.01, now 0.02\), seed \(was 0, now 1\)"
     ):
         run(tmp_path, other)
     with pytest.raises(

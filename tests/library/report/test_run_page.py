@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from xml.parsers import expat
 
 import numpy as np
@@ -126,5 +127,23 @@ def test_a_demo_s_arms_are_curves_of_the_saved_seed_and_its_answers_are_shown(tm
 
 def test_a_spectrum_alone_shows_what_the_recommended_rank_would_keep():
     text = run_page({"s": RunFolder(made_spectrum(), ())})
-    assert "What a cut would keep" in text
+    assert "What a cut keeps" in text
     assert "would keep a share of" in text
+
+
+def test_costs_settings_and_maps_of_several_runs_stand_side_by_side(run):
+    read = read_run(run)
+    other = replace(read, settings={**read.settings, "direction": "B"})
+    text = run_page({"one": read, "two": other})
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall("<tr>(.*?)</tr>", text)]
+    assert ["optimizer steps", "3", "20", "3", "20"] in cells
+    assert ["direction", "AB", "B"] in cells
+    (kept,) = re.findall(r"<h2>What the cut kept</h2>(.*?)</section>", text, re.S)
+    assert kept.count('class="figures"') == 1
+    assert kept.count("<svg") == 2
+
+
+def test_a_long_question_in_the_first_column_wraps():
+    assert "td:first-child:not(.long) { white-space: nowrap; }" in run_page(
+        {"s": RunFolder(made_spectrum(), ())}
+    )

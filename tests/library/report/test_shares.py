@@ -63,7 +63,7 @@ def test_the_smallest_rank_at_which_the_median_module_keeps_the_share_is_recomme
     few = {"a": made_module(steep), "b": made_module(steep), "c": made_module(flat)}
     advice = recommend(Spectrum(few))
     assert (advice.rank, advice.reached, advice.preheat_rank) == (8, True, MARGIN * 8)
-    assert "R 32 (R = 128 is enough)" in advice.sentence
+    assert "preheat rank 32 (the present 128 is enough)" in advice.sentence
 
 
 def test_a_spectrum_whose_tail_holds_much_is_to_be_preheated_at_twice_its_rank():
@@ -76,7 +76,7 @@ def test_a_spectrum_whose_tail_holds_much_is_to_be_preheated_at_twice_its_rank()
 def test_a_spectrum_of_too_few_directions_for_its_rank_is_to_be_preheated_anew():
     advice = recommend(Spectrum({"a": made_module([1.0, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.01])}))
     assert (advice.rank, advice.preheat_rank, advice.present) == (4, 16, 8)
-    assert "R = 8 is less than 4 times the rank" in advice.sentence
+    assert "the present 8 is less than 4 times it" in advice.sentence
 
 
 def test_the_metric_is_used_where_a_module_has_it_and_the_energy_where_none_has():

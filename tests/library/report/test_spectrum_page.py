@@ -3,7 +3,7 @@ import pytest
 from helpers.spectra_made import made_spectrum
 from hrp.report.html import page
 from hrp.report.run_page import run_page
-from hrp.report.spectrum_page import spectrum_sections
+from hrp.report.spectrum_views import spectrum_sections
 
 
 def spectrum_page(spectra, title="Spectra"):

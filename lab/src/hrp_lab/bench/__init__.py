@@ -1,1 +1,1 @@
-"""Benchmark starts of LoRA: arms, tasks, runs, records, and the statistics that judge them."""
+"""Compares starts of LoRA: arms, tasks, runs, records, and the statistics that judge them."""

@@ -20,7 +20,7 @@ from hrp.adapters.freezing import freeze_factor
 from hrp.adapters.layers import lora_modules
 from hrp.config import Direction
 from hrp.initialization import initialize_lora_hrp_weights
-from hrp_lab.bench import starts, tries
+from hrp_lab.bench import data_starts, starts, tries
 from hrp_lab.bench.arm_defaults import adalora_fields
 from hrp_lab.bench.context import NotApplicable, Setup, Start
 from hrp_lab.bench.costs import Costs
@@ -194,12 +194,12 @@ def full(setup: Setup) -> Start:
 
 
 register("eva", "leading directions of the activations", sections=("eva",), charged=True)(
-    starts.eva
+    data_starts.eva
 )
 register("corda", "weight times covariance of the activations", sections=("covariance",),
-         charged=True)(starts.corda)  # fmt: skip
+         charged=True)(data_starts.corda)  # fmt: skip
 register("lora_ga", "singular vectors of the gradient, the base changed", sections=("gradient",),
-         charged=True)(starts.lora_ga)  # fmt: skip
+         charged=True)(data_starts.lora_ga)  # fmt: skip
 
 
 def _directed(
@@ -220,14 +220,14 @@ def _directed(
 
 
 def _gradient(direction: Direction) -> Callable[[Setup], Start]:
-    return lambda setup: _directed(setup, starts.gradient(setup), direction)
+    return lambda setup: _directed(setup, data_starts.gradient(setup), direction)
 
 
 _GRADIENTS: tuple[tuple[Direction, str], ...] = (("A", "gradient-svd"), ("B", "gradient-svd-b"))
 for _direction, _name in _GRADIENTS:
     register(
         _name, f"singular vectors of the mean gradient, direction {_direction} (as in LoRA-One)",
-        sections=("gradient",), charged=True, shares=starts.gradient,
+        sections=("gradient",), charged=True, shares=data_starts.gradient,
     )(_gradient(_direction))  # fmt: skip
 
 
@@ -354,9 +354,9 @@ def asymmetric_b(setup: Setup) -> Start:
 
 
 def _oracle(direction: Direction) -> Callable[[Setup], Start]:
-    return lambda setup: _directed(setup, starts.full_change(setup), direction)
+    return lambda setup: _directed(setup, data_starts.full_change(setup), direction)
 
 
-_ORACLE: Mapping[str, Any] = {"sections": ("oracle",), "shares": starts.full_change}
+_ORACLE: Mapping[str, Any] = {"sections": ("oracle",), "shares": data_starts.full_change}
 register("oracle-a", "right singular vectors of full fine-tuning's change", **_ORACLE)(_oracle("A"))
 register("oracle-b", "left singular vectors of full fine-tuning's change", **_ORACLE)(_oracle("B"))

@@ -33,7 +33,7 @@ _BASIS_WORDS: dict[Basis, str] = {
     "equal fine-tuning steps": "{} steps of fine-tuning, the start on top",
 }
 _DORA_HRP = "dora-hrp-ab"
-# What the control must share with an arm for their difference to be the start's.
+# Control and arm must agree in these, or their difference would not be the start's.
 _ALIKE = ("model", "dtype", "batch_size", "lora.r")
 
 

@@ -48,7 +48,6 @@ class Costs:
     extra_parameters: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse negative and non-finite costs."""
         for name, value in vars(self).items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not (number and is_finite(value) and value >= 0):
@@ -109,13 +108,13 @@ def lora_parameters(rank: int, shapes: Iterable[tuple[int, int]]) -> int:
     return sum(min(rank, *shape) * sum(shape) for shape in shapes)
 
 
-def forward_flops(model: ModelSize, tokens: int, adapter_parameters: int = 0) -> float:
-    """Return the FLOPs of a pass without gradients: 2N + 2P per token, and attention.
+def forward_flops(model: ModelSize, tokens: int) -> float:
+    """Return the FLOPs of a pass of the base without gradients: 2N per token, and attention.
 
     >>> forward_flops(ModelSize(1000), tokens=10)
     20000.0
     """
-    return tokens * (model.forward_per_token + 2 * adapter_parameters)
+    return tokens * model.forward_per_token
 
 
 def lora_flops(

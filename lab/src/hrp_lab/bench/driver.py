@@ -27,14 +27,12 @@ class Summary:
         left: runs of the plan that have no record yet.
         steps: optimizer steps in the records written, those of preheating only where it was done.
         wall_s: seconds.
-        stopped: whether the time limit ended it.
     """
 
     ran: dict[str, int] = field(default_factory=dict)
     left: int = 0
     steps: int = 0
     wall_s: float = 0.0
-    stopped: bool = False
 
     @property
     def runs(self) -> int:
@@ -90,8 +88,7 @@ class Driver:
             while self._give_out(engine) or self._begun:
                 for result in engine.wait(self._left_s()):
                     self._take_in(result)
-                if self._out_of_time():
-                    self.summary.stopped = bool(self._begun) or self._schedule.runs_left > 0
+                if self._left_s() == 0.0:
                     break
         finally:
             engine.close()
@@ -114,9 +111,6 @@ class Driver:
         if self._limit_s is None:
             return None
         return max(0.0, self._limit_s - (time.monotonic() - self._began))
-
-    def _out_of_time(self) -> bool:
-        return self._left_s() == 0.0
 
     def _is_worth_beginning(self) -> bool:
         left = self._left_s()

@@ -27,7 +27,7 @@ _BROKEN_EXIT = 70  # of a worker whose job raised what nobody caught
 
 @dataclass(frozen=True)
 class Result:
-    """Hold what came of a job: a record, None where it made what is shared, or a lost worker."""
+    """Hold the outcome of a job: a record, None where it made what is shared, or a lost worker."""
 
     job: Job
     record: Record | None = None
@@ -137,17 +137,14 @@ class Workers:
     def _new(self) -> _Worker:
         mine, its = self._context.Pipe()
         threads = max(1, (os.cpu_count() or 1) // self.slots)
-        gpu = self._least_used_gpu()
+        used = [worker.gpu for worker in (*self._idle, *self._busy)]
+        gpu = min(self._gpus, key=used.count, default=None)
         came_up = self._context.Event()
         process = self._context.Process(target=_serve, args=(its, self._places, threads, came_up))
         with _sees_only(gpu):
             process.start()
         its.close()
         return _Worker(process, mine, came_up, gpu)
-
-    def _least_used_gpu(self) -> str | None:
-        used = [worker.gpu for worker in (*self._idle, *self._busy)]
-        return min(self._gpus, key=used.count, default=None)
 
     def wait(self, timeout_s: float | None) -> list[Result]:
         """Collect what has come back, and who has died.

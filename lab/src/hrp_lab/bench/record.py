@@ -77,7 +77,7 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class Record:
-    """Hold what came of a run.
+    """Hold the outcome of a run.
 
     Args:
         run: what was run.

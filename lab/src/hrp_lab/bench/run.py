@@ -1,15 +1,15 @@
-"""Executes a run: its arm's start, fine-tuning, evaluation, and the record of what came of it."""
+"""Executes a run: its arm's start, fine-tuning, evaluation, and the record of its outcome."""
 
 from __future__ import annotations
 
 import dataclasses
-import gc
 import math
 import time
 import traceback
 from datetime import UTC, datetime
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import nn
 
 from hrp.versions import installed_versions
@@ -41,11 +41,12 @@ def execute(bench: Bench, spec: RunSpec) -> Record:
     except NotApplicable as reason:
         record = Record(spec, "not-applicable", str(reason))
     except Exception as error:
-        if _is_sticky(error):
+        # Such an error leaves the process's context unusable; lack of memory does not.
+        if "CUDA error" in str(error) and not isinstance(error, torch.cuda.OutOfMemoryError):
             raise PoisonedDeviceError(str(error)) from error
         record = Record(spec, "failed", describe(error))
     finally:
-        release_memory()
+        clear_device_cache(garbage_collection=True)  # so that many processes fit on one device
     return stamped(record, bench.places, started, device_name())
 
 
@@ -54,19 +55,7 @@ def share(bench: Bench, spec: RunSpec) -> None:
     make = ARMS[spec.arm].shares
     if make is not None:
         make(Setup(bench, spec))
-    release_memory()
-
-
-def release_memory() -> None:
-    """Drop what the last run left, so that many processes fit on one device."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _is_sticky(error: Exception) -> bool:
-    """Tell whether a CUDA error leaves the process's context unusable; lack of memory does not."""
-    return "CUDA error" in str(error) and not isinstance(error, torch.cuda.OutOfMemoryError)
+    clear_device_cache(garbage_collection=True)
 
 
 def describe(error: BaseException) -> str:
@@ -182,11 +171,7 @@ def _finetune_flops(setup: Setup, start: Start, trained: Trained) -> float:
     """Count FLOPs by `hrp_lab.bench.costs`, without DoRA's norms and AdaLoRA's penalty."""
     if start.full:
         return costs.full_finetuning_flops(setup.size, trained.tokens)
-    held, updated = _adapter_entries(start.model)
+    adapter = [p for name, p in start.model.named_parameters() if ".lora_" in name]
+    held = sum(p.numel() for p in adapter)
+    updated = sum(p.numel() for p in adapter if p.requires_grad)
     return costs.lora_flops(setup.size, trained.tokens, held, updated)
-
-
-def _adapter_entries(model: nn.Module) -> tuple[int, int]:
-    """Count the parameters of the adapter, and those of them that are trained."""
-    adapters = [p for name, p in model.named_parameters() if ".lora_" in name]
-    return sum(p.numel() for p in adapters), sum(p.numel() for p in adapters if p.requires_grad)

@@ -86,7 +86,7 @@ class Schedule:
         return None
 
     def done(self, job: Job) -> None:
-        """Note that a job is over, whatever came of it."""
+        """Note that a job is over, whether it succeeded or failed."""
         if job.makes:
             self._ready.add(job.makes)
 

@@ -18,7 +18,7 @@ from hrp.spectra.spectrum import Spectrum
 from hrp_lab.bench.costs import Costs
 from hrp_lab.bench.record import RunSpec
 
-# What a run's data, model and adapter depend on, apart from its own settings.
+# A run's data, model and adapter depend on these, apart from its own settings.
 _GROUND = ("model", "dtype", "batch_size", "task", "lora", "training")
 
 

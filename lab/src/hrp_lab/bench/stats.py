@@ -117,7 +117,7 @@ class Comparison:
         bootstrap: 95 % percentile bootstrap over seeds, paired; too narrow with few seeds.
         p_value: two-sided; ``holm_p``: corrected over all comparisons made together.
         pooled: whether the pooled variance was used.
-        verdict: "better" or "worse" only where ``holm_p <= level``; of `UNJUDGED` where there is no
+        verdict: "better" or "worse" only where ``holm_p <= LEVEL``; of `UNJUDGED` where there is no
             test, and then all numbers are NaN.
     """
 
@@ -138,18 +138,13 @@ class Comparison:
         return self.verdict not in UNJUDGED
 
 
-def compare(
-    best: Mapping[str, Best], minimise: bool, control: str = CONTROL, level: float = LEVEL
-) -> list[Comparison]:
+def compare(best: Mapping[str, Best], minimise: bool, control: str = CONTROL) -> list[Comparison]:
     """Compare every arm with ``control``, in the order of ``best``; see the module's text."""
-    return compare_pairs(best, [(arm, control) for arm in best if arm != control], minimise, level)
+    return compare_pairs(best, [(arm, control) for arm in best if arm != control], minimise)
 
 
 def compare_pairs(
-    best: Mapping[str, Best],
-    pairs: Sequence[Pair],
-    minimise: bool,
-    level: float = LEVEL,
+    best: Mapping[str, Best], pairs: Sequence[Pair], minimise: bool
 ) -> list[Comparison]:
     """Compare (arm, control) pairs, with Holm's correction over all of them.
 
@@ -170,7 +165,7 @@ def compare_pairs(
     tests = {pair: _test(best, pair, shared) for pair in tested if shared}
     corrected = dict(zip(tested, holm([test.p_value for test in tests.values()]), strict=True))
     return [
-        _comparison(pair, tests[pair], corrected[pair], minimise, level)
+        _comparison(pair, tests[pair], corrected[pair], minimise)
         if pair in tests
         else _unjudged(pair, "incomplete" if set(pair) <= set(known) else "rate not settled")
         for pair in pairs
@@ -204,10 +199,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def bootstrap_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
     """Return the percentile bootstrap interval of the mean, by a fixed seed."""
     draws = np.random.default_rng(0).integers(len(values), size=(_RESAMPLES, len(values)))
-    low, high = np.quantile(values[draws].mean(1), [level / 2, 1 - level / 2])
+    low, high = np.quantile(values[draws].mean(1), [LEVEL / 2, 1 - LEVEL / 2])
     return float(low), float(high)
 
 
@@ -239,18 +234,18 @@ def _test(best: Mapping[str, Best], pair: Pair, shared: Pool) -> _Test:
     return _Test(shared.seeds, differences, error, degrees, pooled=set(pair) <= shared.arms)
 
 
-def _comparison(pair: Pair, test: _Test, holm_p: float, minimise: bool, level: float) -> Comparison:
+def _comparison(pair: Pair, test: _Test, holm_p: float, minimise: bool) -> Comparison:
     mean = float(test.differences.mean())
-    half = float(stats.t.isf(level / 2, test.degrees) * test.error)
+    half = float(stats.t.isf(LEVEL / 2, test.degrees) * test.error)
     verdict: Verdict = "no significant difference"
-    if holm_p <= level:
+    if holm_p <= LEVEL:
         verdict = "better" if (mean < 0) == minimise else "worse"
     return Comparison(
         *pair,
         seeds=test.seeds,
         difference=mean,
         interval=(mean - half, mean + half),
-        bootstrap=bootstrap_interval(test.differences, level),
+        bootstrap=bootstrap_interval(test.differences),
         p_value=test.p_value,
         holm_p=holm_p,
         pooled=test.pooled,

@@ -1,4 +1,4 @@
-"""The command line of the lab: ``hrp-lab bench`` and ``hrp-lab theory``."""
+"""Runs the lab's command line: ``hrp-lab bench`` and ``hrp-lab theory``."""
 
 from __future__ import annotations
 

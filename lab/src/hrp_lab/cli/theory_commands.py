@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from hrp_lab.theory.sweep import SweepConfig
 
 EXAMPLES = """\
@@ -175,7 +179,7 @@ def _check(options: argparse.Namespace, command: str) -> int:
     from hrp_lab.theory.check import CheckConfig, check_all
     from hrp_lab.theory.rows import table
 
-    config = CheckConfig(draws=options.draws, seed=options.seed)
+    config = CheckConfig(**_fields(options, CheckConfig))
     began = time.perf_counter()
     rows = check_all(config)
     broken = [row for row in rows if not row.holds]
@@ -190,20 +194,14 @@ def _figure1(options: argparse.Namespace, command: str) -> int:
     from hrp_lab.theory.figure1 import Figure1Config, figure1
     from hrp_lab.theory.theory_tables import figure1_table
 
-    config = Figure1Config(
-        draws=options.draws,
-        seed=options.seed,
-        preheat_rank=options.preheat_rank,
-        preheat_time=options.preheat_time,
-    )
+    config = Figure1Config(**_fields(options, Figure1Config))
     result = figure1(config)
     print(figure1_table(result))
     _record(options, command, asdict(config), optimum=result.optimum, table=result.rows())
     if options.out:
-        from hrp_lab.theory.theory_plots import draw_figure1, save_figure
+        from hrp_lab.theory.theory_plots import draw_figure1
 
-        save_figure(draw_figure1(result), options.out / "theory-figure1.png")
-        print(f"wrote {options.out / 'theory-figure1.png'}")
+        _save(draw_figure1(result), options.out / "theory-figure1.png")
     return 0
 
 
@@ -216,11 +214,9 @@ def _sweep(options: argparse.Namespace, command: str) -> int:
     print(sweep_table(result))
     _record(options, command, asdict(config), limits=result.limits(), table=result.rows)
     if options.out:
-        from hrp_lab.theory.theory_plots import draw_sweep, save_figure
+        from hrp_lab.theory.theory_plots import draw_sweep
 
-        path = options.out / f"{options.name}.png"
-        save_figure(draw_sweep(result), path)
-        print(f"wrote {path}")
+        _save(draw_sweep(result), options.out / f"{options.name}.png")
     return 0
 
 
@@ -233,14 +229,8 @@ def _sweep_config(options: argparse.Namespace) -> SweepConfig:
     m, n = options.shape
     return SweepConfig(
         target=TargetConfig(options.spectrum, m, n, decay, options.first),
-        rank=options.rank,
-        preheat_ranks=tuple(options.preheat_ranks),
-        preheat_steps=tuple(options.preheat_steps),
         optimizer=Descent(options.method, options.step_size, noise=options.noise),
-        train_factors=options.train_factors,
-        kind=options.kind,
-        draws=options.draws,
-        seed=options.seed,
+        **_fields(options, SweepConfig),
     )
 
 
@@ -248,33 +238,43 @@ def _truncation(options: argparse.Namespace, command: str) -> int:
     from hrp_lab.theory.theory_tables import truncation_table
     from hrp_lab.theory.truncation_sweep import TruncationConfig, truncation_sweep
 
-    config = TruncationConfig(
-        preheat_rank=options.preheat_rank,
-        rank=options.rank,
-        conditions=tuple(options.conditions),
-        preheat_times=tuple(options.preheat_times),
-        damping=options.damping,
-        draws=options.draws,
-        seed=options.seed,
-    )
+    config = TruncationConfig(**_fields(options, TruncationConfig))
     result = truncation_sweep(config)
     print(truncation_table(result))
     avoided = result.avoided()
     _record(options, command, asdict(config), table=result.rows(), avoided=avoided)
     if options.out:
-        from hrp_lab.theory.theory_plots import draw_truncation, save_figure
+        from hrp_lab.theory.theory_plots import draw_truncation
 
-        path = options.out / "theory-truncation.png"
-        save_figure(draw_truncation(result), path)
-        print(f"wrote {path}")
+        _save(draw_truncation(result), options.out / "theory-truncation.png")
     return 0
+
+
+def _fields(options: argparse.Namespace, config: Any) -> dict[str, Any]:
+    """Return the fields of a config that flags set; those with several values are tuples."""
+    given = {f.name: getattr(options, f.name) for f in fields(config) if f.name in options}
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+
+
+def _save(figure: Figure, path: Path) -> None:
+    from hrp_lab.theory.theory_plots import save_figure
+
+    save_figure(figure, path)
+    print(f"wrote {path}")
 
 
 def _record(
     options: argparse.Namespace, command: str, settings: dict[str, Any], **measured: Any
 ) -> None:
-    from hrp_lab.theory.theory_record import write_record
+    """Write what was measured, with its settings and versions, where ``--record`` asks for it.
+
+    Raises ``ValueError`` for NaN and infinity, which JSON has no words for.
+    """
+    from hrp.files import write_text
+    from hrp.versions import installed_versions
 
     if options.record:
-        write_record(options.record, command, settings, **measured)
+        versions = installed_versions() | {name: version(name) for name in ("numpy", "scipy")}
+        record = {"command": command, "settings": settings, **measured, "versions": versions}
+        write_text(options.record, json.dumps(record, indent=1, allow_nan=False) + "\n")
         print(f"wrote {options.record}")

@@ -6,10 +6,11 @@ import numpy as np
 from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 
-from hrp.report.figures import drawn, heat_map, judged_by, plain
+from hrp.report.figures import drawn, heat_map, plain
 from hrp.report.table import Table, number
 from hrp_lab.bench.ablation import FACTORS, Grid, contrasts, grids
 from hrp_lab.bench.comparisons import Analysis
+from hrp_lab.report.plots import judged_by
 
 
 def caption(analysis: Analysis, arm: str) -> str:

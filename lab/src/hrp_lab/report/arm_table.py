@@ -1,4 +1,4 @@
-"""The table of arms, and how its numbers are written."""
+"""Makes the table of arms and writes its numbers."""
 
 from __future__ import annotations
 
@@ -114,14 +114,8 @@ def _verdict_cells(comparison: Comparison | None) -> list[str]:
     low, high = comparison.interval
     marks = "" if comparison.pooled else " *"
     difference = f"{comparison.difference:+.4f} [{low:+.4f}, {high:+.4f}]{marks}"
-    verdict = LOST if _lost_to_correction(comparison) else comparison.verdict
-    return [difference, p_value(comparison.holm_p), verdict]
-
-
-def _lost_to_correction(comparison: Comparison) -> bool:
-    """Return whether the interval leaves 0 out, for this comparison alone, without a verdict."""
-    low, high = comparison.interval
-    return comparison.verdict == "no significant difference" and not low <= 0 <= high
+    lost = comparison.verdict == "no significant difference" and not low <= 0 <= high
+    return [difference, p_value(comparison.holm_p), LOST if lost else comparison.verdict]
 
 
 def _bootstrap_cell(comparison: Comparison | None) -> str:

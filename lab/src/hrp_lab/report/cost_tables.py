@@ -1,4 +1,4 @@
-"""The table of costs, and which of them may be compared."""
+"""Makes the table of costs and marks those that do not compare."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _cost_cells(costs: Sequence[Costs], mark: str) -> list[str]:
         "tokens_per_second": si(mean("tokens_per_second"), "tok/s") + mark,
         "peak_memory_bytes": f"{mean('peak_memory_bytes') / 2**30:.2f} GiB{mark}",
     }
-    # No run uses none of these: a zero was not measured. A plain adapter has no extra parameters.
+    # Every run uses some of each: a zero was not measured. Plain adapters have no extra parameters.
     shown = [text if mean(name) else DASH for name, text in measured.items()]
     extra = si(mean("extra_parameters")) if mean("tokens") else DASH
     return [*steps, *shown, extra]

@@ -1,11 +1,11 @@
-"""Records and spectra as one self-contained HTML page."""
+"""Writes records and spectra as one self-contained HTML page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from hrp.report.html import page
-from hrp.report.spectrum_page import spectrum_sections
+from hrp.report.spectrum_views import spectrum_sections
 from hrp.spectra.spectrum import Spectrum
 from hrp_lab.bench.record import Record
 from hrp_lab.bench.stats import CONTROL

@@ -1,10 +1,11 @@
-"""Records as a Markdown page with figures beside it, such as ``docs/results.md``."""
+"""Writes records as a Markdown page with figures beside it, such as ``docs/results.md``."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from hrp_lab.bench.record import Record
 from hrp_lab.bench.stats import CONTROL
 from hrp_lab.report.sections import sections
 from hrp_lab.report.themed import save_themed
+
+_LONG_CAPTION = 300  # letters; longer ones are folded
 
 
 def write_page(
@@ -67,11 +70,19 @@ def _rendered(block: Block, figures: str) -> str:
         case FigureBlock(_, _, caption):
             said = markdown_text(caption)
             return f"![{said}]({figures}/{_file_name(block)})\n\n{said}.\n"
+        case TableBlock(table, "") if len(table.caption) > _LONG_CAPTION:
+            rows = replace(table, caption="").markdown().rstrip()
+            said = f"{markdown_text(table.caption)}\n"
+            return f"{rows}\n\n{_folded('How to read this table', said)}"
         case TableBlock(table, ""):
             return table.markdown()
         case TableBlock(table, summary):
-            opening = f"<details>\n<summary>{escape(summary)}</summary>\n"
-            return f"{opening}\n{table.markdown()}\n</details>\n"
+            return _folded(summary, table.markdown())
+
+
+def _folded(summary: str, text: str) -> str:
+    """Return Markdown that opens at a click; mkdocs reads it as Markdown only if told so."""
+    return f'<details markdown="1">\n<summary>{escape(summary)}</summary>\n\n{text}\n</details>\n'
 
 
 def _file_name(block: FigureBlock) -> str:

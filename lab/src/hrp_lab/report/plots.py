@@ -1,4 +1,4 @@
-"""Figures of a benchmark: differences, sweeps, loss curves."""
+"""Draws the figures of a benchmark: differences, sweeps, loss curves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hrp.report.figures import INK, colour, drawn, judged_by, plain
+from hrp.report.figures import INK, colour, drawn, plain
 from hrp_lab.bench.comparisons import Analysis
 from hrp_lab.bench.record import Record
 from hrp_lab.bench.stats import Comparison
@@ -68,6 +68,16 @@ def differences(analysis: Analysis) -> Figure:
             axes.plot([], [], "o", color=shade, label=verdict)
         figure.legend(loc="outside upper center", ncols=3, handletextpad=0.2)
         return figure
+
+
+def judged_by(metric: str, sense: str, longest: int) -> str:
+    """Return a metric and which way it is better, in two lines if over ``longest`` letters.
+
+    >>> judged_by("eval_loss", "less is better", 30)
+    'eval_loss (less is better)'
+    """
+    space = " " if len(f"{metric} ({sense})") <= longest else "\n"
+    return f"{metric}{space}({sense})"
 
 
 def _reach(ends: np.ndarray) -> float:
@@ -200,7 +210,7 @@ def power(rate: float) -> str:
 
 def _apart(rates: Sequence[float]) -> list[float]:
     """Return those of ascending rates whose names do not touch on a logarithmic axis."""
-    least = np.log(rates[-1] / rates[0]) / 8
+    least = np.log(rates[-1] / rates[0]) / 6
     kept = list(rates[:1])
     for rate in rates[1:]:
         if np.log(rate / kept[-1]) >= least:

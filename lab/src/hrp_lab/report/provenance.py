@@ -1,4 +1,4 @@
-"""Tables of where results come from (run ids, engines, commits) and of runs without a result."""
+"""Lists where results come from (run ids, engines, commits) and runs without a result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hrp_lab.bench.record import Record
 # Options of `hrp-lab bench run`, also former ones, that change how a step is done and not what it
 # computes.
 _ENGINE_FLAGS = ("--padding_free", "--torch_compile", "--cuda_graphs", "--micro_batch_size")
-_DIRTY = {True: " (with changes)", False: "", None: " (dirtiness unknown)"}
+_DIRTY = {True: " (with changes)", False: "", None: " (changes unknown)"}
 
 
 def engine(record: Record) -> tuple[str, str]:

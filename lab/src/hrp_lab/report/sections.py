@@ -1,4 +1,4 @@
-"""The report of a benchmark: one list of sections, whatever format it is rendered to."""
+"""Makes a benchmark's report: one list of sections, whatever format it is rendered to."""
 
 from __future__ import annotations
 

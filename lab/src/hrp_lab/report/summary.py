@@ -1,4 +1,4 @@
-"""Small tables that answer what a reader asks first: is it better, against what, at what price.
+"""Makes the small tables that say whether a start is better, than what, and at what price.
 
 They are made of the same analyses as the long tables, so that every number and every verdict is the
 one that stands on the experiment's own page.
@@ -33,6 +33,17 @@ PAIRS: Sequence[Pair] = (
     ("hrp-ab", "squeeze-tail"),
 )
 """These are the comparisons that decide; the first of each pair is the one that is to be better."""
+
+NAMES: Mapping[str, str] = {
+    "lora": "LoRA",
+    "hrp-ab": "HRP",
+    "dora": "DoRA",
+    "dora-hrp-ab": "DoRA from HRP",
+    "hrp-ab-frobenius": "HRP, plain SVD",
+    "squeeze": "LoRA-Squeeze",
+    "squeeze-tail": "LoRA-Squeeze, trained on",
+}
+"""These are the names of starts in tables that have little room."""
 
 BUDGETS: Mapping[str, str] = {
     "equal_total": "preheating's steps, out of the same total",
@@ -135,15 +146,16 @@ def pairs_table(records: Sequence[Record]) -> Table:
     columns = [_compared(analysis) for analysis in whole]
     rows = [
         (
-            f"{arm} against {control}",
+            f"{NAMES[arm]} against {NAMES[control]}",
             *(_pair_cell(column.get((arm, control))) for column in columns),
         )
         for arm, control in PAIRS
     ]
     caption = (
         "Difference in test loss (negative: the first is better), 95 % t interval, verdict "
-        "corrected over the column (Holm); preheating's steps taken out of the same total. "
-        f"{DASH}: not run; 'level': no significant difference."
+        "corrected over the column (Holm), at equal steps in all. HRP: LoRA from HRP, the arm "
+        "hrp-ab; LoRA-Squeeze cuts rank 128 at the end (squeeze), or trains on at rank r for the "
+        f"last fifth (squeeze-tail). {DASH}: not run; 'level': no significant difference."
     )
     return Table(caption, ("comparison", *names), tuple(rows))
 
@@ -242,15 +254,20 @@ def classifiers_table(
             cells.setdefault(key, {})[task] = (score, f"{shown[0]} {verdict}".removeprefix(DASH))
     empty = (DASH, DASH)
     rows = [
-        (*key, *(cell for task in records_by_task for cell in by_task.get(task, empty)))
+        (
+            NAMES.get(key[0], key[0]),
+            *key[1:],
+            *(cell for task in records_by_task for cell in by_task.get(task, empty)),
+        )
         for key, by_task in sorted(cells.items(), key=lambda item: (item[0][0] != "lora", item[0]))
     ]
     header = ["start", *(_WORDS.get(name, name) for name in settings)]
     for task in records_by_task:
-        header += [f"{task}, mean (worst seed)", "minus LoRA [95 % CI]"]
+        header += [f"{task} (worst seed)", "minus LoRA [95 % CI]"]
     caption = (
-        "More is better; 'level': no significant difference after Holm's correction over all of an "
-        f"experiment's settings, also where an interval by itself leaves 0 out. {_RULE}"
+        "Means, of which more is better; 'level': no significant difference after Holm's "
+        "correction over all of an experiment's settings, also where an interval by itself leaves "
+        f"0 out. {_RULE}"
     )
     return Table(caption, tuple(header), tuple(rows))
 

@@ -38,7 +38,7 @@ _SIDES: tuple[Direction, ...] = ("A", "B")
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """Settings that say how thoroughly to check.
+    """Says how thoroughly to check.
 
     Args:
         draws: number of random starts behind a mean, whose tolerance falls with its square root.
@@ -49,7 +49,6 @@ class CheckConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check both fields."""
         check_integer("draws", self.draws, minimum=2)
         check_integer("seed", self.seed, minimum=0)
 

@@ -29,7 +29,7 @@ _SHAPES = ((9, 14, 6, 2), (16, 10, 8, 3), (12, 12, 12, 5))
 
 @dataclass(frozen=True, eq=False)
 class _Case:
-    """An update of rank R that is to be cut to ``rank``, and the problem that weighs it."""
+    """Holds an update of rank R that is to be cut to ``rank``, and the problem that weighs it."""
 
     problem: WeightedFactorization
     A: Float[np.ndarray, "n R"]
@@ -38,12 +38,12 @@ class _Case:
 
     @property
     def update(self) -> Preheated:
-        """Its SVD."""
+        """Return the SVD of the update."""
         return spectrum_of(self.A, _SCALING * self.B)
 
     @property
     def delta_weight(self) -> Float[np.ndarray, "m n"]:
-        """The matrix itself, scaling * B A^T."""
+        """Return the matrix itself, scaling * B A^T."""
         return _SCALING * self.B @ self.A.T
 
     def damped(self, damping: float) -> WeightedFactorization:

@@ -21,7 +21,7 @@ _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
 @dataclass(frozen=True)
 class Descent:
-    """An optimizer at a constant step size.
+    """Holds an optimizer at a constant step size.
 
     Args:
         method: "gd", exact gradients; "sgd", exact gradients plus Gaussian noise; "adam", Kingma
@@ -42,7 +42,6 @@ class Descent:
     record: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check every field."""
         check_choice("method", self.method, get_args(Method))
         check_positive("step_size", self.step_size)
         check_integer("steps", self.steps, minimum=1)
@@ -64,7 +63,7 @@ class Descent:
 
     @property
     def recorded(self) -> tuple[int, ...]:
-        """Numbers of steps done at which the run is recorded."""
+        """Return the numbers of steps after which the run is recorded."""
         return self.record or tuple(range(self.steps + 1))
 
 
@@ -101,7 +100,10 @@ def descend(
                 losses.append(loss)
                 kept.extend([factors] * keep_factors)
             if step < settings.steps:
-                factors = factors | _stepped(problem, factors, updates, rng)
+                gradients = problem.gradients(factors["A"], factors["B"])
+                gradient = dict(zip("AB", gradients, strict=True))
+                steps = {name: update(gradient[name], rng) for name, update in updates.items()}
+                factors = factors | {name: factors[name] - step for name, step in steps.items()}
     times = settings.step_size * np.array(settings.recorded, dtype=np.float64)
     if not keep_factors:
         return Trajectory(times, np.stack(losses, -1))
@@ -109,17 +111,6 @@ def descend(
         np.stack([recorded_factors[name] for recorded_factors in kept], -3) for name in ("A", "B")
     )
     return Trajectory(times, np.stack(losses, -1), A, B)
-
-
-def _stepped(
-    problem: MatrixFactorization,
-    factors: dict[str, np.ndarray],
-    updates: dict[str, _Update],
-    rng: np.random.Generator | None,
-) -> dict[str, np.ndarray]:
-    """Return the trained factors after one step."""
-    gradients = dict(zip("AB", problem.gradients(factors["A"], factors["B"]), strict=True))
-    return {name: factors[name] - update(gradients[name], rng) for name, update in updates.items()}
 
 
 def _finite_loss(

@@ -33,7 +33,7 @@ _LIMIT_TIME = 80.0
 
 @dataclass(frozen=True)
 class Figure1Config:
-    """Settings of the figure; the defaults are the caption's, where it has them.
+    """Holds the figure's settings; the defaults are the caption's, where it has them.
 
     Args:
         draws: number of random starts, and of preheatings.
@@ -57,7 +57,6 @@ class Figure1Config:
     rank: int = 2
 
     def __post_init__(self) -> None:
-        """Check every field."""
         check_integer("draws", self.draws, minimum=2)
         check_integer("seed", self.seed, minimum=0)
         check_positive("preheat_time", self.preheat_time)
@@ -67,13 +66,13 @@ class Figure1Config:
 
     @property
     def problem(self) -> MatrixFactorization:
-        """The target."""
+        """Return the target."""
         return flat_target(self.k, self.size, self.size)
 
 
 @dataclass(frozen=True, eq=False)
 class Figure1:
-    """Losses (draws, times) by panel and arm, which the figure shows, and the settings.
+    """Holds the losses (draws, times) by panel and arm that the figure shows, and the settings.
 
     The last of ``times`` is far to the right of the figure, for the final losses.
     """
@@ -84,7 +83,7 @@ class Figure1:
 
     @property
     def optimum(self) -> float:
-        """L*, the best loss at the rank."""
+        """Return L*, the best loss at the rank."""
         return self.config.problem.optimum(self.config.rank)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -127,15 +126,11 @@ def figure1(config: Figure1Config) -> Figure1:
     losses = {}
     for panel in PANELS:
         for arm, start in _starts(config, panel, rng).items():
-            trained = "both" if panel == "classic" else _trained_against(start)
+            other: TrainFactors = "B" if start.direction == "A" else "A"  # the carrier is frozen
+            trained = "both" if panel == "classic" else other
             run = gradient_flow(config.problem, start, times, trained)
             losses[panel, arm] = np.broadcast_to(run.losses, (config.draws, times.size))
     return Figure1(config, times, losses)
-
-
-def _trained_against(start: Start) -> TrainFactors:
-    """Return the factor that asymmetric LoRA trains: not the carrier, which is frozen."""
-    return "B" if start.direction == "A" else "A"
 
 
 def _starts(config: Figure1Config, panel: Panel, rng: np.random.Generator) -> dict[str, Start]:

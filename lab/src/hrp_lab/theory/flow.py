@@ -27,7 +27,7 @@ class SolverError(ArithmeticError):
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """Losses along a run, of every draw.
+    """Holds the losses along a run, of every draw.
 
     Args:
         times: (times,) ascending; flow time, which is step size times steps for gradient descent.
@@ -40,11 +40,6 @@ class Trajectory:
     losses: Float[np.ndarray, "*batch times"]
     A: Float[np.ndarray, "*batch times n rank"] | None = None
     B: Float[np.ndarray, "*batch times m rank"] | None = None
-
-    @property
-    def final(self) -> Float[np.ndarray, "*batch"]:
-        """Loss at the last time."""
-        return np.asarray(self.losses[..., -1])
 
     def factors(
         self,
@@ -123,7 +118,7 @@ def gradient_flow(
 
 
 class _System:
-    """The flow as scipy wants it: one flat vector, holding the trained factors only."""
+    """Gives scipy the flow as one flat vector, which holds the trained factors only."""
 
     def __init__(self, problem: MatrixFactorization, start: Start, train_factors: str) -> None:
         self.problem, self.start = problem, start

@@ -19,7 +19,7 @@ from hrp_lab.theory.problem import Direction, MatrixFactorization
 
 @dataclass(frozen=True, eq=False)
 class Preheated:
-    """Thin SVD of every draw's preheated product B A^T.
+    """Holds the thin SVD of every draw's preheated product B A^T.
 
     Args:
         U: (draws, m, preheat_rank).

@@ -17,7 +17,7 @@ RandomKind = Literal["gaussian", "orthogonal"]
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """Both factors at time 0, one of them zero, so that the product is zero.
+    """Holds both factors at time 0; one of them is zero, so that the product is zero.
 
     Args:
         A: (*batch, n, rank).
@@ -31,12 +31,12 @@ class Start:
 
     @property
     def carrier(self) -> Float[np.ndarray, "*batch dimension rank"]:
-        """The factor that is not zero."""
+        """Return the factor that is not zero."""
         return self.A if self.direction == "A" else self.B
 
     @property
     def rank(self) -> int:
-        """Columns of both factors."""
+        """Return the number of columns of both factors."""
         return int(self.A.shape[-1])
 
 

@@ -19,7 +19,7 @@ Direction = Literal["A", "B"]
 
 
 class MatrixFactorization:
-    """The problem min over A, B of L(A, B) = 1/2 ||B A^T - M||_F^2.
+    """States the problem min over A, B of L(A, B) = 1/2 ||B A^T - M||_F^2.
 
     Args:
         M: (m, n) target, anything that numpy makes a matrix of; kept as a float64 copy.
@@ -43,40 +43,39 @@ class MatrixFactorization:
         self.M: Float[np.ndarray, "m n"] = M
 
     def __repr__(self) -> str:
-        """Name the shape instead of printing the matrix."""
         return f"MatrixFactorization(m={self.m}, n={self.n})"
 
     @property
     def m(self) -> int:
-        """Rows of ``M``: the output dimension, of ``B``."""
+        """Return the number of rows of ``M``: the output dimension, of ``B``."""
         return self.M.shape[0]
 
     @property
     def n(self) -> int:
-        """Columns of ``M``: the input dimension, of ``A``."""
+        """Return the number of columns of ``M``: the input dimension, of ``A``."""
         return self.M.shape[1]
 
     @cached_property
     def svd(
         self,
     ) -> tuple[Float[np.ndarray, "m k"], Float[np.ndarray, " k"], Float[np.ndarray, "k n"]]:
-        """Thin SVD of ``M``: U, singular values descending, Vh."""
+        """Return the thin SVD of ``M``: U, singular values descending, Vh."""
         U, S, Vh = np.linalg.svd(self.M, full_matrices=False)
         return U, S, Vh
 
     @property
     def singular_values(self) -> Float[np.ndarray, " k"]:
-        """Singular values s_1 >= s_2 >= ... of ``M``."""
+        """Return the singular values s_1 >= s_2 >= ... of ``M``."""
         return self.svd[1]
 
     @cached_property
     def energy(self) -> float:
-        """||M||_F^2, twice the loss at A = 0 or B = 0."""
+        """Return ||M||_F^2, twice the loss at A = 0 or B = 0."""
         return float(np.square(self.M).sum())
 
     @cached_property
     def mirror(self) -> MatrixFactorization:
-        """The problem of M^T, in which A and B change roles."""
+        """Return the problem of M^T, in which A and B change roles."""
         return MatrixFactorization(self.M.T)
 
     def seen_from(self, direction: Direction) -> MatrixFactorization:

@@ -19,7 +19,7 @@ STANDARD_ERRORS = 3.0
 
 @dataclass(frozen=True)
 class Row:
-    """A statement put to the test.
+    """Records a statement put to the test.
 
     Args:
         statement: its name in docs/theory.md.
@@ -39,14 +39,14 @@ class Row:
 
     @property
     def error(self) -> float:
-        """Distance of the measurement on the wrong side of the prediction; 0 on the right one."""
+        """Return how far the measurement is on the wrong side of the prediction; 0 on the right."""
         difference = self.measured - self.predicted
         wrong = {"=": abs(difference), "<=": max(0.0, difference), ">=": max(0.0, -difference)}
         return wrong[self.relation]
 
     @property
     def holds(self) -> bool:
-        """True if the error is within the tolerance; NaN never is."""
+        """Return whether the error is within the tolerance; NaN never is."""
         return bool(self.error <= self.tolerance)
 
     def to_dict(self) -> dict[str, Any]:

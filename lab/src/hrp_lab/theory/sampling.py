@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 
 class Estimate(NamedTuple):
-    """A sample mean and its standard error (0 for a constant)."""
+    """Holds a sample mean and its standard error (0 for a constant)."""
 
     mean: float
     standard_error: float

@@ -35,7 +35,7 @@ SIDES: tuple[Direction, ...] = ("A", "B")
 
 @dataclass(frozen=True)
 class TargetConfig:
-    """Settings of a target, which is given by its spectrum.
+    """Describes a target by its spectrum.
 
     Args:
         kind: "flat" has ``decay`` equal values; "geometric" s_i = first * decay^(i-1);
@@ -68,7 +68,7 @@ class TargetConfig:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """Settings of the sweep.
+    """Holds the settings of the sweep.
 
     Args:
         target: the spectrum.
@@ -112,7 +112,7 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Mean final losses, a row for each R, K and direction, and the known limits."""
+    """Holds mean final losses, a row for each R, K and direction, and the known limits."""
 
     config: SweepConfig
     rows: list[dict[str, Any]]

@@ -16,13 +16,14 @@ from hrp_lab.theory.figure1 import ARMS, EXCESS, PANELS, Figure1
 from hrp_lab.theory.sweep import SIDES, Sweep
 from hrp_lab.theory.truncation_sweep import WEIGHTS, TruncationSweep
 
+_INK = "#76808c"  # can be read on white and on the near-black of the site's dark theme
 # Okabe and Ito's colours, told apart by colour-blind readers; dashes tell the lines apart in grey.
 _LOOKS: dict[str, dict[str, Any]] = {
     "gaussian": {"color": "#999999", "linestyle": "-"},
     "orthogonal": {"color": "#e69f00", "linestyle": "--"},
     "HRP A": {"color": "#0072b2", "linestyle": "-"},
     "HRP B": {"color": "#d55e00", "linestyle": "-"},
-    "target": {"color": "#000000", "linestyle": ":"},
+    "target": {"color": _INK, "linestyle": ":"},
 }
 _NAMES = {
     "gaussian": "Gaussian",
@@ -35,7 +36,7 @@ _TITLES = {"classic": "classic LoRA", "asymmetric": "asymmetric LoRA"}
 _CUTS: dict[str, dict[str, Any]] = {
     "plain": {"color": "#999999", "label": "cut by the plain SVD"},
     "metric": {"color": "#d55e00", "label": "cut in the metric of the loss"},
-    "optimum": {"color": "#000000", "label": "best of rank $r$", "linestyle": ":"},
+    "optimum": {"color": _INK, "label": "best of rank $r$", "linestyle": ":"},
     "preheated": {"color": "#0072b2", "label": "before the cut, rank $R$", "linestyle": "--"},
 }
 _LOWEST = 1e-4
@@ -45,7 +46,10 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": "#e5e5e5",
+    "grid.color": _INK,
+    "grid.alpha": 0.3,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor"), _INK),
+    **dict.fromkeys(("xtick.color", "ytick.color"), _INK),
     "legend.frameon": False,
     "lines.linewidth": 1.5,
 }
@@ -102,7 +106,7 @@ def draw_sweep(result: Sweep) -> Figure:
         limits = result.limits()
         for axes in (left, right):
             axes.axhline(limits["random"], color="#999999", linewidth=0.9, linestyle="--")
-            axes.axhline(limits["optimum"], color="#000000", linewidth=0.9, linestyle=":")
+            axes.axhline(limits["optimum"], color=_INK, linewidth=0.9, linestyle=":")
             axes.legend(
                 fontsize=7,
                 loc="upper center",
@@ -207,12 +211,12 @@ def _avoided_damage(axes: Any, result: TruncationSweep) -> None:
                 linestyle=dashes,
                 label=f"{weights}, $t = {time:g}$",
             )
-    axes.axhline(0, color="#000000", linewidth=0.7)
+    axes.axhline(0, color=_INK, linewidth=0.7)
     axes.set_ylabel("damage of the plain cut avoided (%)")
     axes.set_title("metric of the loss against plain SVD", fontsize=9)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG at 200 dots an inch, whole or not at all; folders are made."""
-    metadata = {"Software": None}
-    write_file(path, lambda staging: figure.savefig(staging, dpi=200, metadata=metadata))
+    """Write a PNG without a background, whole or not at all; folders are made."""
+    look: dict[str, Any] = {"dpi": 200, "transparent": True, "metadata": {"Software": None}}
+    write_file(path, lambda staging: figure.savefig(staging, **look))

@@ -35,7 +35,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class TruncationConfig:
-    """Settings of the sweep; the target has s_i = first * ratio^(i-1) and random singular vectors.
+    """Holds the sweep's settings; s_i = first * ratio^(i-1), with random singular vectors.
 
     Args:
         m: rows of the target.
@@ -83,7 +83,7 @@ def _check_ascending(name: str, kind: str, values: tuple[float, ...], above: flo
 
 @dataclass(frozen=True, eq=False)
 class TruncationSweep:
-    """Losses as shares of the loss at step 0, (draws,) by weights, condition, time and name."""
+    """Holds losses as shares of that at step 0, (draws,) by weights, condition, time and name."""
 
     config: TruncationConfig
     losses: dict[tuple[Weights, float, float, str], Float[np.ndarray, " draws"]]

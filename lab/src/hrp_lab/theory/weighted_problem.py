@@ -14,7 +14,7 @@ from hrp_lab.theory.problem import MatrixFactorization, orthonormal_columns
 
 
 class WeightedFactorization(MatrixFactorization):
-    """The problem min over A, B of 1/2 ||Y^(1/2) (B A^T - M) X^(1/2)||_F^2.
+    """States the problem min over A, B of 1/2 ||Y^(1/2) (B A^T - M) X^(1/2)||_F^2.
 
     Only `loss`, `gradients` and what this class adds know the weights. The closed forms of
     `predict` and `predict_preheated`, and the optimum of the parent, are those of X = Y = I.

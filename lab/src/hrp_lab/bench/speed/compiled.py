@@ -6,7 +6,7 @@ each kind of adapter and preheating rank that it meets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -28,10 +28,12 @@ def compiled_blocks(model: nn.Module, backend: str = "inductor") -> Iterator[Non
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     blocks = list(_repeated(base))
     variants = any(part.lora_variant for part in model.modules() if isinstance(part, LoraLayer))
-    if variants or not _are_alike(blocks) or not isinstance(base, PreTrainedModel):
+    shapes = [{name: p.shape for name, p in block.named_parameters()} for block in blocks]
+    alike = all(block_shapes == shapes[0] for block_shapes in shapes)
+    if variants or not alike or not isinstance(base, PreTrainedModel):
         yield
         return
-    # The first block's input would be the only one without a gradient: that takes one graph more.
+    # Without this the first block alone has an input without a gradient, and takes a graph more.
     base.enable_input_require_grads()
     for block in blocks:
         block.compile(dynamic=True, backend=backend)
@@ -42,11 +44,6 @@ def compiled_blocks(model: nn.Module, backend: str = "inductor") -> Iterator[Non
         for block in blocks:
             block._compiled_call_impl = None
         base.disable_input_require_grads()
-
-
-def _are_alike(blocks: Sequence[nn.Module]) -> bool:
-    shapes = [{name: p.shape for name, p in block.named_parameters()} for block in blocks]
-    return all(block_shapes == shapes[0] for block_shapes in shapes)
 
 
 def _repeated(model: nn.Module) -> Iterator[nn.Module]:

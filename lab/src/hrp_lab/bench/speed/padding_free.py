@@ -131,9 +131,5 @@ class _Packed(torch.autograd.Function):
         return gradient.new_zeros(ctx.shape).index_copy(0, places, gradient), None
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    """Give no mask, because `attention` masks by itself."""
-
-
 AttentionInterface.register(IMPLEMENTATION, attention)
-AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)
+AttentionMaskInterface.register(IMPLEMENTATION, lambda *_, **__: None)  # `attention` masks itself

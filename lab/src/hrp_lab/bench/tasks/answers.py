@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
-from hrp_lab.bench.tasks import Example
+from hrp_lab.bench.tasks import Example, TaskRequest
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
 _NUMBER = r"(-?[\d][\d,]*(?:\.\d+)?)"
@@ -35,6 +35,20 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         raise FileNotFoundError(f"'{path}' is missing; give its folder as `--dataset_path`")
     lines = path.read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines if line.strip()]
+
+
+def load_rows(
+    request: TaskRequest, file: str, hub_name: str, config: str | None, split: str
+) -> list[dict[str, Any]]:
+    """Read ``file`` in the request's local folder, or else a split of its data set on the hub."""
+    if request.folder:
+        return read_json_lines(request.folder / file)
+    from datasets import load_dataset
+
+    rows: list[dict[str, Any]] = load_dataset(
+        request.dataset or hub_name, config, split=split
+    ).to_list()
+    return rows
 
 
 def encode(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> list[Example]:

@@ -17,7 +17,6 @@ from torch import nn
 from transformers import DataCollatorForSeq2Seq
 
 from hrp_lab.bench.sweeps import FORGETTING
-from hrp_lab.bench.tasks import Example
 from hrp_lab.bench.tasks.answers import answer_metrics
 
 SAMPLE_MODULES = (
@@ -71,7 +70,8 @@ def forgetting_metric(
     """
     if not rows:
         return lambda model: {}
-    encoded = [_encoded(tokenizer, text, max_length) for text in sample(rows)]
+    passages = tokenizer(sample(rows), truncation=True, max_length=max_length)["input_ids"]
+    encoded = [{"input_ids": ids, "labels": list(ids)} for ids in passages]
     collator = DataCollatorForSeq2Seq(tokenizer, padding=True)
     of_the_base: dict[torch.dtype, float] = {}
 
@@ -85,9 +85,3 @@ def forgetting_metric(
         return {FORGETTING: loss(model) - of_the_base[weight.dtype]}
 
     return forgetting
-
-
-def _encoded(tokenizer: Any, text: str, max_length: int) -> Example:
-    """Return a passage of which every token but the first counts."""
-    ids = tokenizer(text, truncation=True, max_length=max_length)["input_ids"]
-    return {"input_ids": ids, "labels": list(ids)}

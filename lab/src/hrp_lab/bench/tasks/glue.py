@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from hrp_lab.bench.tasks import Example, Task, TaskRequest
-from hrp_lab.bench.tasks.answers import by_length, half_precision, load_tokenizer, read_json_lines
+from hrp_lab.bench.tasks.answers import by_length, half_precision, load_rows, load_tokenizer
 
 HUB_NAME = "nyu-mll/glue"
 
@@ -70,17 +70,10 @@ def load(request: TaskRequest) -> Task:
 
 def rows(request: TaskRequest, name: str, split: str) -> list[dict[str, Any]]:
     """Return the rows of a split with GLUE's columns and ``label``."""
-    if not request.folder:
-        from datasets import load_dataset
-
-        hub_rows: list[dict[str, Any]] = load_dataset(
-            request.dataset or HUB_NAME, name, split=split
-        ).to_list()
-        return hub_rows
-    json_lines, files = request.folder / name / f"{split}.jsonl", _LOCAL_TSV.get((name, split))
-    if files and not json_lines.is_file():
-        return [row for file in files for row in _tab_separated(json_lines.parent / file)]
-    return read_json_lines(json_lines)
+    json_lines, files = f"{name}/{split}.jsonl", _LOCAL_TSV.get((name, split))
+    if files and request.folder and not (request.folder / json_lines).is_file():
+        return [row for file in files for row in _tab_separated(request.folder / name / file)]
+    return load_rows(request, json_lines, HUB_NAME, name, split)
 
 
 def _tab_separated(path: Path) -> Iterator[dict[str, Any]]:

@@ -22,8 +22,8 @@ from hrp_lab.bench.tasks.answers import (
     answer_metrics,
     encode,
     exact_match,
+    load_rows,
     load_tokenizer,
-    read_json_lines,
 )
 from hrp_lab.bench.tasks.forgetting import forgetting_metric
 from hrp_lab.bench.tasks.official import official_metrics
@@ -83,14 +83,9 @@ def judged_by_answers(
     )
 
 
-def pairs(request: TaskRequest, split: str, hub_name: str = HUB_NAME) -> list[Pair]:
+def pairs(request: TaskRequest, split: str) -> list[Pair]:
     """Return prompts and answers of a split, without the ``<<...>>`` notes for calculators."""
-    if folder := request.folder:
-        rows = read_json_lines(folder / f"{split}.jsonl")
-    else:
-        from datasets import load_dataset
-
-        rows = load_dataset(request.dataset or hub_name, "main", split=split).to_list()
+    rows = load_rows(request, f"{split}.jsonl", HUB_NAME, "main", split)
     return [
         (PROMPT.format(question=row["question"]), re.sub(r"<<.*?>>", "", row["answer"]))
         for row in rows

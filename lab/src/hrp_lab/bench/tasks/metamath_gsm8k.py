@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from hrp_lab.bench.tasks import Task, TaskRequest
-from hrp_lab.bench.tasks.answers import Pair, load_tokenizer, read_json_lines
+from hrp_lab.bench.tasks.answers import load_rows, load_tokenizer
 from hrp_lab.bench.tasks.gsm8k import HUB_NAME, PROMPT, judged_by_answers, pairs
 
 TRAIN_HUB_NAME = "meta-math/MetaMathQA"
@@ -24,19 +24,12 @@ def load(request: TaskRequest) -> Task:
         max_new_tokens=512, lm_eval=(), forgetting_rows=0,
     )  # fmt: skip
     tokenizer = load_tokenizer(request.model)
-    rows = _metamath(request)
+    rows = load_rows(request, "metamath.jsonl", TRAIN_HUB_NAME, None, "train")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(_SHUFFLE_SEED))
-    train = [rows[index] for index in order.tolist()[: options["train_rows"]]]
+    train = [
+        (PROMPT.format(question=rows[index]["query"]), rows[index]["response"])
+        for index in order.tolist()[: options["train_rows"]]
+    ]
     gsm8k = request.dataset if request.folder else HUB_NAME
     test = pairs(TaskRequest("gsm8k", request.model, gsm8k), "test")[: options["test_rows"]]
     return judged_by_answers(request, tokenizer, train, test, options)
-
-
-def _metamath(request: TaskRequest) -> list[Pair]:
-    if folder := request.folder:
-        rows = read_json_lines(folder / "metamath.jsonl")
-    else:
-        from datasets import load_dataset
-
-        rows = load_dataset(request.dataset or TRAIN_HUB_NAME, split="train").to_list()
-    return [(PROMPT.format(question=row["query"]), row["response"]) for row in rows]

@@ -6,49 +6,27 @@ model is the demo's embedded base.
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
 
-import torch
-from torch import nn
-from transformers import AutoModelForCausalLM
-
-from hrp.demo.base_model import BASE, load_base
-from hrp.demo.data import answer_collator, answer_dataset
+from hrp.demo.base_model import BASE
 from hrp.demo.wordproblems import make_problems
 from hrp_lab.bench.tasks import Task, TaskRequest
-from hrp_lab.bench.tasks.answers import answer_metrics
-from hrp_lab.bench.tasks.forgetting import forgetting_metric
+from hrp_lab.bench.tasks.answers import Pair, load_tokenizer
+from hrp_lab.bench.tasks.gsm8k import judged_by_answers
 
-_FORGETTING_LENGTH = 256  # tokens of a passage; the base has positions for twice as many
+_MAX_LENGTH = 256  # tokens: more than any problem has; the base has positions for twice as many
 
 
 def load(request: TaskRequest) -> Task:
     """Load the task; see the module for its options."""
     options = request.settings(
         train_rows=2000, test_rows=200, eval_batch_size=64, forgetting_rows=0
-    )
-    _, tokenizer = load_base()
-    train = make_problems(options["train_rows"], seed=0, split="train")
-    test = answer_dataset(tokenizer, make_problems(options["test_rows"], seed=0, split="test"))
-    collator = answer_collator(tokenizer)
+    ) | {"max_length": _MAX_LENGTH, "generate_rows": 0, "max_new_tokens": 0, "lm_eval": ()}
+    train, test = (_pairs(options[f"{split}_rows"], split) for split in ("train", "test"))
+    request = dataclasses.replace(request, model=str(BASE))
+    return judged_by_answers(request, load_tokenizer(request.model), train, test, options)
 
-    size = options["eval_batch_size"]
 
-    def load_model(dtype: torch.dtype) -> Any:
-        return AutoModelForCausalLM.from_pretrained(BASE, dtype=dtype)
-
-    forgetting = forgetting_metric(
-        tokenizer, load_model, options["forgetting_rows"], _FORGETTING_LENGTH, size
-    )
-
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        return answer_metrics(model, test, collator, size) | forgetting(model)
-
-    return Task(
-        task_type="CAUSAL_LM",
-        train=answer_dataset(tokenizer, train),
-        collator=collator,
-        load_model=load_model,
-        evaluate=evaluate,
-        tokenizer=tokenizer,
-    )
+def _pairs(rows: int, split: str) -> list[Pair]:
+    problems = make_problems(rows, seed=0, split=split)
+    return [(f"{problem['question']}\n", problem["answer"]) for problem in problems]
