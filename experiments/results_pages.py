@@ -35,7 +35,6 @@ KEPT = {
     "kept-gsm8k-r16": ("GSM8K, rank 16", "450 steps"),
     "kept-gsm8k-r32": ("GSM8K, rank 32", "450 steps"),
     "kept-gsm8k-tries": ("GSM8K, what else was tried", "warm-up, rate, length, statistics"),
-    "kept-gsm8k-tries-cut": ("GSM8K, tries around the cut", "other targets and optimizers"),
     "kept-function-names": ("Function names", "the standard library's docstrings"),
     "kept-wordproblems": ("Word problems", "the demo's task"),
     "kept-cola": ("CoLA, by seed", "warm-up, the head kept or dropped"),

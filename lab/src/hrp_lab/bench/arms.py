@@ -20,7 +20,7 @@ from hrp.adapters.freezing import freeze_factor
 from hrp.adapters.layers import lora_modules
 from hrp.config import Direction
 from hrp.initialization import initialize_lora_hrp_weights
-from hrp_lab.bench import data_starts, starts, tries
+from hrp_lab.bench import data_starts, starts
 from hrp_lab.bench.arm_defaults import adalora_fields
 from hrp_lab.bench.context import NotApplicable, Setup, Start
 from hrp_lab.bench.costs import Costs
@@ -304,9 +304,6 @@ def random_ab(setup: Setup) -> Start:
 
 register("asymmetric-hrp-a", "as hrp-a, lora_A frozen", **_HRP)(_hrp("A", freeze=True))
 register("asymmetric-hrp-b", "as hrp-b, lora_B frozen", **_HRP)(_hrp("B", freeze=True))
-
-register("try-ab", "a try around hrp-ab", sections=("hrp", "tries"), charged=True,
-         shares=tries.tried_preheating)(tries.tried)  # fmt: skip
 
 _SQUEEZE: Mapping[str, Any] = {"sections": ("squeeze",)}
 register("squeeze", "LoRA-Squeeze: a high rank for all steps, then the cut", **_SQUEEZE)(

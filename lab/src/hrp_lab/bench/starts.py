@@ -72,7 +72,7 @@ def _preheating(setup: Setup) -> dict[str, Any]:
     }
 
 
-def _preheat(setup: Setup, settings: dict[str, Any], watched: Any = None) -> Shared:
+def _preheat(setup: Setup, settings: dict[str, Any]) -> Shared:
     settings = dict(settings)
     use_dora = settings.pop("use_dora", False)
     settings.pop("own_learning_rate")
@@ -84,9 +84,7 @@ def _preheat(setup: Setup, settings: dict[str, Any], watched: Any = None) -> Sha
     began = time.perf_counter()
     with trainer_arguments(plan) as (kwargs, collator):
         with plan.speed.applied(model, plan.task):
-            trainer_cls = plan.speed.trainer_cls
-            trainer_cls = watched(trainer_cls) if watched else trainer_cls
-            spectrum = preheat(model, config, trainer_cls=trainer_cls, **kwargs)
+            spectrum = preheat(model, config, trainer_cls=plan.speed.trainer_cls, **kwargs)
         accumulated = kwargs["args"].gradient_accumulation_steps
     steps = int(spectrum.provenance["steps"])
     tokens = collator.tokens(steps * accumulated)
