@@ -28,13 +28,19 @@ README_MARKS = "<!-- results:begin -->", "<!-- results:end -->"
 KEPT = {
     "kept-gsm8k-450": ("GSM8K, 450 steps", "every way to charge preheating, DoRA, LoRA-Squeeze"),
     "kept-gsm8k-930": ("GSM8K, 930 steps", "the same, twice as long"),
-    "kept-gsm8k-1860": ("GSM8K, 1860 steps", "one rate a start"),
+    "kept-gsm8k-1860": ("GSM8K, 1860 steps", "four times as long, with forgetting"),
+    "kept-gsm8k-forgetting": ("GSM8K, what is forgotten", "and exact answers, at best rates"),
+    "kept-gsm8k-variants": ("GSM8K, variants", "rsLoRA, LoRA+, random directions"),
     "kept-gsm8k-r8": ("GSM8K, rank 8", "450 steps"),
     "kept-gsm8k-r16": ("GSM8K, rank 16", "450 steps"),
     "kept-gsm8k-r32": ("GSM8K, rank 32", "450 steps"),
     "kept-gsm8k-tries": ("GSM8K, what else was tried", "warm-up, rate, length, statistics"),
+    "kept-gsm8k-tries-cut": ("GSM8K, tries around the cut", "other targets and optimizers"),
+    "kept-function-names": ("Function names", "the standard library's docstrings"),
+    "kept-wordproblems": ("Word problems", "the demo's task"),
     "kept-cola": ("CoLA, by seed", "warm-up, the head kept or dropped"),
     "kept-sst2": ("SST-2, by seed", "warm-up, the head kept or dropped"),
+    "kept-cola-short": ("CoLA, the default length", "a twentieth of the steps"),
 }
 EARLIER = {
     "standin-gsm8k-450": ("Every start on GSM8K, 450 steps", "starts, variants, oracles"),
@@ -65,10 +71,14 @@ def write_experiments() -> None:
     figures = DOCS / "figures"
     for name, (title, _) in (KEPT | EARLIER).items():
         text = TRACE if name in KEPT else f"{SUPERSEDED}\n\n{TRACE}"
-        if name in ("kept-cola", "kept-sst2"):
+        if name in ("kept-cola", "kept-sst2", "kept-cola-short"):
             text += f"\n\n## Scores by seed\n\n{table('seeds', name).markdown()}"
+        if name == "kept-gsm8k-forgetting":
+            text += f"\n\n## Forgetting and exact answers\n\n{table('exact').markdown()}"
         out = DOCS / "results" / f"{name}.md"
-        write_page(records_of([name]), out, title, reading=text, figures_folder=figures)
+        write_page(
+            records_of([name]), out, title, reading=text, figures_folder=figures, drawn=name in KEPT
+        )
         print(out, flush=True)
     write_page(
         records_of(["ablation-rule-wordproblems", "ablation-wordproblems"]), DOCS / "ablation.md",
@@ -147,7 +157,7 @@ def with_table(readme: str) -> str:
     _, closing, tail = rest.partition(end)
     if not (mark and closing):
         return readme
-    return f"{head}{begin}\n{table('readme').markdown().rstrip()}\n{end}{tail}"
+    return f"{head}{begin}\n{table('readme').markdown()}{end}{tail}"
 
 
 def main() -> None:

@@ -30,14 +30,20 @@ run() { # EXPERIMENT MODEL DATA FLAGS...
   local left=$((ends - SECONDS))
   [ "$left" -lt 60 ] && return
   echo "== $1, for at most $left s"
-  hrp-lab bench run "experiments/$1.yaml" --model_name_or_path "$2" --dataset_path "$3" \
+  hrp-lab bench run "experiments/$1.yaml" --model_name_or_path "$2" ${3:+--dataset_path "$3"} \
     --records "$records/$1" --cache "$shared/cache" --workers "$workers" --cuda_graphs \
     --time_limit "$left" "${@:4}"
 }
 
 on_gsm8k() { run "$1" "$base_lm" "$gsm8k" --padding_free --torch_compile; }
 on_glue() { run "$1" "$minilm" "$glue"; }
-on() { case $1 in *gsm8k* | *ablation) on_gsm8k "$1" ;; *) on_glue "$1" ;; esac; }
+on() {
+  case $1 in
+    *gsm8k* | *ablation) on_gsm8k "$1" ;;
+    *function-names) run "$1" "$base_lm" "" --padding_free --torch_compile ;;
+    *) on_glue "$1" ;;
+  esac
+}
 
 # Each lane runs its experiments one after the other, beside the other lanes.
 if [ -n "${ONLY:-}" ]; then
@@ -48,7 +54,8 @@ else
     standin-gsm8k-930,standin-gsm8k-compute-930
     kept-gsm8k-450,kept-gsm8k-r8,kept-gsm8k-r32,kept-cola
     kept-gsm8k-930,kept-gsm8k-r16,kept-gsm8k-tries,kept-gsm8k-warmup,kept-sst2
-    kept-gsm8k-1860,kept-gsm8k-forgetting
+    kept-gsm8k-1860,kept-gsm8k-forgetting,kept-gsm8k-forgetting-930
+    kept-gsm8k-variants,kept-function-names
   )
 fi
 workers=$((workers / ${#lanes[@]}))

@@ -7,6 +7,7 @@ tokens of ``z z^T`` and ``g g^T``, both R x R: what the truncation in the metric
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from torch import Tensor
 
 from hrp.adapters.layers import LoraModule
 
+_PARTS = ("inputs", "gradients")
+_SUMS_IN_FLOAT32 = "dtype" in torch.ops.aten.mm.overloads()  # since torch 2.8
+
 
 @dataclass
 class ModuleMoments:
@@ -28,12 +32,10 @@ class ModuleMoments:
     Args:
         inputs: (R, R), sum of ``z z^T``.
         gradients: (R, R), sum of ``g g^T``.
-        count: number of tokens, on the same device, so that no step waits for it.
     """
 
     inputs: Float[Tensor, "R R"]
     gradients: Float[Tensor, "R R"]
-    count: Float[Tensor, ""]
 
     @torch.no_grad()
     def add(self, z: Float[Tensor, "tokens R"], g: Float[Tensor, "tokens R"]) -> None:
@@ -42,12 +44,22 @@ class ModuleMoments:
         A gradient overflows where a loss scaler tries too large a factor; it skips that step.
         """
         with torch.autocast(z.device.type, enabled=False):
-            z, g = z.float(), g.float()
-            seen = (g != 0).any(1, keepdim=True) & g.isfinite().all(1, keepdim=True)
+            largest = torch.linalg.vector_norm(g, math.inf, dim=1, keepdim=True)
+            seen = largest.nan_to_num(0.0, posinf=0.0) > 0
             z, g = torch.where(seen, z, 0.0), torch.where(seen, g, 0.0)
-            self.inputs += z.T @ z
-            self.gradients += g.T @ g
-            self.count += seen.sum()
+            self.inputs += _second_moment(z)
+            self.gradients += _second_moment(g)
+
+
+def _second_moment(x: Float[Tensor, "tokens R"]) -> Float[Tensor, "R R"]:
+    """Return the sum of ``x x^T`` over tokens, added up in float32.
+
+    A GPU takes half precision as it is: its products are exact in float32, and far sooner there.
+    """
+    if x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and _SUMS_IN_FLOAT32:
+        return torch.mm(x.mT, x, out_dtype=torch.float32)
+    x = x.float()
+    return x.mT @ x
 
 
 class Moments:
@@ -102,20 +114,20 @@ class Moments:
         z, g = self._modules[name].rows(z), self._modules[name].rows(g)
         if name not in self._sums:
             zeros = torch.zeros(z.shape[1], z.shape[1], device=z.device)
-            self._sums[name] = ModuleMoments(zeros, zeros.clone(), zeros.new_zeros(()))
+            self._sums[name] = ModuleMoments(zeros, zeros.clone())
         self._sums[name].add(z, g)
 
     def total(self, name: str) -> ModuleMoments | None:
         """Return the sums of a module over all processes; None if no token was seen."""
         module = self._modules[name]
         zeros = torch.zeros(module.rank, module.rank, device=module.device)
-        sums = self._sums.get(name) or ModuleMoments(zeros, zeros, zeros.new_zeros(()))
-        parts = [sums.inputs, sums.gradients, sums.count]
+        sums = self._sums.get(name) or ModuleMoments(zeros, zeros)
+        parts = [sums.inputs, sums.gradients]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             parts = [part.to(module.device, copy=True) for part in parts]
             for part in parts:
                 torch.distributed.all_reduce(part)
-        return ModuleMoments(*parts) if float(parts[2]) > 0 else None
+        return ModuleMoments(*parts) if float(parts[1].trace()) > 0 else None
 
     def save(self, path: Path, is_main_process: bool) -> None:
         """Write the sums over all processes, for a run that goes on from a checkpoint."""
@@ -126,7 +138,7 @@ class Moments:
         tensors = {
             f"{name}.{part}": getattr(sums, part).detach().cpu().contiguous()
             for name, sums in totals.items()
-            for part in ("inputs", "gradients", "count")
+            for part in _PARTS
         }
         save_file(tensors, path)
 
@@ -137,8 +149,8 @@ class Moments:
             return
         tensors = load_file(path)
         for name, module in self._modules.items():
-            if f"{name}.count" in tensors:
-                parts = (tensors[f"{name}.{p}"] for p in ("inputs", "gradients", "count"))
+            if f"{name}.{_PARTS[0]}" in tensors:
+                parts = (tensors[f"{name}.{part}"] for part in _PARTS)
                 self._sums[name] = ModuleMoments(*(part.to(module.device) for part in parts))
 
 

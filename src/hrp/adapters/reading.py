@@ -15,7 +15,7 @@ from torch import Tensor
 from hrp.adapters.layers import LoraModule
 from hrp.adapters.moments import ModuleMoments, Moments
 from hrp.errors import PreheatingError
-from hrp.spectra.factorization import factored_svd
+from hrp.spectra.factorization import factored_svd, one_thread
 from hrp.spectra.module_spectrum import ModuleSpectrum
 from hrp.spectra.spectrum import Spectrum
 
@@ -49,7 +49,8 @@ def read_spectrum(modules: dict[str, LoraModule], moments: Moments | None = None
         for i, name in enumerate(names):
             scaling = modules[name].scaling
             sums = moments.total(name) if moments else None
-            metric = None if sums is None else _metric(sums, cores[0][i], cores[1][i], scaling)
+            with one_thread():
+                metric = None if sums is None else _metric(sums, cores[0][i], cores[1][i], scaling)
             left, right = metric or (None, None)
             spectra[name] = ModuleSpectrum(
                 U[i].clone(), S[i] * scaling, Vh[i].clone(), scaling, left, right
@@ -63,21 +64,21 @@ def _metric(
     core_B: Float[Tensor, "k R"],
     scaling: float,
 ) -> tuple[Float[Tensor, "k k"], Float[Tensor, "k k"]] | None:
-    """Take the moments from the basis of the factors to that of U and Vh, as means over tokens.
+    """Take the moments from the basis of the factors to that of U and Vh, each with a mean of 1.
 
     With ``core_A = A V`` and ``core_B = U^T B``: ``z = core_A (Vh x)`` and
     ``g = scaling * core_B^T (U^T dL/dy)``. None where no gradient was seen.
     """
-    inputs = _root(sums.inputs / sums.count)
-    gradients = _root(sums.gradients / sums.count)
-    left = torch.linalg.pinv(core_B.mT) / scaling @ gradients
-    right = torch.linalg.pinv(core_A) @ inputs
-    left, right = left @ left.mT, right @ right.mT
-    # The mean is set to 1, since a gradient's size has no influence and may leave float32's range.
-    left /= left.diagonal().mean().clamp(min=torch.finfo(left.dtype).tiny)
-    if not (left.isfinite().all() and right.isfinite().all()):
+    left = torch.linalg.pinv(core_B.mT) / scaling @ _root(sums.gradients)
+    right = torch.linalg.pinv(core_A) @ _root(sums.inputs)
+    metrics = []
+    for root in (left, right):
+        metric = root @ root.mT
+        # Each gets a mean of 1: sizes have no influence, and a gradient's may not fit float32.
+        metrics.append(metric / metric.diagonal().mean().clamp(min=torch.finfo(metric.dtype).tiny))
+    if not all(metric.isfinite().all() for metric in metrics):
         return None
-    return left.float(), right.float()
+    return metrics[0].float(), metrics[1].float()
 
 
 def _root(moments: Float[Tensor, "R R"]) -> Float[Tensor, "R R"]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hrp.config import Truncation
 from hrp.spectra import artefact
+from hrp.spectra.factorization import one_thread
 from hrp.spectra.measures import EffectiveRankKind
 from hrp.spectra.module_spectrum import ModuleSpectrum, Side
 from hrp.spectra.truncation import DAMPING, loss_truncation
@@ -97,7 +98,8 @@ class Spectrum(Mapping[str, ModuleSpectrum]):
                 torch.stack([getattr(self[name], part) for name in names]).to(device)
                 for part in ("S", "left_metric", "right_metric")
             )
-            cores = loss_truncation(S, left, right, rank, damping)
+            with one_thread():
+                cores = loss_truncation(S, left, right, rank, damping)
             for name, P, Q in zip(names, *(part.cpu() for part in cores), strict=True):
                 cut[name] = self[name].with_core(P, Q)
         return cut

@@ -227,6 +227,27 @@ def test_lora_plus_gives_lora_b_its_own_rate(bench):
     assert rates == {1e-2, 4e-2}
 
 
+def test_lora_plus_from_hrp_differs_from_hrp_ab_by_its_rates_only(bench):
+    _, start = started(bench, "lora+-hrp-ab", loraplus={"ratio": 4.0})
+    assert {g["lr"] for g in start.optimizer.param_groups if g["params"]} == {1e-2, 4e-2}
+    plain = factors(started(bench, "hrp-ab")[1].model)
+    for name, both in factors(start.model).items():
+        assert all(map(torch.equal, both, plain[name])), name
+
+
+def test_random_ab_has_hrp_ab_s_singular_values_at_other_directions(bench):
+    drawn, plain = (factors(started(bench, arm)[1].model) for arm in ("random-ab", "hrp-ab"))
+    for name, (lora_A, lora_B) in drawn.items():
+        r = lora_A.shape[0]
+        one, two = lora_B @ lora_A, plain[name][1] @ plain[name][0]
+        values = torch.linalg.svdvals(one)[:r], torch.linalg.svdvals(two)[:r]
+        torch.testing.assert_close(*values, atol=1e-6, rtol=1e-4)
+        cosines = torch.linalg.svdvals(
+            torch.linalg.qr(lora_B)[0].mT @ torch.linalg.qr(plain[name][1])[0]
+        )
+        assert cosines.min() < 0.9, name
+
+
 def test_adalora_ends_at_its_target_rank(bench):
     setup, start = started(bench, "adalora")
     setup.train(start, STEPS, 1e-2)

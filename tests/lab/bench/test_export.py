@@ -82,8 +82,10 @@ def test_the_peft_config_of_every_arm_is_one_that_peft_takes(arm):
 
 def test_variants_are_exported_as_what_they_are_and_not_as_starts():
     assert exported("dora")["peft_config"]["use_dora"] is True
-    assert exported("dora-hrp-ab")["peft_config"]["use_dora"] is True
-    assert exported("rslora")["peft_config"]["use_rslora"] is True
+    for arm in ("dora-hrp-ab", "dora-hrp-ab-reset"):
+        assert exported(arm)["peft_config"]["use_dora"] is True
+    for arm in ("rslora", "rslora-hrp-ab"):
+        assert exported(arm)["peft_config"]["use_rslora"] is True
     assert exported("pissa")["peft_config"]["init_lora_weights"] == "pissa"
     for arm in ("lora", "dora", "lora+", "hrp-ab", "oracle-b"):
         assert exported(arm)["peft_config"]["init_lora_weights"] is True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import runpy
 import sys
@@ -14,8 +15,13 @@ from hrp.report.table import DASH
 from hrp_lab.bench.comparisons import analyse, views
 from hrp_lab.report import summary
 from hrp_lab.report.arm_table import arms_table
+from hrp_lab.report.starts_summary import exact_match_table, starts_table
 
 ROOT = Path(__file__).parents[3]
+SWEPT = (
+    "kept-gsm8k-450", "kept-gsm8k-930", "kept-gsm8k-1860", "kept-gsm8k-r16", "kept-gsm8k-tries",
+    "kept-gsm8k-tries-cut", "kept-gsm8k-variants", "kept-function-names",
+)  # fmt: skip
 
 
 def script(name: str) -> dict:
@@ -36,9 +42,10 @@ def pages() -> dict:
 def tables(pages) -> str:
     """Return every table that docs/results.md and its reading draw their numbers from."""
     of_kind = script("summary_table")["table"]
-    texts = [of_kind(kind).markdown() for kind in ("short", "pairs", "charging")]
+    kinds = ("short", "readme", "exact", "pairs", "charging")
+    texts = [of_kind(kind).markdown() for kind in kinds]
     texts += [of_kind("seeds", name).markdown() for name in ("kept-cola", "kept-sst2")]
-    for name in ("kept-gsm8k-450", "kept-gsm8k-930", "kept-gsm8k-r16", "kept-gsm8k-tries"):
+    for name in SWEPT:
         texts += [arms_table(analysis).markdown() for analysis in of_experiment(pages, name)]
     return "".join(texts)
 
@@ -68,8 +75,47 @@ def test_the_short_table_has_a_row_for_each_start_and_length_and_says_what_did_n
     by_start = {row[1]: row for row in table.rows[:4]}
     assert by_start["LoRA, PEFT's default (lora)"][2:5] == ("1.4500 ± 0.0100", "", "control")
     assert by_start["LoRA from HRP (hrp-ab)"][3].startswith("-0.0200 [")
-    assert by_start["DoRA from HRP (dora-hrp-ab)"][2:] == ("not run", DASH, DASH, DASH)
-    assert "forgetting" not in table.header
+    assert by_start["DoRA from HRP (dora-hrp-ab)"][2:] == ("not run", *[DASH] * 4)
+
+
+def forgetful(steps=450, rate=2e-3):
+    return [
+        dataclasses.replace(
+            record, metrics=record.metrics | {"forgetting": 0.5 + seed, "exact_match": 0.25},
+            run=dataclasses.replace(
+                record.run, experiment="f",
+                config=record.run.config | {"task": {"generate_rows": 8}}),
+        )
+        for record in kept(steps)
+        if record.run.learning_rate == rate
+        for seed in [record.run.seed]
+    ]  # fmt: skip
+
+
+def test_forgetting_comes_from_the_runs_that_measured_it_at_the_same_length():
+    table = summary.short_table([*kept(450), *kept(930)], forgetful(930))
+    shown = {(row[0], row[1]): row[-1] for row in table.rows}
+    assert shown["930", "DoRA (dora)"] == "+1.50"
+    assert shown["450", "DoRA (dora)"] == DASH
+
+
+def test_readme_s_table_takes_the_best_other_start_of_each_length():
+    earlier = [
+        full_record(arm, seed, 2e-3, 450, 0, loss, budget="equal_total")
+        for arm, loss in (("lora", 1.5), ("eva", 1.6), ("pissa", 1.7), ("full", 1.1))
+        for seed in range(3)
+    ]
+    rows = {row[0]: row[1:] for row in starts_table(kept(), forgetful(), earlier).rows}
+    assert rows["best start of another kind † (eva)"] == ("1.6000 ± 0.0000", DASH)
+    assert rows["full fine-tuning †"][0] == "1.1000 ± 0.0000"
+    assert rows["DoRA"] == ("1.4100 ± 0.0100", "+1.50")
+    assert rows["oracle: full fine-tuning's own directions"] == (DASH, DASH)
+
+
+def test_exact_answers_are_counted_over_the_seeds_with_wilson_s_limits():
+    row = exact_match_table(forgetful()).rows[0]
+    low, high = (0.1200, 0.4490)  # 6 of 24, by Wilson's formula
+    assert row[2:] == ("6 of 24", f"25.0% [{low:.1%}, {high:.1%}]")
 
 
 def test_pairs_are_compared_in_one_family_a_column():
@@ -121,7 +167,7 @@ def test_every_experiment_has_its_page_its_place_in_the_menu_and_its_figures(pag
         text = page.read_text(encoding="utf-8")
         assert f"results/{name}.md" in menu
         figures = re.findall(r"\]\((\.\./figures/[^)]+)\)", text)
-        assert figures
+        assert bool(figures) == (name in pages["KEPT"])
         for figure in figures:
             assert (page.parent / figure).is_file(), figure
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helpers.factors import factors, sine
-from hrp.spectra.factorization import cholesky_svd, factored_svd, householder_svd
+from hrp.spectra.factorization import cholesky_svd, factored_svd, householder_svd, one_thread
 
 
 def conditioned(condition: float, seed: int = 0):
@@ -67,3 +67,10 @@ def test_gpu_batches_go_through_cholesky_and_agree_with_the_cpu(condition):
     assert orthogonality(U) < 1e-5
     assert orthogonality(Vh.mT) < 1e-5
     assert torch.allclose(S, factored_svd(lora_A, lora_B)[1], rtol=1e-4, atol=1e-7)
+
+
+def test_one_thread_puts_the_number_of_threads_back():
+    threads = torch.get_num_threads()
+    with one_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == threads

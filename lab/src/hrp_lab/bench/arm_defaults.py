@@ -17,6 +17,8 @@ ARM_DEFAULTS: dict[str, dict[str, Any]] = {
         "warmup_share": 0.3,
         "keep": True,
     },
+    "tries": {"newton": 0.0, "drift": 0.0, "moments": False, "optimizer": "adamw",
+              "frozen_magnitude": False, "use_dora": False},
     "squeeze": {"rank": 128, "tail_share": 0.2},
     "auto": {"direction": "AB", "max_share": 0.4, "subspace_tolerance": None,
              "subspace_window": None},

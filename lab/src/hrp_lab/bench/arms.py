@@ -6,9 +6,10 @@ that cannot run raises `NotApplicable`; none falls back to another start.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import AdaLoraConfig, PeftModel, get_peft_model
@@ -19,7 +20,7 @@ from hrp.adapters.freezing import freeze_factor
 from hrp.adapters.layers import lora_modules
 from hrp.config import Direction
 from hrp.initialization import initialize_lora_hrp_weights
-from hrp_lab.bench import starts
+from hrp_lab.bench import starts, tries
 from hrp_lab.bench.arm_defaults import adalora_fields
 from hrp_lab.bench.context import NotApplicable, Setup, Start
 from hrp_lab.bench.costs import Costs
@@ -276,8 +277,36 @@ register("dora-hrp-ab-reset", "DoRA, preheated as LoRA, magnitudes as they follo
     _hrp("AB", use_dora=True)
 )
 register("rslora-hrp-ab", "rsLoRA, started as hrp-ab", **_HRP)(_hrp("AB", use_rslora=True))
+
+
+@register("lora+-hrp-ab", "LoRA+, started as hrp-ab", **{**_HRP, "sections": ("hrp", "loraplus")})
+def lora_plus_hrp_ab(setup: Setup) -> Start:
+    """Start as hrp-ab does and train lora_B at a higher rate."""
+    start = _hrp("AB")(setup)
+    optimizer = loraplus_optimizer(setup, cast(PeftModel, start.model))
+    return dataclasses.replace(start, optimizer=optimizer)
+
+
+@register("random-ab", "random directions with the singular values of hrp-ab", **_HRP)
+def random_ab(setup: Setup) -> Start:
+    """Control hrp-ab's size: its singular values, at directions that learned nothing."""
+    start = _hrp("AB")(setup)
+    generator = torch.Generator().manual_seed(setup.spec.seed)
+    for module in lora_modules(start.model, "default").values():
+        factors = [factor.detach().cpu() for factor in module.matrices()]
+        drawn = [
+            torch.nn.init.orthogonal_(torch.empty_like(f), generator=generator) for f in factors
+        ]
+        roots = factors[0].norm(dim=1)  # of balanced factors: the roots of the singular values
+        module.write(roots[:, None] * drawn[0], drawn[1] * roots)
+    return start
+
+
 register("asymmetric-hrp-a", "as hrp-a, lora_A frozen", **_HRP)(_hrp("A", freeze=True))
 register("asymmetric-hrp-b", "as hrp-b, lora_B frozen", **_HRP)(_hrp("B", freeze=True))
+
+register("try-ab", "a try around hrp-ab", sections=("hrp", "tries"), charged=True,
+         shares=tries.tried_preheating)(tries.tried)  # fmt: skip
 
 _SQUEEZE: Mapping[str, Any] = {"sections": ("squeeze",)}
 register("squeeze", "LoRA-Squeeze: a high rank for all steps, then the cut", **_SQUEEZE)(

@@ -28,7 +28,7 @@ _WEIGHT_BYTES = 4
 _PEFT_STARTS = frozenset(
     {"gaussian", "orthogonal", "pissa", "olora", "mica", "eva", "corda", "lora_ga"}
 )
-_PEFT_SWITCHES = {"rslora": "use_rslora", "dora": "use_dora", "dora-hrp-ab": "use_dora"}
+_PEFT_SWITCHES = {"rslora": "use_rslora", "dora": "use_dora"}  # by how an arm's name begins
 
 
 def export_records(records: Sequence[Record], folder: Path) -> list[Path]:
@@ -108,7 +108,7 @@ def _peft_config(record: Record) -> dict[str, Any] | None:
     } | given
     if record.arm in _PEFT_STARTS:
         plain["init_lora_weights"] = record.arm
-    if switch := _PEFT_SWITCHES.get(record.arm):
+    if switch := _PEFT_SWITCHES.get(record.arm.partition("-")[0]):
         plain[switch] = True
     if record.arm == "adalora":
         settings = {**ARM_DEFAULTS["adalora"], **_mapping(config.get("adalora"))}

@@ -86,7 +86,7 @@ def _preheating(setup: Setup) -> dict[str, Any]:
     }
 
 
-def _preheat(setup: Setup, settings: dict[str, Any]) -> Shared:
+def _preheat(setup: Setup, settings: dict[str, Any], watched: Any = None) -> Shared:
     settings = dict(settings)
     use_dora = settings.pop("use_dora", False)
     settings.pop("own_learning_rate")
@@ -98,7 +98,9 @@ def _preheat(setup: Setup, settings: dict[str, Any]) -> Shared:
     began = time.perf_counter()
     with trainer_arguments(plan) as (kwargs, collator):
         with plan.speed.applied(model, plan.task):
-            spectrum = preheat(model, config, trainer_cls=plan.speed.trainer_cls, **kwargs)
+            trainer_cls = plan.speed.trainer_cls
+            trainer_cls = watched(trainer_cls) if watched else trainer_cls
+            spectrum = preheat(model, config, trainer_cls=trainer_cls, **kwargs)
         accumulated = kwargs["args"].gradient_accumulation_steps
     steps = int(spectrum.provenance["steps"])
     tokens = collator.tokens(steps * accumulated)

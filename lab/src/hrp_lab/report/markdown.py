@@ -28,11 +28,13 @@ def write_page(
     control: str = CONTROL,
     reading: str = "",
     figures_folder: Path | None = None,
+    drawn: bool = True,
 ) -> int:
     """Write the page ``out`` and its figures, by default in the folder ``figures`` beside it.
 
     Every table is followed by the run ids behind it, so that each number can be traced. ``reading``
-    is what a person makes of them, in Markdown; it stands first.
+    is what a person makes of them, in Markdown; it stands first. Where ``drawn`` is false the page
+    has tables alone.
 
     Returns:
         The number of figures.
@@ -48,9 +50,10 @@ def write_page(
     text = [f"# {title}\n", *[f"{reading.strip()}\n"] * bool(reading)]
     figures = []
     for section in sections(records, metric, control):
-        blocks = [_rendered(block, link) for block in section.blocks]
-        text += [f"## {markdown_text(section.title)}\n", *blocks]
-        figures += [block for block in section.blocks if isinstance(block, FigureBlock)]
+        blocks = [b for b in section.blocks if drawn or not isinstance(b, FigureBlock)]
+        rendered = [_rendered(block, link) for block in blocks]
+        text += [f"## {markdown_text(section.title)}\n", *rendered]
+        figures += [block for block in blocks if isinstance(block, FigureBlock)]
     for block in figures:
         save_themed(block.figure, folder / _file_name(block))
     write_text(out, "\n".join(text) + "\n")

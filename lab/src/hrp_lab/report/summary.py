@@ -64,7 +64,7 @@ def _rank(analysis: Analysis) -> int:
     return int(setting(analysis.view.records[0], "r") or 0)
 
 
-def _label(analysis: Analysis, arm: str, budget: str = "equal_total") -> str | None:
+def label_of(analysis: Analysis, arm: str, budget: str = "equal_total") -> str | None:
     """Return the label of ``arm`` under ``budget``; of several lengths that of the longest.
 
     The longest is the length of all other arms: shorter ones are tries.
@@ -77,26 +77,26 @@ def _label(analysis: Analysis, arm: str, budget: str = "equal_total") -> str | N
     return max(fitting)[1] if fitting else None
 
 
-def short_table(records: Sequence[Record]) -> Table:
+def short_table(records: Sequence[Record], forgetting: Sequence[Record] = ()) -> Table:
     """Return the starts of `STARTS` at every length: loss, interval against LoRA, verdict, compute.
 
-    ``records`` are those of experiments that differ in length alone.
+    ``records`` are those of experiments that differ in length alone; ``forgetting`` those of runs
+    at the best rates that measured what is forgotten, where the others did not.
     """
-    whole = analyses(records)
-    forgetting = any(FORGETTING in record.metrics for record in records)
+    whole, measured = analyses(records), analyses(forgetting)
     header = ["steps in all", "start", "loss, mean ± sd", "minus LoRA [95 % CI]", "verdict"]
-    header += ["compute / LoRA", *["forgetting"] * forgetting]
+    header += ["compute / LoRA", "forgetting"]
     rows = [
-        tuple(_short_row(analysis, arm, forgetting)) for analysis in whole for arm in STARTS
+        tuple(_short_row(analysis, arm, measured)) for analysis in whole for arm in STARTS
     ]  # fmt: skip
     return Table(_short_caption(whole), tuple(header), tuple(rows))
 
 
-def _short_row(analysis: Analysis, arm: str, forgetting: bool) -> list[str]:
+def _short_row(analysis: Analysis, arm: str, measured: Sequence[Analysis]) -> list[str]:
     steps, name = str(analysis.view.steps), f"{STARTS[arm]} ({arm})"
-    label = _label(analysis, arm)
+    label = label_of(analysis, arm)
     if label is None:
-        return [steps, name, "not run", *[DASH] * (3 + forgetting)]
+        return [steps, name, "not run", *[DASH] * 4]
     best = analysis.best[label]
     compared = {comparison.arm: comparison for comparison in analysis.comparisons}
     row = [steps, name, spread(best.mean, best.spread)]
@@ -104,13 +104,16 @@ def _short_row(analysis: Analysis, arm: str, forgetting: bool) -> list[str]:
     if len(best.grid) == 1 and row[-1] != "control":
         row[-1] += ", one rate"
     row.append(number(relative_compute(analysis, label), 2))
-    return [*row, *[_forgotten(analysis, label)] * forgetting]
+    beside = [other for other in measured if other.view.steps == analysis.view.steps]
+    return [*row, next((shown for a in (analysis, *beside) if (shown := forgotten(a, arm))), DASH)]
 
 
-def _forgotten(analysis: Analysis, label: str) -> str:
-    runs = analysis.records_of(label)
+def forgotten(analysis: Analysis, arm: str) -> str:
+    """Return the mean of what runs at an arm's best rate forgot; "" where none measured it."""
+    label = label_of(analysis, arm)
+    runs = analysis.records_of(label) if label else []
     values = [run.metrics[FORGETTING] for run in runs if FORGETTING in run.metrics]
-    return f"{sum(values) / len(values):+.4f}" if values else DASH
+    return f"{sum(values) / len(values):+.2f}" if values else ""
 
 
 def _verdict(comparison: Comparison) -> tuple[str, str]:
@@ -131,20 +134,6 @@ def _short_caption(whole: Sequence[Analysis]) -> str:
         "comparisons of an experiment (Holm); intervals are each for its row alone. Compute: "
         f"FLOPs of a run, preheating included. Records: {names}."
     )
-
-
-def losses_table(
-    rows: Mapping[str, Sequence[tuple[Sequence[Record], str]]], header: Sequence[str]
-) -> Table:
-    """Return the loss of one arm of some records in each cell, at its best learning rate."""
-    cells = {name: [_loss(*cell) for cell in row] for name, row in rows.items()}
-    return Table("", tuple(header), tuple((name, *row) for name, row in cells.items()))
-
-
-def _loss(records: Sequence[Record], arm: str) -> str:
-    (analysis,) = analyses(records)
-    label = _label(analysis, arm)
-    return spread(analysis.best[label].mean, analysis.best[label].spread) if label else DASH
 
 
 def pairs_table(records: Sequence[Record]) -> Table:
@@ -175,7 +164,7 @@ def _compared(analysis: Analysis) -> dict[Pair, Comparison]:
     """Compare those of `PAIRS` that the view has, all in one family."""
     labels: dict[Pair, Pair] = {}
     for arm, control in PAIRS:
-        first, second = _label(analysis, arm), _label(analysis, control)
+        first, second = label_of(analysis, arm), label_of(analysis, control)
         if first and second:
             labels[first, second] = arm, control
     tested = compare_pairs(analysis.best, list(labels), analysis.minimise)
@@ -210,7 +199,7 @@ def charging_table(records: Sequence[Record], arm: str = "hrp-ab") -> Table:
 
 
 def _charged(analysis: Analysis | None, arm: str, budget: str) -> tuple[str, str]:
-    label = _label(analysis, arm, budget) if analysis else None
+    label = label_of(analysis, arm, budget) if analysis else None
     if analysis is None or label is None:
         return DASH, DASH
     (comparison,) = [other for other in analysis.comparisons if other.arm == label]
