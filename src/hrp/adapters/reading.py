@@ -74,7 +74,7 @@ def _metric(
     metrics = []
     for root in (left, right):
         metric = root @ root.mT
-        # The mean is set to 1, since sizes have no influence and may leave float32's range.
+        # Each gets a mean of 1: sizes have no influence, and a gradient's may not fit float32.
         metrics.append(metric / metric.diagonal().mean().clamp(min=torch.finfo(metric.dtype).tiny))
     if not all(metric.isfinite().all() for metric in metrics):
         return None
