@@ -156,11 +156,7 @@ def with_table(readme: str) -> str:
     _, closing, tail = rest.partition(end)
     if not (mark and closing):
         return readme
-<<<<<<< HEAD
     return f"{head}{begin}\n{table('readme').markdown().rstrip()}\n{end}{tail}"
-=======
-    return f"{head}{begin}\n{table('readme').markdown()}{end}{tail}"
->>>>>>> pages
 
 
 def main() -> None:
