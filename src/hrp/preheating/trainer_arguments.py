@@ -88,7 +88,7 @@ def preheating_arguments(
         "warmup_steps": config.warmup_steps,
         "eval_on_start": False,
         "seed": config.seed,
-        "data_seed": None,
+        "data_seed": config.seed,
         "eval_strategy": "no",
         "save_strategy": "no",
         "load_best_model_at_end": False,

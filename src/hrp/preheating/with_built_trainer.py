@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from functools import partial
 from typing import Any
 
 from peft import LoraConfig
@@ -108,5 +109,7 @@ class BuiltTrainerSource:
             take_both_rates(trainer, rates)
             progress.empty_batches.watch(trainer)
             set_seed(config.seed)
+            # Within its run a tool's own `train` has set the stage, which it may not do twice.
+            train = partial(Trainer.train, trainer) if trainer.is_in_train else trainer.train
             with interrupts_allowed():
-                trainer.train()
+                train()

@@ -8,7 +8,12 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model_state_dict
-from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers import (
+    DataCollatorForSeq2Seq,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+)
 from trl import SFTConfig
 
 import hrp
@@ -50,7 +55,32 @@ def noisy(folder):
     return plain(folder, neftune_noise_alpha=5.0)
 
 
-@pytest.mark.parametrize("build", [plain, packed, dpo, noisy])
+def staged(folder):
+    """Return a trainer whose `train` sets a stage, and takes it down, outside of the trainer.
+
+    As ms-swift's for classifiers, which patches the model's class.
+    """
+
+    class Staged(Trainer):
+        ready = False
+
+        def train(self, *args, **kwargs):
+            Staged.ready = True
+            try:
+                return super().train(*args, **kwargs)
+            finally:
+                Staged.ready = False
+
+        def compute_loss(self, *args, **kwargs):
+            assert Staged.ready
+            return super().compute_loss(*args, **kwargs)
+
+    built = plain(folder)
+    built.__class__ = Staged
+    return built
+
+
+@pytest.mark.parametrize("build", [plain, packed, dpo, noisy, staged])
 def test_with_the_trainer_it_is_apply_hrp_of_that_trainer(build, tmp_path):
     trainer = build(tmp_path)
     trainer.add_callback(hrp.HRPCallback(CONFIG, trainer))

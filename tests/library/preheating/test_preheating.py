@@ -11,7 +11,7 @@ import transformers
 from accelerate import Accelerator
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 from transformers import Trainer, TrainingArguments
 
 import hrp
@@ -131,10 +131,21 @@ def test_a_trainer_s_own_schedule_may_begin_at_zero(model, tmp_path):
     assert len(spectrum.provenance["losses"]) == 3
 
 
-def test_the_config_s_seed_orders_the_data_whatever_data_seed_says(model, tmp_path):
+class OrderedByDataSeed(Trainer):
+    """Orders its rows by ``args.data_seed`` alone, as ms-swift's trainers do."""
+
+    def get_train_dataloader(self):
+        order = torch.Generator().manual_seed(self.args.data_seed or 0)
+        sampler = RandomSampler(self.train_dataset, generator=order)
+        rows, size = self.train_dataset, self.args.train_batch_size
+        return DataLoader(rows, size, sampler=sampler, collate_fn=collate)
+
+
+@pytest.mark.parametrize("trainer_cls", [Trainer, OrderedByDataSeed])
+def test_the_config_s_seed_orders_the_data_whatever_data_seed_says(model, tmp_path, trainer_cls):
     losses = [
         hrp.preheat(
-            model, hrp.HRPConfig(16, 3, learning_rate=1e-2, seed=seed), trainer_cls=Trainer,
+            model, hrp.HRPConfig(16, 3, learning_rate=1e-2, seed=seed), trainer_cls=trainer_cls,
             **trainer_arguments(tmp_path, data_seed=7),
         ).provenance["losses"][0]
         for seed in (0, 1)
