@@ -138,8 +138,8 @@ class Output:
     def begin(self, overwrite: bool) -> None:
         """Make the folder ready, after `check`; raises ``UsageError`` where it is not writable."""
         try:
-            for name in (RECORD, _CLEARED, _PUBLISHED, SPECTRUM):
-                clear_dead_staging(self.folder / name)
+            staged = (RECORD, _CLEARED, _PUBLISHED, SPECTRUM)
+            clear_dead_staging(*(self.folder / name for name in staged))
             if overwrite or self.state() == "absent":
                 self._clear()
             earlier = self.read_record() or {"run": uuid4().hex, "files": {}}

@@ -336,8 +336,8 @@ def test_packing_killed_before_or_after_any_change_loses_nothing(tmp_path):
         env=environment, capture_output=True, text=True, check=True, timeout=120,
     )  # fmt: skip
     copies = sorted((tmp_path / "copies").iterdir(), key=lambda copy: int(copy.name))
-    # one renaming, the removal of two marks of staging and of four files, before and after each
-    assert len(copies) - 1 == int(ended.stdout) == 14
+    # one renaming, the removal of the lock of staging and of four files, before and after each
+    assert len(copies) - 1 == int(ended.stdout) == 12
     singles = [len(list((copy / "demo").glob("*.json"))) for copy in copies]
     assert singles[:4] == [4] * 4
     assert singles[-1] == 0
