@@ -189,7 +189,7 @@ CASES = {
     ),
     "preheat": Case(preheat),
     "preheat --overwrite": Case(preheat_over, prepare=earlier(preheat)),
-    "finetune": Case(finetune, classes, ("out/spectrum",), open_to_others=("out",)),
+    "finetune": Case(finetune, classes, ("out/spectrum",), open_to_others=("out",), every=3),
     "finetune --overwrite": Case(
         finetune_over,
         classes,

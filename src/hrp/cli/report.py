@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from hrp.errors import SpectrumFormatError
+from hrp.cli.failures import reported
 from hrp.files import digest, write_text
 
 PAGE = "report.html"
@@ -50,12 +50,12 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run ``hrp report`` and return the exit status."""
     options = _parser().parse_args(argv)
-    try:
-        out = options.out or _default_place(options.runs)
-        write_page({str(run): run for run in options.runs}, out, options.title)
-    except (OSError, SpectrumFormatError, ValueError) as error:
-        print(f"hrp report: {error}", file=sys.stderr)
-        return 2
+    return reported("report", lambda: _report(options))
+
+
+def _report(options: argparse.Namespace) -> int:
+    out = options.out or _default_place(options.runs)
+    write_page({str(run): run for run in options.runs}, out, options.title)
     several = f" ({len(options.runs)} runs)" if len(options.runs) > 1 else ""
     print(f"wrote {out}{several}")
     return 0

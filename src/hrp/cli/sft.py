@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from accelerate import PartialState
 from trl import DatasetMixtureConfig, ScriptArguments, SFTConfig, get_quantization_config
 
 from hrp.cli.arguments import (
@@ -30,6 +31,7 @@ from hrp.cli.input_checks import (
 )
 from hrp.cli.outputs import Output, locked, say
 from hrp.cli.pushing import push
+from hrp.cli.report import PAGE, write_own_page
 from hrp.cli.running import Job, check_preheating, run, start, with_steps
 from hrp.cli.trainers import HRPSFTTrainer, check_enough, sft_preheating
 from hrp.preheating.binding import BASE, DATA, files_digest, settings_of
@@ -119,6 +121,8 @@ def carry_out(
     output = request.output_for(command, Path(training.output_dir))
     with locked(output.lock, command, output.folder):
         if not output.check(flags.overwrite, flags.resume):
+            if not (output.folder / PAGE).exists() and PartialState().is_main_process:
+                write_own_page(output.folder)  # it was killed right before
             if training.push_to_hub and not (output.read_record() or {}).get("pushed"):
                 push(output, training)
             return 0

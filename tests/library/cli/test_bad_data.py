@@ -5,12 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import time
 from types import SimpleNamespace
 
 import datasets
+import jinja2
+import pyarrow
 import pytest
+import safetensors.torch
 import yaml
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from trl import ScriptArguments
 
 from helpers.commands import BASE, LORA, QUICK, call, questions, training
@@ -65,6 +71,7 @@ def templated(prompt: str, completion: str | None = "{answer}"):
         (["--max_steps", "0", "--num_train_epochs", "0"], "`num_train_epochs` must be finite and"),
         (["--max_length", "-3"], "`max_length` must be an integer >= 1, got -3"),
         (["--lora_target_modules", "q_prj"], "of the base model, got ['q_prj']; give such as"),
+        (["--lora_target_modules", "("], "must be names or a regular expression, got '('"),
         (["--spectrum", "nowhere"], "'nowhere' is no spectrum folder"),
         (["--preheat_steps", "0"], "`preheat_steps` must be an integer >= 1, got 0"),
         (["--preheat_steps", "some"], "got 'some'; or give 'auto'"),
@@ -221,10 +228,12 @@ class ConnectError(Exception):
         lambda: int("many"),
         lambda: None + 1,
         lambda: dict([1]),
+        lambda: [][1],
+        lambda: pyarrow.schema(len(3)),
     ],
 )
 def test_a_fault_of_ours_keeps_its_traceback(job):
-    with pytest.raises((RuntimeError, KeyError, AssertionError, TypeError, ValueError)):
+    with pytest.raises((RuntimeError, LookupError, AssertionError, TypeError, ValueError)):
         reported("sft", job)
 
 
@@ -255,6 +264,81 @@ def test_a_failure_of_the_user_s_world_is_one_line_with_a_remedy(capsys, error, 
     assert message in told
     assert told.startswith("hrp sft: ")
     assert told.count("\n") == 1
+
+
+def encoded():
+    made = SimpleNamespace(tokenizer=Tokenizer(BPE()))
+    return made.tokenizer.encode_batch([1, {}])
+
+
+@pytest.mark.parametrize(
+    ("job", "package"),
+    [
+        (lambda: Tokenizer.from_str("["), "tokenizers"),
+        (encoded, "tokenizers"),
+        (
+            lambda: (
+                SimpleNamespace(a=pyarrow)
+                .a
+            ).array([1, "a"]),
+            "pyarrow",
+        ),
+        (lambda: pyarrow.ipc.open_stream(b"1234"), "pyarrow"),
+        (lambda: safetensors.torch.load(b"12"), "safetensors"),
+        (lambda: jinja2.Template("{% for %}"), "jinja2"),
+    ],
+)  # fmt: skip
+def test_what_compiled_readers_refuse_is_one_line_with_a_remedy(capsys, job, package):
+    assert reported("sft", job) == 2
+    told = capsys.readouterr().err
+    assert f"; {package} cannot read a file, or a row, that it was given; mend or replace" in told
+    assert told.count("\n") == 1
+
+
+BROKEN_MODELS = {
+    "config.json": "[]",
+    "tokenizer_config.json": "[1]",
+    "tokenizer.json": "{",
+    "model.safetensors": "12",
+}
+
+
+@fault(
+    "Hostile or damaged input",
+    "a base model with a broken file",
+    command="sft, finetune, preheat",
+    outcome="one line, status 2",
+)
+@pytest.mark.parametrize("name", BROKEN_MODELS)
+def test_a_base_with_a_broken_file_is_refused_in_one_line(tmp_path, data, capsys, name):
+    model = tmp_path / "model"
+    shutil.copytree(BASE, model)
+    (model / name).write_text(BROKEN_MODELS[name])
+    flags = training(data, tmp_path / "out", "--model_name_or_path", model)
+    message = refused(capsys, "sft", *flags)
+    assert "get the model's files again" in message or "mend or replace it" in message
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"input_ids": [1, 2, 10**6]}, "the data hold a token that the model does not have"),
+        ({"input_ids": ["a", "b"]}, "column 'input_ids' must hold lists of token numbers, got"),
+    ],
+)
+def test_token_numbers_that_the_model_lacks_are_refused(tmp_path, capsys, row, message):
+    path = tmp_path / "ids.jsonl"
+    path.write_text(8 * (json.dumps(row) + "\n"))
+    flags = ["--model_name_or_path", BASE, "--dataset_path", path, *LORA, *QUICK]
+    assert message in refused(capsys, "sft", *flags, "--output_dir", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
+def test_a_saved_data_set_with_a_broken_file_is_refused(tmp_path, name):
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "rows")
+    (tmp_path / "rows" / name).write_text("[]")
+    with pytest.raises(UsageError, match="is no whole data set of `save_to_disk`"):
+        load(tmp_path / "rows")
 
 
 def test_a_tracker_that_is_not_installed_is_one_line(tmp_path, data, capsys):
