@@ -71,7 +71,13 @@ INTERNALS_OF_THE_LAB = {
     "hrp.report.table": {"DASH", "Table", "markdown_text", "number"},
     "hrp.spectra.factorization": {"factored_svd"},
     "hrp.spectra.truncation": {"DAMPING", "loss_truncation"},
-    "hrp.validation": {"check_choice", "check_integer", "check_positive", "is_finite"},
+    "hrp.validation": {
+        "check_choice",
+        "check_integer",
+        "check_positive",
+        "check_type",
+        "is_finite",
+    },
     "hrp.versions": {"installed_versions"},
 }
 

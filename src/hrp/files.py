@@ -96,13 +96,16 @@ def read_folder(folder: Path, read: Callable[[Path], Content]) -> Content:
                 return content
 
 
-def settle(folder: Path) -> None:
+def settle(folder: Path, clear: bool = False) -> None:
     """Finish the replacing of ``folder`` where a writer was killed between its two renames.
 
-    Cheap where the folder is there. A reader who may not write in the place changes nothing.
+    Cheap where the folder is there. A reader who may not write in the place changes nothing. With
+    ``clear``, whatever else dead writers of the folder have left is removed.
     """
     folder = Path(os.path.realpath(folder))
-    if not folder.exists():
+    if clear:
+        clear_dead_staging(folder)
+    elif not folder.exists():
         for container, _ in _staging_folders(folder):
             _finish(container, folder)
 

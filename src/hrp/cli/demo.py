@@ -63,7 +63,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check_place(out: Path, overwrite: bool) -> None:
-    settle(out)
+    settle(out, clear=True)
     if out.exists() and not overwrite:
         raise FileExistsError(
             f"output folder '{out}' exists; name another with --out, or pass --overwrite"
