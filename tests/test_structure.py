@@ -66,7 +66,7 @@ INTERNALS_OF_THE_LAB = {
     "hrp.preheating.rates": {"rates_of"},
     "hrp.report.blocks": {"Block", "FigureBlock", "Heading", "Section", "Sentences", "TableBlock"},
     "hrp.report.figures": {"INK", "colour", "drawn", "heat_map", "judged_by", "plain"},
-    "hrp.report.html": {"page"},
+    "hrp.report.html": {"check_page", "page"},
     "hrp.report.spectrum_page": {"spectrum_sections"},
     "hrp.report.table": {"DASH", "Table", "markdown_text", "number"},
     "hrp.spectra.factorization": {"factored_svd"},

@@ -67,17 +67,23 @@ class Request:
         groups = [getattr(self, field.name) for field in fields(self)]
         settings = settings_of(*groups)
         data, base = (
-            Path(name) if name else None
-            for name in (
-                self.data.dataset_path or self.script.dataset_name,
-                self.model.model_name_or_path,
-            )
+            self.data.dataset_path or self.script.dataset_name,
+            self.model.model_name_or_path,
         )
-        if data is not None and data.exists():
-            settings[DATA] = files_digest(data)
-        if base is not None and base.exists():
-            settings[BASE] = files_digest(base, whole=False)
+        for key, name in ((DATA, data), (BASE, base)):
+            if name and Path(name).exists():
+                self._check_outside(Path(name))
+                settings[key] = files_digest(Path(name), whole=key == DATA)
         return settings
+
+    def _check_outside(self, given: Path) -> None:
+        """Raise ``UsageError`` where the run would write into what it reads."""
+        output = Path(self.training.output_dir)
+        if given.is_dir() and output.resolve().is_relative_to(given.resolve()):
+            raise UsageError(
+                f"`--output_dir` must be outside '{given}', of which every file is read, got "
+                f"'{output}'; choose another"
+            )
 
     def output_for(self, command: str, folder: Path) -> Output:
         """Describe the run's output ``folder``."""
