@@ -1,8 +1,8 @@
 """Writes files and folders whole or not at all, and never over what it would lose.
 
-Everything is prepared in a staging folder beside its place and renamed. A staging folder holds a
-file lock, whose file name is also the mark by which a later run knows it: while its writer lives,
-the lock is held; once the writer is dead, the folder is finished or removed.
+Everything is prepared in a staging folder beside its place and renamed. The name of a staging
+folder tells what it is for, and a file lock in it whether its writer lives: once the writer is
+dead, the folder is finished or removed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 Content = TypeVar("Content")
 
 _PREFIX = ".hrp-"
 _LOCK = "hrp-staging.lock"
-_MARK = "hrp-staging.json"  # says what the folder is preparing
 _NEW = "new"
 _OLD = "old"
 
@@ -97,30 +96,30 @@ def read_folder(folder: Path, read: Callable[[Path], Content]) -> Content:
                 return content
 
 
-def settle(folder: Path) -> None:
+def settle(folder: Path, clear: bool = False) -> None:
     """Finish the replacing of ``folder`` where a writer was killed between its two renames.
 
-    Cheap where the folder is there. A reader who may not write in the place changes nothing.
+    Cheap where the folder is there. A reader who may not write in the place changes nothing. With
+    ``clear``, whatever else dead writers of the folder have left is removed.
     """
     folder = Path(os.path.realpath(folder))
-    if not folder.exists():
-        for container in _staging_folders(folder):
+    if clear:
+        clear_dead_staging(folder)
+    elif not folder.exists():
+        for container, _ in _staging_folders(folder):
             _finish(container, folder)
 
 
 @contextmanager
 def staging(target: Path) -> Iterator[Path]:
-    """Yield a new, marked folder beside ``target`` to prepare it in, and remove it afterwards.
+    """Yield a new, locked folder beside ``target`` to prepare it in, and remove it afterwards.
 
     First removes what dead processes left that were preparing the same target.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     clear_dead_staging(target)
-    container = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=target.parent))
-    lock = FileLock(container / _LOCK)
+    container, lock = _new_container(target)
     try:
-        lock.acquire(timeout=0)
-        (container / _MARK).write_text(json.dumps({"target": target.name}), encoding="utf-8")
         yield container
     finally:
         if _finish(container, target):
@@ -245,27 +244,44 @@ def _finish(container: Path, target: Path) -> bool:
     return target.exists()
 
 
-def _staging_folders(target: Path) -> list[Path]:
-    """List the folders beside ``target`` that bear the mark and say that they are for it."""
-    if not target.parent.is_dir():
-        return []
-    marked = [
-        path
-        for path in target.parent.iterdir()
-        if path.name.startswith(_PREFIX) and (path / _LOCK).is_file()
+def _prefix(target: Path) -> str:
+    """Return how the names of the staging folders of ``target`` begin; all are of one length."""
+    return f"{_PREFIX}{blake2b(os.fsencode(target.name), digest_size=6).hexdigest()}-"
+
+
+def _new_container(target: Path) -> tuple[Path, FileLock]:
+    """Make a staging folder and lock it; another process may clear it before it is locked."""
+    while True:
+        container = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
+        lock = FileLock(container / _LOCK)
+        with suppress(FileNotFoundError, Timeout):
+            lock.acquire(timeout=0)
+            if (container / _LOCK).exists():
+                return container, lock
+            lock.release()
+
+
+def _staging_folders(*targets: Path) -> list[tuple[Path, Path]]:
+    """List the staging folders of ``targets``, which lie in one folder, each with its target."""
+    parent, prefixes = targets[0].parent, {_prefix(target): target for target in targets}
+    length = len(_prefix(targets[0]))
+    beside = parent.iterdir() if parent.is_dir() else ()
+    named_so = [path for path in beside if path.name[:length] in prefixes]
+    return [
+        (path, prefixes[path.name[:length]])
+        for path in named_so
+        if (path / _LOCK).is_file() or _is_empty(path)
     ]
-    return [path for path in marked if _target_of(path) == target.name]
 
 
-def _target_of(container: Path) -> str | None:
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads((container / _MARK).read_text(encoding="utf-8"))["target"])
-    return None
+def _is_empty(folder: Path) -> bool:
+    """Return whether it is an empty folder, as a kill leaves before its lock, and after it."""
+    return folder.is_dir() and not any(folder.iterdir())
 
 
-def clear_dead_staging(target: Path) -> None:
-    """Remove, or finish, what processes that died left of preparing ``target``."""
-    for container in _staging_folders(target):
+def clear_dead_staging(*targets: Path) -> None:
+    """Remove, or finish, what processes that died left of preparing ``targets`` in one folder."""
+    for container, target in _staging_folders(*targets):
         lock = FileLock(container / _LOCK)
         with suppress(OSError):  # among them filelock's Timeout: its writer is alive
             lock.acquire(timeout=0)
@@ -275,16 +291,15 @@ def clear_dead_staging(target: Path) -> None:
 
 
 def _discard(container: Path) -> None:
-    """Remove a staging folder, its mark last, so that a kill leaves what can be recognised."""
+    """Remove a staging folder, its lock last, so that a kill leaves what can be recognised."""
     for path in container.iterdir():
-        if path.name in (_LOCK, _MARK):
+        if path.name == _LOCK:
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    for name in (_MARK, _LOCK):
-        (container / name).unlink(missing_ok=True)
+    (container / _LOCK).unlink(missing_ok=True)
     with suppress(OSError):
         container.rmdir()
 

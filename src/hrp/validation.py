@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 
 def check_integer(name: str, value: object, minimum: int, maximum: int | None = None) -> None:
@@ -65,3 +68,55 @@ def check_scale(scale: object, direction: str) -> None:
             f"`scale` must be 1 with `direction` 'AB', whose scale is that of the preheated "
             f"update, got {scale!r}; leave `scale` out, or choose direction 'A' or 'B'"
         )
+
+
+_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "text in quotes"}
+
+
+def check_type(name: str, value: object, kind: Any, spelled: bool = False) -> None:
+    """Raise ``ValueError`` unless a ``value`` out of a YAML file has the type ``kind``.
+
+    With ``spelled``, text will do that spells a number or a truth value: YAML takes 1e-4 for text.
+
+    >>> check_type("lora_r", "8", int, spelled=True)
+    """
+    if not has_type(value, kind, spelled):
+        raise ValueError(f"`{name}` must be {' or '.join(_words(kind))}, got {value!r}")
+
+
+def has_type(value: Any, kind: Any, spelled: bool = False) -> bool:
+    """Return whether a value has a type as annotations write it; see `check_type`."""
+    origin, parts = get_origin(kind) or kind, get_args(kind)
+    if origin in (Union, UnionType):
+        return any(has_type(value, part, spelled) for part in parts)
+    if origin is Literal:
+        return any(type(value) is type(part) and value == part for part in parts)
+    if origin is Any:
+        return True
+    if spelled and origin in (bool, int, float) and isinstance(value, str):
+        if origin is bool:
+            return value.lower() in ("true", "false", "yes", "no", "t", "f", "y", "n", "1", "0")
+        with suppress(ValueError):
+            value = origin(value)
+    if origin in (int, float):
+        return isinstance(value, int | origin) and not isinstance(value, bool)
+    if issubclass(origin, list):
+        return isinstance(value, list) and all(has_type(one, parts[0], spelled) for one in value)
+    if origin in (bool, NoneType) or issubclass(origin, str):
+        return isinstance(value, str if issubclass(origin, str) else origin)
+    return isinstance(value, dict)
+
+
+def _words(kind: Any) -> list[str]:
+    """Say in words what values have a type, each way once."""
+    origin, parts = get_origin(kind) or kind, get_args(kind)
+    if origin in (Union, UnionType):
+        return list(dict.fromkeys(word for part in parts for word in _words(part)))
+    if origin is Literal:
+        return [repr(part) for part in parts]
+    if issubclass(origin, list):
+        return [f"a list of {' or '.join(_words(parts[0]))}"]
+    if origin is NoneType:
+        return ["null"]
+    known = next((word for base, word in _WORDS.items() if issubclass(origin, base)), "a mapping")
+    return [known]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import torch
 from trl import ModelConfig, TrlParser, get_peft_config
@@ -21,7 +21,7 @@ from hrp.cli.help_page import short_help
 from hrp.cli.outputs import say
 from hrp.cli.yaml_files import read_yaml
 from hrp.config import HRPConfig
-from hrp.validation import check_integer, check_positive
+from hrp.validation import check_integer, check_positive, check_type, has_type
 
 _PATHS = {"dataset_path", "dataset_name", "model_name_or_path", "spectrum", "chat_template_path"}
 # `trl sft` passes these on to Accelerate's launcher.
@@ -209,11 +209,32 @@ class _Parser(TrlParser):
         return flags, rest
 
     def set_defaults_with_config(self, **settings: Any) -> list[str]:
-        """Take the values of a config file; refuse a key that is no flag."""
+        """Take the values of a config file; refuse a key that is no flag, and another type."""
+        hints = [get_type_hints(group).items() for group in self.dataclass_types]
+        kinds = dict(itertools.chain.from_iterable(hints))
+        for name in kinds.keys() & settings.keys():
+            settings[name] = _typed(name, settings[name], kinds[name])
         rest = super().set_defaults_with_config(**settings)
         if rest:
             raise UsageError(_unknown(rest[0], self, "key in the config file"))
         return []
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """Return a config file's value as the flag takes it; raises ``UsageError`` on another type.
+
+    As on the command line, a number is as good as text, and one text as a list of it.
+    """
+    if isinstance(value, str) and has_type([value], kind):
+        return value
+    texts = has_type("", kind) and not has_type({}, kind)
+    if texts and type(value) in (int, float) and not has_type(value, kind):
+        return str(value)
+    try:
+        check_type(name, value, kind, spelled=True)
+    except ValueError as error:
+        raise UsageError(f"`--config`: {error}; mend the file, or leave the key out") from error
+    return value
 
 
 class _HelpAll(argparse.Action):
@@ -273,6 +294,10 @@ def check_config(path: Path) -> None:
         raise UsageError(f"`--config`: {error}") from error
     if not isinstance(content, dict):
         raise UsageError(f"`--config` '{path}' must hold a mapping, got {type(content).__name__}")
+    if odd := [key for key in content if not isinstance(key, str)]:
+        raise UsageError(f"`--config` '{path}' must have names of flags as keys, got {odd[0]!r}")
+    if not isinstance(content.get("env", {}), dict):
+        raise UsageError(f"`--config` '{path}': `env` must be a mapping, got {content['env']!r}")
 
 
 def _split_config(text: str) -> list[str]:

@@ -61,7 +61,13 @@ def _load_local(path: Path, streaming: bool) -> Any:
         raise FileNotFoundError(f"`--dataset_path` '{path}' does not exist")
     if path.is_dir():
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            loaded = datasets.load_from_disk(str(path))
+            try:
+                loaded = datasets.load_from_disk(str(path))
+            except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+                raise UsageError(
+                    f"`--dataset_path` '{path}' is no whole data set of `save_to_disk`, save it "
+                    f"again ({error!r})"
+                ) from error
             splits = loaded if isinstance(loaded, dict) else {"train": loaded}
             return {
                 name: split.to_iterable_dataset() if streaming else split
@@ -170,6 +176,8 @@ def check_texts(dataset: Any, names: Iterable[str]) -> None:
                 row = 1000 * number + table.column(0).is_null().to_pylist().index(True)
                 raise UsageError(f"row {row + 1} of the data has no value in column {name!r}")
         feature = dataset.features[name]
+        if name == "input_ids" and "int" not in str(feature):
+            raise UsageError(f"column 'input_ids' must hold lists of token numbers, got {feature}")
         if isinstance(feature, datasets.Value) and "string" not in feature.dtype:
             raise UsageError(
                 f"column {name!r} must hold text, got {feature.dtype} in row 1: "

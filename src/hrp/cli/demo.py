@@ -10,11 +10,12 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hrp.cli.failures import reported
 from hrp.cli.locks import held, lock_beside
 from hrp.demo.settings import RECORD, DemoConfig, check_earlier
 from hrp.files import settle
@@ -48,22 +49,21 @@ What next:
 
 
 def main(argv: list[str]) -> int:
-    """Run the demo; returns 0, or 2 where the arguments cannot be used."""
+    """Run the demo; returns the exit status."""
     options = _parser().parse_args(argv)
-    with ExitStack() as stack:
-        try:
-            config = _config(options)
-            _check_place(options.out, options.overwrite)
-            stack.enter_context(held(lock_beside(options.out), "hrp demo", options.out))
-        except (ValueError, OSError) as error:
-            print(f"hrp demo: {error}", file=sys.stderr)
-            return 2
+    return reported("demo", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = _config(options)
+    _check_place(options.out, options.overwrite)
+    with held(lock_beside(options.out), "hrp demo", options.out):
         _demo(config, options.out, options.overwrite)
     return 0
 
 
 def _check_place(out: Path, overwrite: bool) -> None:
-    settle(out)
+    settle(out, clear=True)
     if out.exists() and not overwrite:
         raise FileExistsError(
             f"output folder '{out}' exists; name another with --out, or pass --overwrite"

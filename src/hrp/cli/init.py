@@ -188,7 +188,7 @@ def _check_task(task: str) -> None:
 def _check_output(folder: Path, spectrum: Path, overwrite: bool) -> None:
     from hrp.files import check_as_recorded, settle
 
-    settle(folder)
+    settle(folder, clear=True)
     if not folder.exists():
         return
     if spectrum.resolve().is_relative_to(folder.resolve()):

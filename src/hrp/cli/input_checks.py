@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from hrp.cli.failures import UsageError
 from hrp.validation import check_integer, check_positive
 
+_CONFIGS = ("config.json", "tokenizer_config.json", "tokenizer.json")
+
 
 def check_model(name: str) -> None:
-    """Raise ``UsageError`` for a model folder that is not there; HF would take it for a hub id."""
+    """Raise ``UsageError`` for a model folder that is not there, or whose configs are broken.
+
+    HF would take the one for a hub id, and tell nothing of the other.
+    """
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
     if is_path and not Path(name).is_dir():
         raise UsageError(f"`--model_name_or_path` '{name}' is no folder")
+    for path in (Path(name) / config for config in _CONFIGS):
+        if path.is_file() and not _is_object(path):
+            raise UsageError(f"'{path}' must be a JSON object; get the model's files again")
+
+
+def _is_object(path: Path) -> bool:
+    with suppress(ValueError, RecursionError):
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    return False
 
 
 def check_lora(model: Any) -> None:
@@ -54,6 +69,11 @@ def mistakes_told(targets: list[str] | str | None, task: str, model: str) -> Ite
     """Say which flag it is where PEFT knows no target module, or HF no such task for the model."""
     try:
         yield
+    except re.error as error:
+        raise UsageError(
+            f"`--lora_target_modules` must be names or a regular expression, got {targets!r} "
+            f"({error}); {_SUCH}, or all-linear"
+        ) from error
     except ValueError as error:
         if "not found in the base model" in str(error):
             raise UsageError(

@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hrp.cli.failures import printable
-from hrp.errors import SpectrumFormatError
+from hrp.cli.failures import printable, reported
 from hrp.spectra.spectrum import Spectrum
+from hrp.validation import check_integer
 
 EPILOG = """examples:
   hrp inspect runs/spectrum
@@ -52,29 +52,26 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run ``hrp inspect`` and return the exit status."""
     options = _parser().parse_args(argv)
-    try:
-        if options.rank < 1:
-            raise ValueError(f"`--rank` must be at least 1, got {options.rank}")
-        if options.out:
-            from hrp.cli.outputs import check_place
+    return reported("inspect", lambda: _inspect(options))
 
-            check_place(options.out, "--out")
-        spectrum = Spectrum.load(options.spectrum)
-        other = Spectrum.load(options.compare) if options.compare else None
-        facts = _facts(spectrum, other, options.rank)
-        text = (
-            json.dumps(facts, indent=2)
-            if options.json
-            else "\n".join(map(_shown, _lines(spectrum, facts)))
-        )
-        written = []
-        if options.out:
-            reference = (str(options.compare), other) if other is not None else None
-            written = _write_figures(spectrum, reference, options.rank, options.out)
-    except (OSError, SpectrumFormatError, ValueError) as error:
-        print(f"hrp inspect: {printable(str(error))}", file=sys.stderr)
-        return 2
-    print(text)
+
+def _inspect(options: argparse.Namespace) -> int:
+    check_integer("rank", options.rank, minimum=1)
+    if options.out:
+        from hrp.cli.outputs import check_place
+
+        check_place(options.out, "--out")
+    spectrum = Spectrum.load(options.spectrum)
+    other = Spectrum.load(options.compare) if options.compare else None
+    facts = _facts(spectrum, other, options.rank)
+    written = []
+    if options.out:
+        reference = (str(options.compare), other) if other is not None else None
+        written = _write_figures(spectrum, reference, options.rank, options.out)
+    if options.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        print("\n".join(map(_shown, _lines(spectrum, facts))))
     for path in written:
         print(f"wrote {path}", file=sys.stderr)
     return 0

@@ -50,16 +50,18 @@ def held(place: Path, command: str, output: Path) -> Iterator[None]:
 
 def _acquired(place: Path, output: Path) -> FileLock:
     while True:
-        place.mkdir(parents=True, exist_ok=True)
         lock = FileLock(place / _LOCK)
         try:
+            place.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout:
             raise BlockingIOError(
                 f"'{output}' is being written by {_holder(place)}; wait for it, or choose another "
                 "output folder"
             ) from None
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):
+            if place.is_file() or place.is_symlink():
+                raise
             continue  # its holder has just ended and removed the folder
         if (place / _LOCK).exists():
             return lock

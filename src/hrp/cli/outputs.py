@@ -115,7 +115,7 @@ class Output:
         state, record = self.state(), self.read_record()
         if state == "finished" and not overwrite:
             self._check_same(record, "is finished", self.length)
-            clear_dead_staging(self.folder / PAGE)  # of a run that was killed at its very end
+            self._clear_dead_staging()  # of a run that was killed at its very end
             say(f"'{self.folder}' is finished: nothing to do; --overwrite runs it again")
             return False
         self._check_spectra(record)
@@ -138,8 +138,7 @@ class Output:
     def begin(self, overwrite: bool) -> None:
         """Make the folder ready, after `check`; raises ``UsageError`` where it is not writable."""
         try:
-            for name in (RECORD, _CLEARED, _PUBLISHED, SPECTRUM):
-                clear_dead_staging(self.folder / name)
+            self._clear_dead_staging()
             if overwrite or self.state() == "absent":
                 self._clear()
             earlier = self.read_record() or {"run": uuid4().hex, "files": {}}
@@ -202,6 +201,10 @@ class Output:
     def update(self, **changes: Any) -> None:
         """Change fields of the record."""
         self._write_record((self.read_record() or {}) | changes)
+
+    def _clear_dead_staging(self) -> None:
+        staged = (RECORD, _CLEARED, _PUBLISHED, SPECTRUM, PAGE)
+        clear_dead_staging(*(self.folder / name for name in staged))
 
     def _write_record(self, content: dict[str, Any]) -> None:
         write_text(self.folder / RECORD, json.dumps(content, indent=2) + "\n")

@@ -66,7 +66,7 @@ def _finished(folder: Path, work: Output, overwrite: bool) -> bool:
         UsageError: something else is there, or a spectrum of other settings.
         FileExistsError: something besides the spectrum would be replaced, too.
     """
-    settle(folder)
+    settle(folder, clear=True)
     if not os.path.lexists(folder):
         return False
     provenance = spectrum_provenance(folder)

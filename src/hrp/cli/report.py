@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from hrp.errors import SpectrumFormatError
+from hrp.cli.failures import reported
 from hrp.files import digest, write_text
 
 PAGE = "report.html"
@@ -50,12 +50,12 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run ``hrp report`` and return the exit status."""
     options = _parser().parse_args(argv)
-    try:
-        out = options.out or _default_place(options.runs)
-        write_page({str(run): run for run in options.runs}, out, options.title)
-    except (OSError, SpectrumFormatError, ValueError) as error:
-        print(f"hrp report: {error}", file=sys.stderr)
-        return 2
+    return reported("report", lambda: _report(options))
+
+
+def _report(options: argparse.Namespace) -> int:
+    out = options.out or _default_place(options.runs)
+    write_page({str(run): run for run in options.runs}, out, options.title)
     several = f" ({len(options.runs)} runs)" if len(options.runs) > 1 else ""
     print(f"wrote {out}{several}")
     return 0
@@ -67,11 +67,13 @@ def write_page(runs: Mapping[str, Path], out: Path, title: str | None = None) ->
     Raises:
         ValueError: a folder holds nothing to show.
         SpectrumFormatError: a spectrum is damaged.
-        OSError: the page cannot be written.
+        OSError: the page cannot be written, or another program's file is there.
     """
+    from hrp.report.html import check_page
     from hrp.report.run_folder import read_run  # these draw, which is slow to import
-    from hrp.report.run_page import run_page
+    from hrp.report.run_page import GENERATOR, run_page
 
+    check_page(out, GENERATOR)
     names = ", ".join(Path(name).resolve().name for name in runs)
     read = {name: read_run(folder) for name, folder in runs.items()}
     write_text(out, run_page(read, title or f"HRP: {names}"))
@@ -95,8 +97,7 @@ def write_own_page(folder: Path, name: str | None = None) -> Path | None:
 
 
 def _default_place(runs: Sequence[Path]) -> Path:
-    """Return where the page goes; raises ``FileExistsError`` if another program's file is there."""
-    from hrp.report.run_page import GENERATOR
+    """Return where the page goes."""
     from hrp.spectra.artefact import PROVENANCE_FILE
 
     out = runs[0] / PAGE
@@ -105,8 +106,6 @@ def _default_place(runs: Sequence[Path]) -> Path:
     elif (runs[0] / PROVENANCE_FILE).is_file():
         folder = runs[0].resolve()
         out = folder.parent / f"{folder.name}-{PAGE}"
-    if out.exists() and f'content="{GENERATOR}"' not in out.read_text("utf-8", "replace")[:2000]:
-        raise FileExistsError(f"'{out}' is no page of `hrp report` and not replaced; pass --out")
     return out
 
 

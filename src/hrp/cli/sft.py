@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from accelerate import PartialState
 from trl import DatasetMixtureConfig, ScriptArguments, SFTConfig, get_quantization_config
 
 from hrp.cli.arguments import (
@@ -29,6 +30,7 @@ from hrp.cli.input_checks import (
 )
 from hrp.cli.outputs import Output, locked, say
 from hrp.cli.pushing import push
+from hrp.cli.report import PAGE, write_own_page
 from hrp.cli.running import Job, check_preheating, run, start, with_steps
 from hrp.cli.trainers import HRPSFTTrainer, check_enough, sft_preheating
 from hrp.preheating.binding import BASE, DATA, files_digest, settings_of
@@ -63,17 +65,23 @@ class Request:
         groups = [getattr(self, field.name) for field in fields(self)]
         settings = settings_of(*groups)
         data, base = (
-            Path(name) if name else None
-            for name in (
-                self.data.dataset_path or self.script.dataset_name,
-                self.model.model_name_or_path,
-            )
+            self.data.dataset_path or self.script.dataset_name,
+            self.model.model_name_or_path,
         )
-        if data is not None and data.exists():
-            settings[DATA] = files_digest(data)
-        if base is not None and base.exists():
-            settings[BASE] = files_digest(base, whole=False)
+        for key, name in ((DATA, data), (BASE, base)):
+            if name and Path(name).exists():
+                self._check_outside(Path(name))
+                settings[key] = files_digest(Path(name), whole=key == DATA)
         return settings
+
+    def _check_outside(self, given: Path) -> None:
+        """Raise ``UsageError`` where the run would write into what it reads."""
+        output = Path(self.training.output_dir)
+        if given.is_dir() and output.resolve().is_relative_to(given.resolve()):
+            raise UsageError(
+                f"`--output_dir` must be outside '{given}', of which every file is read, got "
+                f"'{output}'; choose another"
+            )
 
     def output_for(self, command: str, folder: Path) -> Output:
         """Describe the run's output ``folder``."""
@@ -113,6 +121,8 @@ def carry_out(
     output = request.output_for(command, Path(training.output_dir))
     with locked(output.lock, command, output.folder):
         if not output.check(flags.overwrite, flags.resume):
+            if not (output.folder / PAGE).exists() and PartialState().is_main_process:
+                write_own_page(output.folder)  # it was killed right before
             if training.push_to_hub and not (output.read_record() or {}).get("pushed"):
                 push(output, training)
             return 0

@@ -177,8 +177,7 @@ def _holds_something(folder: Path) -> bool:
 
 
 def _files(checkpoint: Path) -> list[str]:
-    for name in (MARK, MARKER):
-        clear_dead_staging(checkpoint / name)
+    clear_dead_staging(checkpoint / MARK, checkpoint / MARKER)
     files = (path for path in checkpoint.rglob("*") if not path.is_dir() or path.is_symlink())
     return [path.relative_to(checkpoint).as_posix() for path in files]
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import html
 import itertools
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 from hrp.report.blocks import Block, FigureBlock, Heading, Section, Sentences, TableBlock
 from hrp.report.figures import to_svg
@@ -80,6 +82,17 @@ def tag(name: str, *children: str, **attributes: str) -> Html:
         return Html(f"<{name}{given}>")
     inner = "".join(child if isinstance(child, Html) else html.escape(child) for child in children)
     return Html(f"<{name}{given}>{inner}</{name}>")
+
+
+def check_page(out: Path, generator: str) -> None:
+    """Raise ``FileExistsError`` unless ``out`` is absent, or an earlier page of ``generator``."""
+    ours = f'content="{generator}"'
+    if os.path.lexists(out) and not (
+        out.is_file() and ours in out.read_text("utf-8", "replace")[:2000]
+    ):
+        raise FileExistsError(
+            f"'{out}' is no page of `{generator}` and is not replaced; give another --out"
+        )
 
 
 def page(title: str, lead: str, sections: Iterable[Section], generator: str = "hrp") -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from helpers.faults import fault
 from helpers.spectra_made import made_spectrum
 from helpers.synthetic import benchmark
 from hrp_lab.bench.record import Record
@@ -40,6 +41,22 @@ def test_one_html_page_shows_records_and_spectra(records, spectrum, tmp_path, ca
     assert f"Spectrum {tmp_path / 'other'}" in text
     assert f"wrote {out} (36 records, 2 spectra)" in capsys.readouterr().out
     assert list(out.parent.iterdir()) == [out]
+
+
+@fault(
+    "Whose file is it",
+    "your own file at `--out`, or a page of another command",
+    command="hrp report, hrp-lab bench report (HTML)",
+    outcome="refused; a page of the same command is replaced",
+)
+@pytest.mark.parametrize("theirs", ["mine", '<meta name="generator" content="hrp report">'])
+def test_a_file_that_is_no_report_of_the_bench_is_not_replaced(records, tmp_path, capsys, theirs):
+    out = tmp_path / "page.html"
+    assert report(records, "--out", out) == report(records, "--out", out) == 0
+    out.write_text(theirs)
+    assert report(records, "--out", out) == 2
+    assert "is no page of `hrp-lab bench report` and is not replaced" in capsys.readouterr().err
+    assert out.read_text() == theirs
 
 
 def test_a_markdown_page_s_numbers_can_be_traced(records, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -12,7 +13,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -95,36 +95,67 @@ def test_a_killed_worker_is_replaced_and_its_run_done_again(tmp_path):
     assert "a worker died (exit code -9)" in said[0]
 
 
+def serve_once_ending(connection, places, threads, came_up):
+    """Serve as a worker does, in its own process, but end at the first job of all workers."""
+    honest, code = engines.work, places.records.parent / "code"
+
+    def work(places, job):
+        with contextlib.suppress(FileNotFoundError):
+            status = int(code.read_text())
+            code.unlink()
+            if status < 0:
+                os.kill(os.getpid(), -status)
+            os._exit(status)
+        return honest(places, job)
+
+    engines.work = work
+    engines._serve(connection, places, threads, came_up)
+
+
+def never_come_up(*_):
+    os._exit(1)
+
+
 @fault(
     "Kills and interrupts",
     "a worker that ends with any status",
     command="hrp-lab bench run",
     outcome="its run is done again",
 )
-@pytest.mark.parametrize(("code", "came_up"), [(1, True), (3, True), (70, True), (-9, False)])
-def test_a_worker_that_came_up_and_ends_with_any_code_loses_its_job_alone(tmp_path, code, came_up):
-    engine, ended = workers_with_one_that_ended(tmp_path, code, came_up)
-    (result,) = engine.wait(1.0)
-    assert result.lost == f"exit code {code}"
-    assert ended not in (*engine._idle, *engine._busy)
+@pytest.mark.skipif(os.name != "posix", reason="ends by signals")
+@pytest.mark.parametrize("code", [0, 1, 3, 70, -signal.SIGKILL, -signal.SIGTERM])
+def test_a_worker_that_ends_with_any_code_loses_its_job_alone(tmp_path, monkeypatch, code):
+    (tmp_path / "code").write_text(str(int(code)))
+    monkeypatch.setattr(engines, "_serve", serve_once_ending)
+    engine = Workers(Places(tmp_path / "records", tmp_path / "cache"), 2)
+    said: list[str] = []
+    summary = Driver(experiment_from(FEW), engine._places, said.append).run(engine)
+    assert summary.ran == {"ok": 2}
+    assert len(load_records(tmp_path / "records")) == 2
+    lost = [line for line in said if "a worker died" in line]
+    assert len(lost) == 1
+    assert f"(exit code {int(code)})" in lost[0]
 
 
-def test_a_worker_that_never_came_up_ends_the_benchmark(tmp_path):
-    engine, _ = workers_with_one_that_ended(tmp_path, 1, came_up=False)
+def test_a_worker_that_cannot_start_after_another_could_loses_its_job_alone(tmp_path, monkeypatch):
+    (tmp_path / "code").write_text("3")
+    monkeypatch.setattr(engines, "_serve", serve_once_ending)
+    engine = Workers(Places(tmp_path / "records", tmp_path / "cache"), 1)
+    first, second = (engines.Job(run) for run in plan(experiment_from(FEW), {}))
+    engine.submit(first)
+    assert engine.wait(60.0) == [engines.Result(first, lost="exit code 3")]
+    monkeypatch.setattr(engines, "_serve", never_come_up)
+    engine.submit(second)
+    assert engine.wait(60.0) == [engines.Result(second, lost="exit code 1")]
+    engine.close()
+
+
+def test_workers_of_which_none_comes_up_end_the_benchmark(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "_serve", never_come_up)
+    engine = Workers(Places(tmp_path / "records", tmp_path / "cache"), 1)
+    engine.submit(engines.Job(plan(experiment_from(FEW), {})[0]))
     with pytest.raises(ChildProcessError, match="the worker processes cannot start"):
-        engine.wait(1.0)
-
-
-def workers_with_one_that_ended(folder, code, came_up):
-    engine = Workers(Places(folder / "records", folder / "cache"), 1)
-    mine, its = multiprocessing.Pipe()
-    its.close()
-    event = threading.Event()
-    if came_up:
-        event.set()
-    worker = engines._Worker(SimpleNamespace(exitcode=code, join=lambda: None), mine, event)
-    engine._busy[worker] = engines.Job(plan(experiment_from(FEW), {})[0])
-    return engine, worker
+        engine.wait(60.0)
 
 
 @pytest.mark.slow

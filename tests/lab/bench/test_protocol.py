@@ -10,6 +10,7 @@ from helpers.faults import fault
 from helpers.tiny_bench import BASE
 from hrp_lab.bench.protocol import Experiment, experiment_from, lines, load_experiment, plan
 from hrp_lab.bench.record import Record, RunSpec
+from hrp_lab.cli.bench_commands import main as bench
 
 GRID = [1e-3, 4e-3, 2e-3]
 
@@ -240,7 +241,7 @@ def test_what_the_file_lacks_is_named():
     "name", ["../outside", "/outside", "a/b", "..", ".hidden", "a\\b", "\x1b[2J", "a\0b", 7]
 )
 def test_an_experiment_s_name_that_is_no_folder_s_is_refused(name):
-    with pytest.raises(ValueError, match="`experiment` must be of letters, digits"):
+    with pytest.raises(ValueError, match=r"`experiment` must be (of letters, digits|text)"):
         experiment_from(BASE | {"experiment": name})
 
 
@@ -290,3 +291,43 @@ def test_a_pipe_in_place_of_an_experiment_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe.yaml")
     with pytest.raises(FileNotFoundError, match="is missing; give its path"):
         load_experiment(tmp_path / "pipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": "many"}, "`steps` must be an integer, got 'many'"),
+        ({"steps": True}, "`steps` must be an integer, got True"),
+        ({"batch_size": None}, "`batch_size` must be an integer, got None"),
+        ({"batch_size": 0}, "`batch_size` must be an integer >= 1, got 0"),
+        ({"model": 3}, "`model` must be text in quotes, got 3"),
+        ({"arms": 3}, "`arms` must be a list of text in quotes or a mapping, got 3"),
+        ({"arms": [["lora"]]}, "`arms` must be a list of text in quotes or a mapping"),
+        ({"arms": [{"name": 3}]}, "`name` must be text in quotes, got 3"),
+        ({"arms": [{"name": "lora", "lora": 3}]}, "`lora` must be a mapping, got 3"),
+        ({"learning_rates": "1e-3"}, "`learning_rates` must be a list of a number, got '1e-3'"),
+        ({"learning_rates": [None]}, "`learning_rates` must be a list of a number, got [None]"),
+        ({"seeds": 3}, "`seeds` must be a list of an integer, got 3"),
+        ({"seeds": ["a"]}, "`seeds` must be a list of an integer, got ['a']"),
+        ({"lora": ["r"]}, "`lora` must be a mapping, got ['r']"),
+        ({"metric": ["a"]}, "`metric` must be text in quotes or null, got ['a']"),
+        ({"hrp": {"preheat_rank": "high"}}, "`preheat_rank` must be a number or a list of a"),
+        ({"hrp": {"keep": 1}}, "`keep` must be true or false or a list of true or false or null"),
+        ({"hrp": {"scale": {"a": 1}}}, "`scale` must be a number or a list of a number or null"),
+        ({"tasks": [{"name": "gsm8k", "options": 3}]}, "`options` must be a mapping, got 3"),
+        ({1: 2}, "unknown key(s) ['1'] in the experiment"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_with_its_key_in_one_line(
+    tmp_path, capsys, change, message
+):
+    path = tmp_path / "experiment.yaml"
+    path.write_text(yaml.safe_dump(BASE | {"arms": ["hrp-a"]} | change))
+    for command in ("run", "list"):
+        assert bench([command, str(path)]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith(f"hrp-lab bench {command}: '{path}': ")
+        assert message in told
+        assert told.endswith("; mend it\n")
+        assert told.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [path]

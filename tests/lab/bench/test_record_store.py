@@ -14,9 +14,9 @@ import pytest
 
 from helpers.faults import fault
 from helpers.synthetic import full_record
+from hrp.cli.locks import held, lock_beside
 from hrp_lab.bench.record import Record, RecordError, RunSpec
 from hrp_lab.bench.record_store import (
-    _locked,
     find_records,
     load_all,
     load_records,
@@ -122,11 +122,11 @@ def test_a_file_that_a_run_writes_while_it_is_packed_stays(tmp_path, monkeypatch
     assert load_records(tmp_path / "demo") == [again]
 
 
-def test_two_processes_do_not_pack_at_once(tmp_path):
+def test_records_that_another_process_writes_are_not_packed(tmp_path):
     path = write_record(ok(RUN), tmp_path / "demo")
     with (
-        _locked(tmp_path),
-        pytest.raises(BlockingIOError, match="another process packs records in"),
+        held(lock_beside(tmp_path / "demo"), "hrp-lab bench run", tmp_path / "demo"),
+        pytest.raises(BlockingIOError, match="is being written by `hrp-lab bench run`"),
     ):
         pack(tmp_path / "demo")
     assert path.exists()
@@ -336,8 +336,8 @@ def test_packing_killed_before_or_after_any_change_loses_nothing(tmp_path):
         env=environment, capture_output=True, text=True, check=True, timeout=120,
     )  # fmt: skip
     copies = sorted((tmp_path / "copies").iterdir(), key=lambda copy: int(copy.name))
-    # one renaming, the removal of two marks of staging and of four files, before and after each
-    assert len(copies) - 1 == int(ended.stdout) == 14
+    # one renaming, the removal of three files of locks and of four records, before and after each
+    assert len(copies) - 1 == int(ended.stdout) == 16
     singles = [len(list((copy / "demo").glob("*.json"))) for copy in copies]
     assert singles[:4] == [4] * 4
     assert singles[-1] == 0

@@ -48,9 +48,11 @@ def test_report_s_page_is_in_the_run_s_folder_and_replaces_its_own_kind_alone(tm
     assert report.main([str(run)]) == 0
     assert capsys.readouterr().out == 2 * f"wrote {run / 'report.html'}\n"
     (run / "report.html").write_text("mine")
-    assert report.main([str(run)]) == 2
-    assert "is no page of `hrp report` and not replaced; pass --out" in capsys.readouterr().err
-    assert (run / "report.html").read_text() == "mine"
+    for more in ([], ["--out", str(run / "report.html")]):
+        assert report.main([str(run), *more]) == 2
+        told = capsys.readouterr().err
+        assert "is no page of `hrp report` and is not replaced; give another --out" in told
+        assert (run / "report.html").read_text() == "mine"
 
 
 def test_report_s_page_is_beside_a_spectrum_which_can_still_be_replaced(spectrum, tmp_path):

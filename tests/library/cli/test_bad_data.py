@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import errno
 import json
 import os
+import shutil
 import time
 from types import SimpleNamespace
 
 import datasets
+import jinja2
+import pyarrow
 import pytest
+import safetensors.torch
 import yaml
-from trl import ScriptArguments
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import Seq2SeqTrainingArguments
+from trl import ScriptArguments, SFTConfig
 
 from helpers.commands import BASE, LORA, QUICK, call, questions, training
 from helpers.faults import fault
 from helpers.spectra_made import made_spectrum
-from hrp.cli.arguments import DataArguments
+from hrp.cli.arguments import DataArguments, LoraModelConfig
 from hrp.cli.datasets import check_columns, load_splits, split_of, with_templates
 from hrp.cli.failures import UsageError, reported
 
@@ -65,6 +74,7 @@ def templated(prompt: str, completion: str | None = "{answer}"):
         (["--max_steps", "0", "--num_train_epochs", "0"], "`num_train_epochs` must be finite and"),
         (["--max_length", "-3"], "`max_length` must be an integer >= 1, got -3"),
         (["--lora_target_modules", "q_prj"], "of the base model, got ['q_prj']; give such as"),
+        (["--lora_target_modules", "("], "must be names or a regular expression, got '('"),
         (["--spectrum", "nowhere"], "'nowhere' is no spectrum folder"),
         (["--preheat_steps", "0"], "`preheat_steps` must be an integer >= 1, got 0"),
         (["--preheat_steps", "some"], "got 'some'; or give 'auto'"),
@@ -118,6 +128,101 @@ def test_a_config_file_that_is_not_yaml_is_refused(tmp_path, data, capsys):
     config.write_text("a: [1\n")
     message = refused(capsys, "sft", *training(data, tmp_path / "o", f"--config={config}"))
     assert "config.yaml" in message
+
+
+WRONG_TYPES = [
+    ("lora_r", "many", "`lora_r` must be an integer, got 'many'"),
+    ("lora_r", 4.5, "`lora_r` must be an integer, got 4.5"),
+    ("lora_r", True, "`lora_r` must be an integer, got True"),
+    ("lora_r", None, "`lora_r` must be an integer, got None"),
+    ("learning_rate", [1e-3], "`learning_rate` must be a number, got [0.001]"),
+    ("learning_rate", {"a": {"b": 1}}, "`learning_rate` must be a number, got {'a': {'b': 1}}"),
+    ("dataset_path", ["rows.jsonl"], "`dataset_path` must be text in quotes or null, got ['rows"),
+    ("dataset_path", datetime.date(2026, 1, 1), "`dataset_path` must be text in quotes or null"),
+    ("resume", 1, "`resume` must be true or false, got 1"),
+    ("resume", "perhaps", "`resume` must be true or false, got 'perhaps'"),
+    ("direction", "C", "`direction` must be 'A' or 'B' or 'AB', got 'C'"),
+    ("direction", None, "`direction` must be 'A' or 'B' or 'AB', got None"),
+    ("lora_target_modules", 3, "`lora_target_modules` must be a list of text in quotes or null"),
+    ("lora_target_modules", [3], "`lora_target_modules` must be a list of text in quotes or null"),
+    ("lr_scheduler_kwargs", 3.5, "`lr_scheduler_kwargs` must be a mapping or text in quotes or"),
+    ("bf16", [True], "`bf16` must be true or false"),
+]
+
+
+@fault(
+    "Other inputs",
+    "a value of another type in a config file",
+    command="sft, finetune, preheat, hrp-lab bench",
+    outcome="one line with key, types and value, status 2",
+)
+@pytest.mark.parametrize("command", ["sft", "preheat", "finetune"])
+@pytest.mark.parametrize(("key", "value", "message"), WRONG_TYPES)
+def test_a_value_of_another_type_in_a_config_file_is_refused(
+    tmp_path, capsys, command, key, value, message
+):
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({key: value}))
+    told = refused(capsys, command, "--config", config, "--output_dir", tmp_path / "out")
+    assert message in told
+    assert "; mend the file, or leave the key out" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1: 2", "must have names of flags as keys, got 1"),
+        ("null: 2", "must have names of flags as keys, got None"),
+        ("env: 3", "`env` must be a mapping, got 3"),
+        ("- lora_r", "must hold a mapping, got list"),
+        ("", "must hold a mapping, got NoneType"),
+    ],
+)
+def test_a_config_file_of_another_shape_is_refused(tmp_path, data, capsys, text, message):
+    config = tmp_path / "config.yaml"
+    config.write_text(text)
+    assert message in refused(capsys, "sft", *training(data, tmp_path / "o", "--config", config))
+
+
+def test_what_spells_a_value_in_a_config_file_is_one(tmp_path):
+    from hrp.cli.sft import parse_sft
+
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"model_name_or_path: {BASE}\nlearning_rate: 1e-4\nlora_r: '8'\nresume: 'yes'\n"
+        "bf16: false\n"
+        "run_name: 7\npreheat_steps: 0.25\nlora_target_modules: q_proj\nuse_cpu: true\n"
+        "lora_dropout: 0\nreport_to: none\n"
+    )
+    request = parse_sft("sft", "", "", ["--config", str(config)])
+    assert request.training.learning_rate == 1e-4
+    assert request.model.lora_r == 8
+    assert request.output.resume is True
+    assert request.training.run_name == "7"
+    assert request.hrp.hrp_config(0).preheat_steps == 0.25
+    assert request.model.lora_target_modules == ["q_proj"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("command", ["sft", "finetune"])
+def test_no_value_of_any_key_of_a_config_file_gives_a_traceback(tmp_path, capsys, command):
+    config = tmp_path / "config.yaml"
+    base = ("--model_name_or_path", BASE, "--output_dir", str(tmp_path / "out"), "--use_cpu")
+    keys = sorted(
+        {
+            field.name
+            for group in (SFTConfig, Seq2SeqTrainingArguments, LoraModelConfig, ScriptArguments)
+            for field in dataclasses.fields(group)
+        }
+        - {"model_name_or_path", "output_dir", "use_cpu"}
+    )
+    for key in keys:
+        for value in (None, True, 3, -1.5, "odd", [1, "a"], {"a": {"b": None}}):
+            config.write_text(yaml.safe_dump({key: value}))
+            status = call(command, "--config", config, *base)
+            assert status == 2, (key, value)  # no data are given
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_columns_that_trl_does_not_know_are_listed(tmp_path, data, capsys):
@@ -221,10 +326,12 @@ class ConnectError(Exception):
         lambda: int("many"),
         lambda: None + 1,
         lambda: dict([1]),
+        lambda: [][1],
+        lambda: pyarrow.schema(len(3)),
     ],
 )
 def test_a_fault_of_ours_keeps_its_traceback(job):
-    with pytest.raises((RuntimeError, KeyError, AssertionError, TypeError, ValueError)):
+    with pytest.raises((RuntimeError, LookupError, AssertionError, TypeError, ValueError)):
         reported("sft", job)
 
 
@@ -255,6 +362,81 @@ def test_a_failure_of_the_user_s_world_is_one_line_with_a_remedy(capsys, error, 
     assert message in told
     assert told.startswith("hrp sft: ")
     assert told.count("\n") == 1
+
+
+def encoded():
+    made = SimpleNamespace(tokenizer=Tokenizer(BPE()))
+    return made.tokenizer.encode_batch([1, {}])
+
+
+@pytest.mark.parametrize(
+    ("job", "package"),
+    [
+        (lambda: Tokenizer.from_str("["), "tokenizers"),
+        (encoded, "tokenizers"),
+        (
+            lambda: (
+                SimpleNamespace(a=pyarrow)
+                .a
+            ).array([1, "a"]),
+            "pyarrow",
+        ),
+        (lambda: pyarrow.ipc.open_stream(b"1234"), "pyarrow"),
+        (lambda: safetensors.torch.load(b"12"), "safetensors"),
+        (lambda: jinja2.Template("{% for %}"), "jinja2"),
+    ],
+)  # fmt: skip
+def test_what_compiled_readers_refuse_is_one_line_with_a_remedy(capsys, job, package):
+    assert reported("sft", job) == 2
+    told = capsys.readouterr().err
+    assert f"; {package} cannot read a file, or a row, that it was given; mend or replace" in told
+    assert told.count("\n") == 1
+
+
+BROKEN_MODELS = {
+    "config.json": "[]",
+    "tokenizer_config.json": "[1]",
+    "tokenizer.json": "{",
+    "model.safetensors": "12",
+}
+
+
+@fault(
+    "Hostile or damaged input",
+    "a base model with a broken file",
+    command="sft, finetune, preheat",
+    outcome="one line, status 2",
+)
+@pytest.mark.parametrize("name", BROKEN_MODELS)
+def test_a_base_with_a_broken_file_is_refused_in_one_line(tmp_path, data, capsys, name):
+    model = tmp_path / "model"
+    shutil.copytree(BASE, model)
+    (model / name).write_text(BROKEN_MODELS[name])
+    flags = training(data, tmp_path / "out", "--model_name_or_path", model)
+    message = refused(capsys, "sft", *flags)
+    assert "get the model's files again" in message or "mend or replace it" in message
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"input_ids": [1, 2, 10**6]}, "the data hold a token that the model does not have"),
+        ({"input_ids": ["a", "b"]}, "column 'input_ids' must hold lists of token numbers, got"),
+    ],
+)
+def test_token_numbers_that_the_model_lacks_are_refused(tmp_path, capsys, row, message):
+    path = tmp_path / "ids.jsonl"
+    path.write_text(8 * (json.dumps(row) + "\n"))
+    flags = ["--model_name_or_path", BASE, "--dataset_path", path, *LORA, *QUICK]
+    assert message in refused(capsys, "sft", *flags, "--output_dir", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
+def test_a_saved_data_set_with_a_broken_file_is_refused(tmp_path, name):
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "rows")
+    (tmp_path / "rows" / name).write_text("[]")
+    with pytest.raises(UsageError, match="is no whole data set of `save_to_disk`"):
+        load(tmp_path / "rows")
 
 
 def test_a_tracker_that_is_not_installed_is_one_line(tmp_path, data, capsys):

@@ -340,3 +340,26 @@ def test_a_resumed_run_on_other_base_weights_is_refused(tmp_path, capsys):
     save_file(tensors, path, metadata={"format": "pt"})
     assert call("sft", *flags, "--resume") == 2
     assert "base weights" in capsys.readouterr().err
+
+
+@fault(
+    "Other inputs",
+    "an output inside the folder of the data, or of the base",
+    command="sft, finetune, preheat",
+    outcome="refused before anything is written; a resumed run would read its own output",
+)
+@pytest.mark.parametrize("command", ["sft", "preheat"])
+@pytest.mark.parametrize("flag", ["--dataset_path", "--model_name_or_path"])
+@pytest.mark.parametrize("below", ["", "runs/out"])
+def test_an_output_inside_what_the_run_reads_is_refused(tmp_path, capsys, command, flag, below):
+    given = tmp_path / "given"
+    if flag == "--dataset_path":
+        given.mkdir()
+        questions(given)
+    else:
+        shutil.copytree(BASE, given)
+    before = sorted(given.rglob("*"))
+    flags = training(questions(tmp_path), given / below, flag, given)
+    assert call(command, *flags) == 2
+    assert f"`--output_dir` must be outside '{given}', of which every" in capsys.readouterr().err
+    assert sorted(given.rglob("*")) == before

@@ -6,15 +6,18 @@ import json
 import os
 import signal
 import stat
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
+import yaml
 
+from helpers import killing
 from helpers.commands import call, questions, training
 from helpers.faults import fault
+from helpers.tiny_bench import FEW
 from hrp.cli.locks import INSIDE, held, lock_beside
+from hrp_lab.cli.bench_commands import main as bench
 
 
 @pytest.fixture(scope="module")
@@ -60,26 +63,90 @@ def test_a_second_run_is_told_who_writes_the_output(made, tmp_path, capsys, comm
     assert list(tmp_path.iterdir()) == []
 
 
-@fault("Two at once", "the lock of a dead process", command="the same", outcome="taken over")
-@pytest.mark.parametrize("command", ["sft", "preheat"])
-def test_the_output_of_a_dead_run_is_taken_over(made, tmp_path, command):
-    output = tmp_path / "out"
-    place = output / INSIDE if command == "sft" else lock_beside(output)
-    script = (
-        "import sys, pathlib, time; from hrp.cli.locks import held\n"
-        "with held(pathlib.Path(sys.argv[1]), 'hrp sft', pathlib.Path(sys.argv[2])):\n"
-        "    print('held', flush=True); time.sleep(60)"
+def started(command: str, made: Path, place: Path, *more: str) -> int:
+    """Run a command on the output ``place / "out"``, as a process of its own does."""
+    if command == "bench run":
+        where = ("--records", place / "out", "--cache", place / "cache")
+        return bench(["run", *map(str, (made / "few.yaml", *where))])
+    return call(command, *flags(command, made, place / "out"), *more)
+
+
+def stopped_as_soon_as_it_holds_the_lock(command: str, made: Path, place: Path):
+    process = killing.start(started, command, made, place, place=place)
+    deadline = time.monotonic() + 120
+    while not list(place.rglob("holder.json")):
+        assert process.is_alive(), Path(f"{place}.log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGSTOP)
+    return process
+
+
+RESUMES = {"sft": ["--resume"], "finetune": ["--resume"], "preheat": ["--resume"]}
+QUICK_ONES = ("init", "preheat")
+SLOW = ("sft", "finetune", "demo", "bench run")
+
+
+@fault(
+    "Two at once",
+    "the lock of a killed process",
+    command="sft, finetune, preheat, init, demo, bench run",
+    outcome="taken over",
+)
+@pytest.mark.parametrize(
+    "command",
+    [*QUICK_ONES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)],
+)
+def test_of_two_processes_one_wins_and_when_it_is_killed_the_next_takes_over(
+    made, tmp_path, command
+):
+    place = tmp_path / "place"
+    place.mkdir()
+    (made / "few.yaml").write_text(yaml.safe_dump(FEW))
+    first = stopped_as_soon_as_it_holds_the_lock(command, made, place)
+    (holder,) = place.rglob("holder.json")
+    since = json.loads(holder.read_text())["since"]
+    second = killing.run(started, command, made, place, place=tmp_path / "second")
+    assert second.status == 2
+    name = f"hrp-lab {command}" if command == "bench run" else f"hrp {command}"
+    assert f"{name}: '{place / 'out'}' is being written by `{name}` (process {first.pid} on " in (
+        second.said
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, place, output], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "held\n"
-    assert call(command, *training(made / "rows.jsonl", output)) == 2
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    assert call(command, *training(made / "rows.jsonl", output)) == 0
-    assert not place.exists()
+    assert f" since {since}; wait for it, or choose another output folder\n" in second.said
+    os.kill(first.pid, signal.SIGKILL)
+    first.join()
+    third = killing.run(started, command, made, place, *RESUMES.get(command, ()), place=place)
+    assert third.status == 0, third.said
+    assert not list(place.rglob("*hrp-lock*"))
+    assert not list(place.rglob("holder.json"))
+
+
+def take_turns(place: Path, rounds: int) -> None:
+    """Hold the lock again and again, and note whenever it is not held alone."""
+    for _ in range(rounds):
+        try:
+            with held(place / "lock", "hrp sft", place):
+                mine = place / "mine"
+                mine.mkdir()  # fails where another one is within
+                (place / f"turn-{os.getpid()}-{time.monotonic_ns()}").touch()
+                mine.rmdir()
+        except BlockingIOError:
+            continue
+
+
+def test_a_lock_is_held_by_one_process_at_a_time(tmp_path):
+    place = tmp_path / "place"
+    place.mkdir()
+    workers = [
+        killing.start(take_turns, place, 60, place=tmp_path / str(number)) for number in range(4)
+    ]
+    for number, worker in enumerate(workers):
+        worker.join()
+        assert worker.exitcode == 0, (tmp_path / f"{number}.log").read_text()
+    turns = {path.name.split("-")[1] for path in place.iterdir()}
+    assert len(turns) >= 2
+    assert not (place / "lock").exists()
+    assert not (place / "mine").exists()
 
 
 def test_everything_that_is_written_follows_the_umask(made):

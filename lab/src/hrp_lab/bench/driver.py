@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from hrp.files import clear_dead_staging
 from hrp_lab.bench.context import Places
 from hrp_lab.bench.engines import Engine, Result
 from hrp_lab.bench.protocol import Experiment, plan
 from hrp_lab.bench.record import Record, RunSpec
-from hrp_lab.bench.record_store import find_records, missing, write_record
+from hrp_lab.bench.record_store import find_records, missing, record_path, write_record
 from hrp_lab.bench.run import now, stamped
 from hrp_lab.bench.schedule import Job, Schedule
 
@@ -72,6 +73,8 @@ class Driver:
         self._experiment, self._places, self._say = experiment, places, say
         self._limit_s = limit_s
         self._records = find_records(places.records)
+        planned = plan(experiment, self._records)
+        clear_dead_staging(*(record_path(run, places.records) for run in planned))
         self._schedule = Schedule(self._missing(retry_failed), self._missing)
         self._began = time.monotonic()
         self._begun: dict[Job, float] = {}

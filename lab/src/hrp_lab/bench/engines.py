@@ -124,6 +124,7 @@ class Workers:
         self._places = places
         self._context = _context()
         self._gpus = visible_gpus()
+        self._can_start = False
         self._idle: list[_Worker] = []
         self._busy: dict[_Worker, Job] = {}
 
@@ -159,9 +160,11 @@ class Workers:
             try:
                 results.append(Result(job, worker.connection.recv()))
                 self._idle.append(worker)
+                self._can_start = True
             except (EOFError, ConnectionResetError):
                 worker.process.join()
-                if not worker.came_up.is_set() and worker.process.exitcode == 1:
+                self._can_start |= worker.came_up.is_set()
+                if not self._can_start and worker.process.exitcode == 1:
                     raise _cannot_start() from None
                 results.append(Result(job, lost=f"exit code {worker.process.exitcode}"))
         return results

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from hrp.cli.yaml_files import read_yaml
-from hrp.validation import check_choice, check_integer, check_positive
+from hrp.validation import check_choice, check_integer, check_positive, check_type
 from hrp_lab.bench.arm_defaults import ARM_DEFAULTS
 from hrp_lab.bench.arms import ARMS
 from hrp_lab.bench.record import Record, RunSpec
@@ -26,8 +26,28 @@ from hrp_lab.bench.sweeps import minimised, select, widened
 from hrp_lab.bench.tasks import TASKS, check_task
 
 Budget = Literal["equal_total", "equal_compute", "amortised", "equal_finetuning"]
-_ARM_KEYS = ("name", "learning_rates", "lora", "budgets", *ARM_DEFAULTS)
-_TASK_KEYS = ("name", "options", "steps", "batch_size")
+_SECTIONS: dict[str, Any] = dict.fromkeys(ARM_DEFAULTS, dict)
+_ARM_KEYS = {"name": str, "learning_rates": list[float], "lora": dict, "budgets": list[str]} | (
+    _SECTIONS
+)
+_TASK_KEYS = {"name": str, "options": dict, "steps": int, "batch_size": int}
+_KEYS = {
+    "experiment": str,
+    "tasks": list[str | dict],
+    "model": str,
+    "arms": list[str | dict],
+    "steps": int,
+    "learning_rates": list[float],
+    "seeds": list[int],
+    "batch_size": int,
+    "dtype": str,
+    "lora": dict,
+    "training": dict,
+    "budgets": list[str],
+    "widen": int,
+    "screening_seeds": int | None,
+    "metric": str | None,
+} | _SECTIONS
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
 _MOST_RUNS = 100_000
 
@@ -87,16 +107,17 @@ class Experiment:
                 f"{self.experiment!r}"
             )
         for task in self.tasks:
-            check_task(task["name"])
             _check_keys("tasks", task, _TASK_KEYS)
+            check_task(task["name"])
         for arm in self.arms:
-            check_choice("arms", arm["name"], tuple(ARMS))
             _check_keys("arms", arm, _ARM_KEYS)
+            check_choice("arms", arm["name"], tuple(ARMS))
         for budget in (*self.budgets, *(b for arm in self.arms for b in arm.get("budgets", ()))):
             check_choice("budgets", budget, get_args(Budget))
         for rate in self.learning_rates:
             check_positive("learning_rates", rate)
         check_integer("steps", self.steps, minimum=1)
+        check_integer("batch_size", self.batch_size, minimum=1)
         check_integer("widen", self.widen, minimum=0)
         if self.screening_seeds is not None:
             check_integer("screening_seeds", self.screening_seeds, minimum=1)
@@ -117,7 +138,7 @@ def load_experiment(path: Path) -> Experiment:
         experiment = experiment_from(settings)
         _check_size(experiment)
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ValueError(f"'{path}': {error}") from error
+        raise ValueError(f"'{path}': {error}; mend it") from error
     return experiment
 
 
@@ -133,7 +154,7 @@ def _check_size(experiment: Experiment) -> None:
 def experiment_from(settings: Mapping[str, Any]) -> Experiment:
     """Make an experiment of the YAML file's mapping; sections stand beside the other keys."""
     known = {key.name for key in dataclasses.fields(Experiment)} - {"sections"}
-    _check_keys("the experiment", settings, (*known, *ARM_DEFAULTS))
+    _check_keys("the experiment", settings, _KEYS)
     if missing := sorted({"experiment", "tasks", "model", "arms", "steps", "learning_rates"}
                          - set(settings)):  # fmt: skip
         raise ValueError(f"the experiment lacks {missing}")
@@ -156,9 +177,12 @@ def _named(entry: Any) -> dict[str, Any]:
     return entry
 
 
-def _check_keys(where: str, settings: Mapping[str, Any], known: Sequence[str]) -> None:
-    if unknown := sorted(set(settings) - set(known)):
+def _check_keys(where: str, settings: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for a key that is not ``known``, or a value of another type."""
+    if unknown := sorted(map(str, set(settings) - set(known))):
         raise ValueError(f"unknown key(s) {unknown} in {where}; known are {sorted(known)}")
+    for name, value in settings.items():
+        check_type(name, value, known[name], spelled=name == "learning_rates")
 
 
 @dataclass(frozen=True)
@@ -317,11 +341,20 @@ def _configs(
         yield common | dict(zip(kind.sections, sections, strict=True))
 
 
+def _kinds(name: str) -> dict[str, Any]:
+    """Return the types that a section's settings may have: its default's, lists of it, and null."""
+    kinds = {}
+    for key, value in ARM_DEFAULTS[name].items():
+        kind = str if isinstance(value, str) else bool if isinstance(value, bool) else float
+        kinds[key] = kind | list[kind] | None  # type: ignore[valid-type]
+    return kinds
+
+
 def _section(experiment: Experiment, arm: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
     """Merge a section's defaults, the experiment's settings and the arm's; spread lists."""
     given = experiment.sections.get(name, {}), arm.get(name, {})
     for settings in given:
-        _check_keys(name, settings, tuple(ARM_DEFAULTS[name]))
+        _check_keys(name, settings, _kinds(name))
     merged = {**ARM_DEFAULTS[name], **given[0], **given[1]}
     spread = [value if isinstance(value, list) else [value] for value in merged.values()]
     if (count := math.prod(map(len, spread))) > _MOST_RUNS:

@@ -7,11 +7,10 @@ lines. Either path names both.
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from hrp.cli.locks import held, lock_beside
 from hrp.files import write_text
 from hrp_lab.bench.record import Record, RecordError, RunSpec
 
@@ -162,17 +161,17 @@ def pack(source: Path) -> tuple[Path, int]:
     """Fold the single files of an experiment into its packed file, loss curves rounded.
 
     A process killed at any moment loses nothing: the packed file is written whole before the
-    first single file is removed. A file that a run has written anew in the meantime stays.
+    first single file is removed. A file that has been written anew in the meantime stays.
 
     Returns:
         The packed file and the number of single files folded into it.
 
     Raises:
         FileNotFoundError, RecordError: see `load_records`; nothing is changed.
-        BlockingIOError: another process is packing records of the same folder.
+        BlockingIOError: another process is packing these records, or writing more of them.
     """
-    packed = packed_path(source)
-    with _locked(packed.parent):
+    folder, packed = records_folder(source), packed_path(source)
+    with held(lock_beside(folder), "hrp-lab bench pack", folder):
         texts = {path: path.read_bytes() for path in _single_files(source) if path.is_file()}
         records = load_records(source)
         if texts:
@@ -181,18 +180,3 @@ def pack(source: Path) -> tuple[Path, int]:
             if path.read_bytes() == text:
                 path.unlink()
     return packed, len(texts)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a lock on ``folder``, which ends with the process at the latest."""
-    import fcntl  # Windows has none, and reads records without
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise BlockingIOError(f"another process packs records in '{folder}'") from error
-    finally:
-        os.close(handle)

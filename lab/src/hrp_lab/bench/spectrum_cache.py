@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hrp.files import write_folder
+from hrp.files import clear_dead_staging, write_folder
 from hrp.spectra.spectrum import Spectrum
 from hrp_lab.bench.costs import Costs
 from hrp_lab.bench.record import RunSpec
@@ -40,6 +40,7 @@ def shared_key(kind: str, spec: RunSpec, settings: Mapping[str, Any]) -> str:
 
 def get_shared(folder: Path, make: Callable[[], Shared]) -> Shared:
     """Read ``folder``, or make its content and write it whole or not at all."""
+    clear_dead_staging(folder)
     if not folder.exists():
         made = make()
         try:

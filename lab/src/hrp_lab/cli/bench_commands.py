@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hrp.cli.failures import reported
+from hrp.cli.locks import held, lock_beside
 from hrp_lab.cli.bench_report import add_report, add_sources, report
 
 EPILOG = """examples:
@@ -131,11 +132,7 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     commands = {"run": _run, "list": _list, "report": report, "export": _export, "pack": _pack}
     command = commands[options.command]
-    try:
-        return command(options, argv)
-    except (OSError, ValueError) as error:
-        print(f"hrp-lab bench {options.command}: {error}", file=sys.stderr)
-        return 2
+    return reported(f"bench {options.command}", lambda: command(options, argv), "hrp-lab")
 
 
 def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
@@ -156,11 +153,12 @@ def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
         command=shlex.join(["hrp-lab", "bench", *argv]),
         speed=Speed(options.padding_free, options.torch_compile, options.cuda_graphs),
     )
-    driver = Driver(
-        experiment, places, lambda line: print(line, flush=True), options.time_limit,
-        options.retry_failed,
-    )  # fmt: skip
-    summary = driver.run(_engine(options, places))
+    with held(lock_beside(records), "hrp-lab bench run", records):
+        driver = Driver(
+            experiment, places, lambda line: print(line, flush=True), options.time_limit,
+            options.retry_failed,
+        )  # fmt: skip
+        summary = driver.run(_engine(options, places))
     print(f"{summary}\nrecords: {records}", flush=True)
     return 0
 

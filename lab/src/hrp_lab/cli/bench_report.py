@@ -83,9 +83,11 @@ def _is_html(options: argparse.Namespace) -> bool:
 
 def _write_html(options: argparse.Namespace, records: Sequence[Record]) -> str:
     from hrp.files import write_text
+    from hrp.report.html import check_page
     from hrp.spectra.spectrum import Spectrum
-    from hrp_lab.report.html_page import report_page
+    from hrp_lab.report.html_page import GENERATOR, report_page
 
+    check_page(options.out, GENERATOR)
     spectra = {str(folder): Spectrum.load(folder) for folder in options.spectrum}
     text = report_page(
         records, spectra, options.title or "HRP benchmark", options.metric, options.control

@@ -11,6 +11,7 @@ from hrp_lab.bench.record import Record
 from hrp_lab.bench.stats import CONTROL
 from hrp_lab.report.sections import sections
 
+GENERATOR = "hrp-lab bench report"
 _LEAD = (
     "Every initialiser at its best learning rate, over seeds, its preheating charged. All tables "
     "and figures come from the records and spectra named below; nothing on this page is loaded "
@@ -35,4 +36,4 @@ def report_page(
     if not records and not spectra_by_name:
         raise ValueError("`records` or `spectra_by_name` must have something to show, got neither")
     shown = [*sections(records, metric, control), *spectrum_sections(spectra_by_name)]
-    return page(title, _LEAD, shown)
+    return page(title, _LEAD, shown, GENERATOR)
