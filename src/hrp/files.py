@@ -52,8 +52,15 @@ def write_text(path: Path, text: str) -> Path:
     return write_file(path, lambda staged: staged.write_text(text, encoding="utf-8"))
 
 
-def write_folder(folder: Path, write: Callable[[Path], object], overwrite: bool = False) -> None:
+def write_folder(
+    folder: Path,
+    write: Callable[[Path], object],
+    overwrite: bool = False,
+    ours: Collection[str] = (),
+) -> None:
     """Let ``write`` fill a staging folder, then put it at ``folder``.
+
+    ``ours`` are files that may go though ``write`` does not make them anew each time.
 
     A process that is killed meanwhile leaves the old folder or the new one; between the two
     renames neither is there, until the next writer or reader calls `settle`.
@@ -72,7 +79,7 @@ def write_folder(folder: Path, write: Callable[[Path], object], overwrite: bool 
         staged.mkdir()
         write(staged)
         if overwrite:
-            check_replaceable(folder, _entries(staged))
+            check_replaceable(folder, {*_entries(staged), *ours})
         follow_umask(staged)
         _swap(container, folder, overwrite)
 

@@ -17,7 +17,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, Trainer
 
 from hrp.config import HRPConfig
-from hrp.demo.settings import ARMS, RECORD, Arm, DemoConfig, Run
+from hrp.demo.settings import ARMS, FILES, RECORD, Arm, DemoConfig, Run
 from hrp.demo.summary import best_arm
 from hrp.demo.task import (
     Task,
@@ -77,7 +77,11 @@ def run_demo(
         )
     runs = [f.run for f in finished]
     best = min((f for f in finished if f.run.arm == best_arm(runs)), key=lambda f: f.run.test_loss)
-    write_folder(out, lambda folder: _write(folder, config, runs, best, task, finish), overwrite)
+
+    def write(folder: Path) -> None:
+        _write(folder, config, runs, best, task, finish)
+
+    write_folder(out, write, overwrite, FILES)
     return runs
 
 

@@ -55,7 +55,9 @@ def save(
     if overwrite:
         check_replaceable(folder, FILES)
         _check_ours(folder)
-    write_folder(folder, lambda staging: _write_files(staging, modules, header, kept), overwrite)
+    write_folder(
+        folder, lambda staging: _write_files(staging, modules, header, kept), overwrite, FILES
+    )
 
 
 def _header(

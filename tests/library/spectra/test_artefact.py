@@ -57,6 +57,14 @@ def test_overwriting_replaces_the_spectrum_whole(folder):
     assert [path.name for path in folder.parent.iterdir()] == ["spectrum"]
 
 
+def test_a_spectrum_that_keeps_nothing_replaces_one_that_kept_a_head(folder):
+    spectrum = hrp.Spectrum.load(folder)
+    hrp.Spectrum(spectrum, kept={"head": torch.ones(2)}).save(folder, overwrite=True)
+    hrp.Spectrum(spectrum).save(folder, overwrite=True)
+    assert hrp.Spectrum.load(folder).kept == {}
+    assert not (folder / "kept.safetensors").exists()
+
+
 def test_overwriting_removes_nothing_but_a_spectrum(folder):
     (folder / "thesis.txt").write_text("mine")
     (folder / "checkpoint-5").mkdir()
