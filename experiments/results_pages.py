@@ -39,7 +39,6 @@ KEPT = {
     "kept-wordproblems": ("Word problems", "the demo's task"),
     "kept-cola": ("CoLA, by seed", "warm-up, the head kept or dropped"),
     "kept-sst2": ("SST-2, by seed", "warm-up, the head kept or dropped"),
-    "kept-cola-short": ("CoLA, the default length", "a twentieth of the steps"),
 }
 EARLIER = {
     "standin-gsm8k-450": ("Every start on GSM8K, 450 steps", "starts, variants, oracles"),
@@ -70,7 +69,7 @@ def write_experiments() -> None:
     figures = DOCS / "figures"
     for name, (title, _) in (KEPT | EARLIER).items():
         text = TRACE if name in KEPT else f"{SUPERSEDED}\n\n{TRACE}"
-        if name in ("kept-cola", "kept-sst2", "kept-cola-short"):
+        if name in ("kept-cola", "kept-sst2"):
             text += f"\n\n## Scores by seed\n\n{table('seeds', name).markdown()}"
         if name == "kept-gsm8k-forgetting":
             text += f"\n\n## Forgetting and exact answers\n\n{table('exact').markdown()}"

@@ -125,9 +125,9 @@ class HRPConfig:
 
     @property
     def warmup_steps(self) -> int:
-        """Return over how many steps preheating's learning rate rises."""
+        """Return over how many whole steps preheating's learning rate rises; it begins at 0."""
         length = self.subspace_window if self.preheat_steps == "auto" else self.step_limit
-        return round(self.warmup_share * length)
+        return int(self.warmup_share * length)
 
     @property
     def is_share(self) -> bool:

@@ -82,3 +82,8 @@ def test_config_is_frozen():
 def test_config_imports_no_torch():
     script = "import sys, hrp.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("steps", "warming"), [(1, 0), (3, 0), (4, 1), (100, 30)])
+def test_a_preheating_too_short_to_warm_up_wastes_no_step_on_it(steps, warming):
+    assert HRPConfig(preheat_steps=steps).warmup_steps == warming
