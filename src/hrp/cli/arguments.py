@@ -282,7 +282,12 @@ def parse(
     for flag, path in itertools.pairwise(arguments):
         if flag == "--config":
             check_config(Path(path))
-    parsed = parser.parse_args_and_config(arguments)
+    try:
+        parsed = parser.parse_args_and_config(arguments)
+    except TypeError as error:  # of such as `accelerator_config`
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise UsageError(f"a mapping among the flags has an unknown key: {error}") from error
     if parser.in_float32:
         say("this CPU cannot compute in bfloat16: training in float32 (--bf16 true overrides)")
     for group in parsed:

@@ -41,8 +41,11 @@ def flags(command: str, made: Path, output: Path) -> tuple:
         return ("--spectrum", made / "spectrum", "--lora_r", "2", "--output_dir", output)
     if command == "demo":
         return ("--steps", "2", "--out", output)
-    task = ("--task", "seq2seq") if command == "finetune" else ()
-    return (*training(made / "rows.jsonl", output), *task)
+    given = training(made / "rows.jsonl", output)
+    if command == "finetune":
+        place = given.index("--completion_template")
+        given[place : place + 2] = ("--task", "classification", "--label_column", "answer")
+    return tuple(given)
 
 
 @fault(
