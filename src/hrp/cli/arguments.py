@@ -284,10 +284,12 @@ def parse(
             check_config(Path(path))
     try:
         parsed = parser.parse_args_and_config(arguments)
-    except TypeError as error:  # of such as `accelerator_config`
-        if "unexpected keyword argument" not in str(error):
+    except UsageError:
+        raise
+    except (TypeError, ValueError) as error:  # HF's and TRL's own conversions of what was given
+        if isinstance(error, TypeError) and "unexpected keyword argument" not in str(error):
             raise
-        raise UsageError(f"a mapping among the flags has an unknown key: {error}") from error
+        raise UsageError(f"the flags, or the config file, cannot be used: {error}") from error
     if parser.in_float32:
         say("this CPU cannot compute in bfloat16: training in float32 (--bf16 true overrides)")
     for group in parsed:
