@@ -276,7 +276,14 @@ def parse(
     for flag, path in itertools.pairwise(arguments):
         if flag == "--config":
             check_config(Path(path))
-    parsed = parser.parse_args_and_config(arguments)
+    try:
+        parsed = parser.parse_args_and_config(arguments)
+    except UsageError:
+        raise
+    except (TypeError, ValueError) as error:  # HF's and TRL's own conversions of what was given
+        if isinstance(error, TypeError) and "unexpected keyword argument" not in str(error):
+            raise
+        raise UsageError(f"the flags, or the config file, cannot be used: {error}") from error
     if parser.in_float32:
         say("this CPU cannot compute in bfloat16: training in float32 (--bf16 true overrides)")
     for group in parsed:

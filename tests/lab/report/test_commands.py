@@ -233,7 +233,7 @@ def test_inspect_writes_its_figures(spectrum, tmp_path, capsys):
     [
         (["nowhere"], "is no spectrum folder"),
         (["{spectrum}", "--compare", "{other}"], "both spectra must have the same modules"),
-        (["{spectrum}", "--rank", "0"], "`--rank` must be at least 1, got 0"),
+        (["{spectrum}", "--rank", "0"], "`rank` must be an integer >= 1, got 0"),
         (["{spectrum}", "--out", "{file}/figures"], "is no folder; choose another"),
     ],
 )

@@ -41,8 +41,11 @@ def flags(command: str, made: Path, output: Path) -> tuple:
         return ("--spectrum", made / "spectrum", "--lora_r", "2", "--output_dir", output)
     if command == "demo":
         return ("--steps", "2", "--out", output)
-    task = ("--task", "seq2seq") if command == "finetune" else ()
-    return (*training(made / "rows.jsonl", output), *task)
+    given = training(made / "rows.jsonl", output)
+    if command == "finetune":
+        place = given.index("--completion_template")
+        given[place : place + 2] = ("--task", "classification", "--label_column", "answer")
+    return tuple(given)
 
 
 @fault(
@@ -71,14 +74,26 @@ def started(command: str, made: Path, place: Path, *more: str) -> int:
     return call(command, *flags(command, made, place / "out"), *more)
 
 
-def stopped_as_soon_as_it_holds_the_lock(command: str, made: Path, place: Path):
-    process = killing.start(started, command, made, place, place=place)
+def started_and_stopped(command: str, made: Path, place: Path) -> int:
+    """Do the same, but stop for good as soon as the lock says who holds it."""
+    write = Path.write_text
+
+    def write_and_stop(path, *arguments, **settings):
+        write(path, *arguments, **settings)
+        if path.name == "holder.json":
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    Path.write_text = write_and_stop
+    return started(command, made, place)
+
+
+def stopped_as_it_holds_the_lock(command: str, made: Path, place: Path):
+    process = killing.start(started_and_stopped, command, made, place, place=place)
     deadline = time.monotonic() + 120
-    while not list(place.rglob("holder.json")):
+    while not any(path.stat().st_size for path in place.rglob("holder.json")):
         assert process.is_alive(), Path(f"{place}.log").read_text()
         assert time.monotonic() < deadline
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGSTOP)
+        time.sleep(0.01)
     return process
 
 
@@ -103,7 +118,7 @@ def test_of_two_processes_one_wins_and_when_it_is_killed_the_next_takes_over(
     place = tmp_path / "place"
     place.mkdir()
     (made / "few.yaml").write_text(yaml.safe_dump(FEW))
-    first = stopped_as_soon_as_it_holds_the_lock(command, made, place)
+    first = stopped_as_it_holds_the_lock(command, made, place)
     (holder,) = place.rglob("holder.json")
     since = json.loads(holder.read_text())["since"]
     second = killing.run(started, command, made, place, place=tmp_path / "second")
