@@ -19,12 +19,10 @@ from hrp_lab.report.reading import sentences
 
 EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 OLD = {"truncation": None, "statistics_steps": None, "warmup_share": None, "keep": None}
-# Arms of a script that is gone, which its YAML file says.
-_NOT_PLANNED = {"tries-wordproblems"}
 WITH_RECORDS = sorted(
     path.stem
     for path in (EXPERIMENTS / "results").glob("*.jsonl")
-    if (EXPERIMENTS / f"{path.stem}.yaml").is_file() and path.stem not in _NOT_PLANNED
+    if (EXPERIMENTS / f"{path.stem}.yaml").is_file()
 )
 
 
