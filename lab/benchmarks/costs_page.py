@@ -25,8 +25,11 @@ Absolute times are this machine's; read the ratios, which are each from one run.
 LARGE = """## Large models, one GPU
 
 Llama shapes with random weights in bfloat16, 4 x 2048 tokens a step, all seven linear kinds;
-medians of eight steps after warm-up. "once" is what a start costs beside training. EVA's first
-batch was stopped: its incremental SVD takes 8192 tokens of every layer at once.
+medians of eight steps after warm-up. These are older than the statistics of preheating's last
+steps: a step so observed took 1.3 to 1.45 times a plain one at the 1B shape, before the sums were
+made cheaper, and has not been measured since (lab/LOG.md, 2026-11-29). "once" is what a
+start costs beside training. EVA's first batch was stopped: its
+incremental SVD takes 8192 tokens of every layer at once.
 """
 
 SPECTRA = """## The SVD

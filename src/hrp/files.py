@@ -274,16 +274,17 @@ def _staging_folders(*targets: Path) -> list[tuple[Path, Path]]:
     length = len(_prefix(targets[0]))
     beside = parent.iterdir() if parent.is_dir() else ()
     named_so = [path for path in beside if path.name[:length] in prefixes]
-    return [
-        (path, prefixes[path.name[:length]])
-        for path in named_so
-        if (path / _LOCK).is_file() or _is_empty(path)
-    ]
+    return [(path, prefixes[path.name[:length]]) for path in named_so if _is_staging(path)]
 
 
-def _is_empty(folder: Path) -> bool:
-    """Return whether it is an empty folder, as a kill leaves before its lock, and after it."""
-    return folder.is_dir() and not any(folder.iterdir())
+def _is_staging(folder: Path) -> bool:
+    """Return whether it has a lock, or nothing, as a kill leaves it before its lock and after it.
+
+    Another user's folder, which cannot be looked into, is that user's to clear.
+    """
+    with suppress(PermissionError):
+        return (folder / _LOCK).is_file() or (folder.is_dir() and not any(folder.iterdir()))
+    return False
 
 
 def clear_dead_staging(*targets: Path) -> None:

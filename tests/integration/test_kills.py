@@ -303,6 +303,7 @@ def check(case: Case, folder: Path, moments: Callable[[int], Iterable[int]]) -> 
         assert [name for name in found if found[name] != expected[name]] == [], moment
         shutil.rmtree(place)
         kills += 1
+    assert kills > 0
     return kills
 
 

@@ -150,6 +150,23 @@ def test_the_staging_folder_of_a_living_writer_is_kept(tmp_path):
     assert os.listdir(tmp_path) == ["out"]
 
 
+def test_a_staging_folder_that_cannot_be_looked_into_is_left_to_its_owner(tmp_path, monkeypatch):
+    with files.staging(tmp_path / "out") as container:
+
+        def closed(path):
+            if path.is_relative_to(container):
+                raise PermissionError(path)
+            return plain(path)
+
+        plain = Path.is_file
+        monkeypatch.setattr(Path, "is_file", closed)
+        files.settle(tmp_path / "out")
+        files.write_text(tmp_path / "out", "mine")
+        monkeypatch.undo()
+        assert container.is_dir()
+        assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_the_staging_folder_of_another_target_is_kept(tmp_path, monkeypatch):
     assert dies_at(0, lambda: save(tmp_path / "out", "new"))
     (left,) = tmp_path.iterdir()

@@ -45,6 +45,8 @@ class ModuleMoments:
 
         A gradient overflows where a loss scaler tries too large a factor; it skips that step.
         """
+        if not g.numel():
+            return  # nothing was routed to this expert
         with torch.autocast(z.device.type, enabled=False):
             size = torch.linalg.vector_norm(g, math.inf, dim=1, keepdim=True)
             size = size.nan_to_num(0.0, posinf=0.0)

@@ -69,6 +69,8 @@ def _metric(
     With ``core_A = A V`` and ``core_B = U^T B``: ``z = core_A (Vh x)`` and
     ``g = scaling * core_B^T (U^T dL/dy)``. None where no gradient was seen.
     """
+    if not (sums.inputs.isfinite().all() and sums.gradients.isfinite().all()):
+        return None  # too large for float32
     left = torch.linalg.pinv(core_B.mT) / scaling @ _root(sums.gradients)
     right = torch.linalg.pinv(core_A) @ _root(sums.inputs)
     metrics = []

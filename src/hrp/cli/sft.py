@@ -79,8 +79,8 @@ class Request:
         output = Path(self.training.output_dir)
         if given.is_dir() and output.resolve().is_relative_to(given.resolve()):
             raise UsageError(
-                f"`--output_dir` must be outside '{given}', of which every file is read, got "
-                f"'{output}'; choose another"
+                f"`--output_dir` must be outside '{given}', whose files a resumed run compares, "
+                f"got '{output}'; choose another"
             )
 
     def output_for(self, command: str, folder: Path) -> Output:

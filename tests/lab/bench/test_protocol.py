@@ -211,6 +211,8 @@ def test_a_task_may_have_its_own_steps():
         ({"tasks": ["gsm9k"]}, "`task` must be one of .* got 'gsm9k'"),
         ({"arms": []}, "`arms` must not be empty"),
         ({"seeds": []}, "`seeds` must not be empty"),
+        ({"learning_rates": []}, "`learning_rates` must not be empty"),
+        ({"budgets": []}, "`budgets` must not be empty"),
         ({"budgets": ["free"]}, "`budgets` must be one of"),
         ({"learning_rates": [0]}, "`learning_rates` must be finite and > 0"),
         ({"preheat": {}}, r"unknown key\(s\) \['preheat'\]"),

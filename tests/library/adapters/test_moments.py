@@ -170,6 +170,28 @@ def test_the_cut_is_the_optimum_of_a_dense_computation_in_the_full_space():
         assert costs[0] < costs[2], name
 
 
+def test_a_gradient_at_the_level_of_rounding_counts_as_none():
+    moments = Moments(lora_modules(chain(), "default"))
+    moments.add("linear", torch.ones(3, 4), torch.tensor([[1.0] * 4, [1e-7] * 4, [1e-5] * 4]))
+    assert torch.equal(moments.total("linear").inputs, torch.full((4, 4), 2.0))
+
+
+def test_a_module_that_sees_no_token_has_no_moments():
+    moments = Moments(lora_modules(chain(), "default"))
+    moments.add("linear", torch.zeros(0, 4), torch.zeros(0, 4))
+    assert moments.total("linear") is None
+
+
+def test_moments_beyond_float32_leave_the_module_to_the_plain_cut(model):
+    modules = lora_modules(model, "default")
+    for module in modules.values():
+        learned(module)
+    moments = Moments(modules)
+    name, module = next(iter(modules.items()))
+    moments.add(name, torch.ones(2, module.rank), torch.full((2, module.rank), 1e25))
+    assert not read_spectrum(modules, moments)[name].has_metric
+
+
 def test_padding_and_overflowing_gradients_are_left_out():
     model = chain()
     moments = Moments(lora_modules(model, "default"))

@@ -122,9 +122,9 @@ class Experiment:
         if self.screening_seeds is not None:
             check_integer("screening_seeds", self.screening_seeds, minimum=1)
         check_choice("dtype", self.dtype, ("float32", "bfloat16"))
-        for name, filled in (("tasks", self.tasks), ("arms", self.arms), ("seeds", self.seeds)):
-            if not filled:
-                raise ValueError(f"`{name}` must not be empty, got {filled!r}")
+        for name in ("tasks", "arms", "seeds", "learning_rates", "budgets"):
+            if not getattr(self, name):
+                raise ValueError(f"`{name}` must not be empty, got {getattr(self, name)!r}")
 
 
 def load_experiment(path: Path) -> Experiment:

@@ -10,8 +10,7 @@ from scipy import stats
 from hrp.report.table import DASH, Table
 from hrp_lab.bench.comparisons import Analysis, shown_arm
 from hrp_lab.bench.record import Record
-from hrp_lab.report.arm_table import spread
-from hrp_lab.report.summary import STARTS, analyses, forgotten, label_of
+from hrp_lab.report.summary import STARTS, analyses, forgotten, label_of, loss_of
 
 _OTHER_STARTS = ("gradient-svd", "gradient-svd-b", "lora_ga", "eva", "pissa", "olora", "orthogonal",
                  "gaussian", "corda", "mica")  # fmt: skip
@@ -22,8 +21,8 @@ def starts_table(
 ) -> Table:
     """Return README's table: a row a start and a column a length, with what 450 steps forget.
 
-    ``earlier`` are records of experiments of the same lengths that ran every other start; of those
-    that change no more than an adapter, the best by its mean stands for all.
+    ``earlier`` are records of experiments of the same lengths that ran `_OTHER_STARTS`, of which
+    the best by its mean stands for all, and full fine-tuning.
     """
     whole, before, measured = analyses(records), analyses(earlier), analyses(forgetting)
     lengths = [analysis.view.steps for analysis in whole]
@@ -61,7 +60,7 @@ def _loss(whole: Sequence[Analysis], steps: int, arm: str) -> str:
     for analysis in whole:
         label = label_of(analysis, arm) if analysis.view.steps == steps else None
         if label:
-            return spread(analysis.best[label].mean, analysis.best[label].spread)
+            return loss_of(analysis.best[label])
     return DASH
 
 

@@ -13,7 +13,7 @@ from hrp.report.table import DASH, Table, number
 from hrp_lab.bench.comparisons import Analysis, analyse, setting, shown_arm, views
 from hrp_lab.bench.record import Record
 from hrp_lab.bench.stats import Comparison, Pair, compare_pairs
-from hrp_lab.bench.sweeps import FORGETTING
+from hrp_lab.bench.sweeps import FORGETTING, Best
 from hrp_lab.report.arm_table import relative_compute, spread
 
 STARTS: Mapping[str, str] = {
@@ -99,13 +99,18 @@ def _short_row(analysis: Analysis, arm: str, measured: Sequence[Analysis]) -> li
         return [steps, name, "not run", *[DASH] * 4]
     best = analysis.best[label]
     compared = {comparison.arm: comparison for comparison in analysis.comparisons}
-    row = [steps, name, spread(best.mean, best.spread)]
+    row = [steps, name, loss_of(best)]
     row += ["", "control"] if label == analysis.control else list(_verdict(compared[label]))
     if len(best.grid) == 1 and row[-1] != "control":
         row[-1] += ", one rate"
     row.append(number(relative_compute(analysis, label), 2))
     beside = [other for other in measured if other.view.steps == analysis.view.steps]
     return [*row, next((shown for a in (analysis, *beside) if (shown := forgotten(a, arm))), DASH)]
+
+
+def loss_of(best: Best) -> str:
+    """Return a loss with its spread, and whether the best rate is at an end of its sweep."""
+    return spread(best.mean, best.spread) + " (edge)" * (best.on_edge and len(best.grid) > 1)
 
 
 def forgotten(analysis: Analysis, arm: str) -> str:
@@ -130,6 +135,7 @@ def _short_caption(whole: Sequence[Analysis]) -> str:
     return (
         f"Test loss, less is better; mean over {seeds} seeds at each start's best learning rate"
         + (" ('one rate': none but one was tried)" if unswept else "")
+        + " ('edge': at an end of its sweep, which should be wider)"
         + ". Preheating's steps are taken out of the same total. Verdicts are corrected for all "
         "comparisons of an experiment (Holm); intervals are each for its row alone. Compute: "
         f"FLOPs of a run, preheating included. Records: {names}."
