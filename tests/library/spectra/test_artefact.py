@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
+import time
 
 import pytest
 import torch
@@ -378,3 +380,39 @@ def test_a_pipe_or_device_in_place_of_a_file_is_refused_without_waiting(tmp_path
         (folder / name).symlink_to("/dev/zero")
     with pytest.raises((hrp.SpectrumFormatError, FileNotFoundError), match=f"has no {name}"):
         hrp.Spectrum.load(folder)
+
+
+def _save_by_turns(folder, stop):
+    one, two = spectrum_of(1.0), spectrum_of(2.0)
+    while not stop.is_set():
+        for spectrum in (two, one):
+            spectrum.save(folder, overwrite=True)
+
+
+def spectrum_of(value: float) -> hrp.Spectrum:
+    module = hrp.ModuleSpectrum(torch.eye(4)[:, :2], torch.full((2,), value), torch.eye(4)[:2], 1.0)
+    kept = {"head": torch.full((2,), value)}
+    return hrp.Spectrum({"a": module}, {"seed": int(value)}, kept)
+
+
+def test_a_reader_beside_a_writing_process_sees_one_save_or_the_other(tmp_path):
+    folder = tmp_path / "spectrum"
+    spectrum_of(1.0).save(folder)
+    context = multiprocessing.get_context("fork")
+    stop = context.Event()
+    writer = context.Process(target=_save_by_turns, args=(folder, stop))
+    writer.start()
+    seen = set()
+    try:
+        deadline = time.monotonic() + 60
+        while len(seen) < 2 or time.monotonic() < deadline - 57:
+            assert time.monotonic() < deadline
+            spectrum = hrp.Spectrum.load(folder)
+            values = {*spectrum["a"].S.tolist(), *spectrum.kept["head"].tolist()}
+            assert values == {float(spectrum.provenance["seed"])}
+            seen |= values
+    finally:
+        stop.set()
+        writer.join(30)
+    assert writer.exitcode == 0
+    assert seen == {1.0, 2.0}
