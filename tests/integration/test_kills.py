@@ -318,7 +318,9 @@ def assert_kept(theirs: dict[Path, str]) -> None:
         assert path.read_text() == text, path
 
 
-@pytest.mark.parametrize("name", ["sft", "preheat --overwrite", "bench pack"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("sft", marks=pytest.mark.slow), "preheat --overwrite", "bench pack"]
+)
 def test_a_command_killed_around_a_rename_ends_as_if_undisturbed(name, tmp_path):
     assert check(CASES[name], tmp_path, lambda count: [count // 2]) == 1
 

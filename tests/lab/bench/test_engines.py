@@ -116,6 +116,9 @@ def never_come_up(*_):
     os._exit(1)
 
 
+SLOWER_CODES = [pytest.param(code, marks=pytest.mark.slow) for code in (0, 3, 70, -signal.SIGTERM)]
+
+
 @fault(
     "Kills and interrupts",
     "a worker that ends with any status",
@@ -123,7 +126,7 @@ def never_come_up(*_):
     outcome="its run is done again",
 )
 @pytest.mark.skipif(os.name != "posix", reason="ends by signals")
-@pytest.mark.parametrize("code", [0, 1, 3, 70, -signal.SIGKILL, -signal.SIGTERM])
+@pytest.mark.parametrize("code", SLOWER_CODES + [1, -signal.SIGKILL])
 def test_a_worker_that_ends_with_any_code_loses_its_job_alone(tmp_path, monkeypatch, code):
     (tmp_path / "code").write_text(str(int(code)))
     monkeypatch.setattr(engines, "_serve", serve_once_ending)
@@ -231,6 +234,7 @@ def test_one_worker_beside_several_gpus_is_a_process_that_sees_one(
     assert type(_engine(options, Places(tmp_path, tmp_path))) is engine
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_ray_with_two_workers_resumes_after_a_kill(tmp_path):
     pytest.importorskip("ray")
