@@ -126,7 +126,7 @@ SLOWER_CODES = [pytest.param(code, marks=pytest.mark.slow) for code in (0, 3, 70
     outcome="its run is done again",
 )
 @pytest.mark.skipif(os.name != "posix", reason="ends by signals")
-@pytest.mark.parametrize("code", SLOWER_CODES + [1, -signal.SIGKILL])
+@pytest.mark.parametrize("code", [*SLOWER_CODES, 1, -signal.SIGKILL])
 def test_a_worker_that_ends_with_any_code_loses_its_job_alone(tmp_path, monkeypatch, code):
     (tmp_path / "code").write_text(str(int(code)))
     monkeypatch.setattr(engines, "_serve", serve_once_ending)
