@@ -13,6 +13,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b, file_digest
@@ -27,6 +28,7 @@ _PREFIX = ".hrp-"
 _LOCK = "hrp-staging.lock"
 _NEW = "new"
 _OLD = "old"
+_LOOKS, _PAUSE = 5, 0.01  # seconds between two looks
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> Path:
@@ -79,7 +81,8 @@ def write_folder(
         staged.mkdir()
         write(staged)
         if overwrite:
-            check_replaceable(folder, {*_entries(staged), *ours})
+            anew = {*_entries(staged), *ours}
+            read_folder(folder, lambda there: check_replaceable(there, anew))
         follow_umask(staged)
         _swap(container, folder, overwrite)
 
@@ -87,17 +90,21 @@ def write_folder(
 def read_folder(folder: Path, read: Callable[[Path], Content]) -> Content:
     """Return what ``read`` makes of a folder of `write_folder`, all of it from one save.
 
-    Where the folder is replaced while it is read, it is read again.
+    Where the folder is replaced while it is read, it is read again; where it is missing, which it
+    is between a writer's two renames, it is looked for a few times more.
     """
     settle(folder)
+    looks = 0
     while True:
+        looks += 1
         before = _identity(folder)
         try:
             content = read(folder)
         except Exception:
             settle(folder)
-            if _identity(folder) == before:
+            if _identity(folder) == before and (before or looks >= _LOOKS):
                 raise
+            time.sleep(_PAUSE)
         else:
             if _identity(folder) == before:
                 return content
@@ -241,7 +248,9 @@ def _swap(container: Path, folder: Path, overwrite: bool) -> None:
 
 def _finish(container: Path, target: Path) -> bool:
     """Return whether ``container`` may be removed; put back what its writer left in its stead."""
-    old = sorted(path for path in container.iterdir() if path.name.startswith(_OLD))
+    old: list[Path] = []
+    with suppress(FileNotFoundError):  # its writer has ended since it was listed
+        old = sorted(path for path in container.iterdir() if path.name.startswith(_OLD))
     if not old or target.exists():
         return True
     for whole in (container / _NEW, *reversed(old)):
@@ -261,7 +270,7 @@ def _new_container(target: Path) -> tuple[Path, FileLock]:
     while True:
         container = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
         lock = FileLock(container / _LOCK)
-        with suppress(FileNotFoundError, Timeout):
+        with suppress(FileNotFoundError, FileExistsError, Timeout):
             lock.acquire(timeout=0)
             if (container / _LOCK).exists():
                 return container, lock
@@ -280,9 +289,10 @@ def _staging_folders(*targets: Path) -> list[tuple[Path, Path]]:
 def _is_staging(folder: Path) -> bool:
     """Return whether it has a lock, or nothing, as a kill leaves it before its lock and after it.
 
-    Another user's folder, which cannot be looked into, is that user's to clear.
+    Another user's folder, which cannot be looked into, is that user's to clear, and one that is
+    gone by now was cleared by its writer.
     """
-    with suppress(PermissionError):
+    with suppress(OSError):
         return (folder / _LOCK).is_file() or (folder.is_dir() and not any(folder.iterdir()))
     return False
 
@@ -300,7 +310,7 @@ def clear_dead_staging(*targets: Path) -> None:
 
 def _discard(container: Path) -> None:
     """Remove a staging folder, its lock last, so that a kill leaves what can be recognised."""
-    for path in container.iterdir():
+    for path in list(container.iterdir()):
         if path.name == _LOCK:
             continue
         if path.is_dir() and not path.is_symlink():

@@ -53,8 +53,7 @@ def save(
     """
     header = _header(modules, provenance, kept)
     if overwrite:
-        check_replaceable(folder, FILES)
-        _check_ours(folder)
+        read_folder(folder, _check_ours)
     write_folder(
         folder, lambda staging: _write_files(staging, modules, header, kept), overwrite, FILES
     )
@@ -125,7 +124,8 @@ def _fault_of_kept(value: Any) -> str | None:
 
 
 def _check_ours(folder: Path) -> None:
-    """Raise ``FileExistsError`` where a file of a spectrum's name is not of a spectrum."""
+    """Raise ``FileExistsError`` where the folder holds anything but a spectrum."""
+    check_replaceable(folder, FILES)
     foreign = []
     for name in FILES:
         path = folder / name

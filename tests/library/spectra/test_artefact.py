@@ -395,13 +395,14 @@ def spectrum_of(value: float) -> hrp.Spectrum:
     return hrp.Spectrum({"a": module}, {"seed": int(value)}, kept)
 
 
-def test_a_reader_beside_a_writing_process_sees_one_save_or_the_other(tmp_path):
+def test_a_reader_beside_two_writing_processes_sees_one_save_or_the_other(tmp_path):
     folder = tmp_path / "spectrum"
     spectrum_of(1.0).save(folder)
     context = multiprocessing.get_context("fork")
     stop = context.Event()
-    writer = context.Process(target=_save_by_turns, args=(folder, stop))
-    writer.start()
+    writers = [context.Process(target=_save_by_turns, args=(folder, stop)) for _ in range(2)]
+    for writer in writers:
+        writer.start()
     seen = set()
     try:
         deadline = time.monotonic() + 60
@@ -413,6 +414,7 @@ def test_a_reader_beside_a_writing_process_sees_one_save_or_the_other(tmp_path):
             seen |= values
     finally:
         stop.set()
-        writer.join(30)
-    assert writer.exitcode == 0
+        for writer in writers:
+            writer.join(30)
+    assert [writer.exitcode for writer in writers] == [0, 0]
     assert seen == {1.0, 2.0}
