@@ -23,7 +23,7 @@ Truncation = Literal["loss", "frobenius"]
 PreheatSteps = int | float | Literal["auto"] | None
 
 DEFAULT_SHARE = 0.2
-"""Of fine-tuning's steps, for preheating; a sixth of both together (lab/LOG.md: why)."""
+"""Preheating takes this share of fine-tuning's steps, a sixth of both (why: lab/LOG.md)."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ _PREFIX = ".hrp-"
 _LOCK = "hrp-staging.lock"
 _NEW = "new"
 _OLD = "old"
-_LOOKS, _PAUSE = 5, 0.01  # seconds between two looks
+_LOOKS, _PAUSE = 5, 0.01  # times that a missing folder is looked for, seconds between two
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> Path:

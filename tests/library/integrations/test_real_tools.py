@@ -155,6 +155,20 @@ def swift(
     )  # fmt: skip
 
 
+HF_TRAINING = {
+    "max_steps": STEPS,
+    "logging_steps": 1,
+    "per_device_train_batch_size": BATCH,
+    "gradient_accumulation_steps": ACCUMULATION,
+    "learning_rate": RATE,
+    "lr_scheduler_type": "constant",
+    "seed": SEED,
+    "report_to": "none",
+    "use_cpu": True,
+}
+"""HF's arguments, which LLaMA-Factory and unsloth take as they are."""
+
+
 def llamafactory_settings(folder: Path, **settings: object) -> dict:
     write_rows(folder / "rows.jsonl", sums())
     pairs = [
@@ -183,15 +197,7 @@ def llamafactory_settings(folder: Path, **settings: object) -> dict:
         "template": "default",
         "dataset_dir": str(folder),
         "cutoff_len": 128,
-        "max_steps": STEPS,
-        "logging_steps": 1,
-        "per_device_train_batch_size": BATCH,
-        "gradient_accumulation_steps": ACCUMULATION,
-        "learning_rate": RATE,
-        "lr_scheduler_type": "constant",
-        "seed": SEED,
-        "report_to": "none",
-        "use_cpu": True,
+        **HF_TRAINING,
         "output_dir": str(folder / "out"),
         **settings,
     }
@@ -228,15 +234,7 @@ def unsloth(folder: Path, start: Path | None = None, preheats: bool = False) -> 
     lora = {"r": RANK, "lora_alpha": ALPHA, "target_modules": TARGETS, "lora_dropout": 0}
     args = {
         "output_dir": str(folder / "out"),
-        "max_steps": STEPS,
-        "logging_steps": 1,
-        "per_device_train_batch_size": BATCH,
-        "gradient_accumulation_steps": ACCUMULATION,
-        "learning_rate": RATE,
-        "lr_scheduler_type": "constant",
-        "seed": SEED,
-        "report_to": "none",
-        "use_cpu": True,
+        **HF_TRAINING,
         "bf16": False,
     }
     (folder / "train.py").write_text(

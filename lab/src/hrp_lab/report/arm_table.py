@@ -13,7 +13,7 @@ from hrp_lab.bench.stats import LEVEL, Comparison
 from hrp_lab.bench.sweeps import Best
 
 LOST = "not significant among so many"
-"""Where an interval by itself leaves 0 out: of many comparisons some do so by chance."""
+"""This marks an interval that by itself leaves 0 out; of many, some do so by chance."""
 _SHARES = (-1.0, 2.0)  # of a gap; beyond them a percentage says no more than the difference does
 
 
