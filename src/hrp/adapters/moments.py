@@ -8,11 +8,11 @@ tokens of ``z z^T`` and ``g g^T``, both R x R: what the truncation in the metric
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -23,12 +23,13 @@ from hrp.adapters.layers import LoraModule
 
 _WITHOUT_INFLUENCE = 1e-6
 """Share of the batch's largest gradient: less is rounding, as at the query of a first token."""
+_WAITING_BYTES = 32 * 2**20
+"""What is kept of a backward pass until it is added up: one large sum costs less than many."""
 _PARTS = ("inputs", "gradients")
-_SUMS_IN_FLOAT32 = "dtype" in torch.ops.aten.mm.overloads()  # since torch 2.8
+_SUMS_IN_FLOAT32 = "dtype" in torch.ops.aten.bmm.overloads()  # since torch 2.8
 
 
-@dataclass
-class ModuleMoments:
+class ModuleMoments(NamedTuple):
     """Holds sums over the tokens that a module has seen, in float32.
 
     Args:
@@ -39,30 +40,33 @@ class ModuleMoments:
     inputs: Float[Tensor, "R R"]
     gradients: Float[Tensor, "R R"]
 
-    @torch.no_grad()
-    def add(self, z: Float[Tensor, "tokens R"], g: Float[Tensor, "tokens R"]) -> None:
-        """Add tokens, but those without influence (padding) and those whose gradient overflowed.
 
-        A gradient overflows where a loss scaler tries too large a factor; it skips that step.
-        """
-        if not g.numel():
-            return  # nothing was routed to this expert
-        with torch.autocast(z.device.type, enabled=False):
-            size = torch.linalg.vector_norm(g, math.inf, dim=1, keepdim=True)
-            size = size.nan_to_num(0.0, posinf=0.0)
-            seen = size > _WITHOUT_INFLUENCE * size.amax()
-            z, g = torch.where(seen, z, 0.0), torch.where(seen, g, 0.0)
-            self.inputs += _second_moment(z)
-            self.gradients += _second_moment(g)
+@torch.no_grad()
+def _second_moments(
+    zs: list[Float[Tensor, "tokens R"]], gs: list[Float[Tensor, "tokens R"]]
+) -> Float[Tensor, "n 2 R R"]:
+    """Return the sums of ``z z^T`` and ``g g^T`` over tokens, of n modules, in float32.
+
+    Tokens without influence (padding) are left out, and those whose gradient overflowed, as it
+    does where a loss scaler tries too large a factor; it skips that step.
+    """
+    with torch.autocast(zs[0].device.type, enabled=False):
+        pairs = torch.stack([x for pair in zip(zs, gs, strict=True) for x in pair])
+        pairs = pairs.unflatten(0, (-1, 2))
+        size = torch.linalg.vector_norm(pairs[:, 1], math.inf, dim=-1, keepdim=True)
+        size = size.nan_to_num(0.0, posinf=0.0)
+        unseen = size <= _WITHOUT_INFLUENCE * size.amax(1, keepdim=True)
+        x = pairs.masked_fill_(unseen.unsqueeze(1), 0.0).flatten(0, 1)
+        return _gram(x).unflatten(0, (-1, 2))
 
 
-def _second_moment(x: Float[Tensor, "tokens R"]) -> Float[Tensor, "R R"]:
-    """Return the sum of ``x x^T`` over tokens, added up in float32.
+def _gram(x: Float[Tensor, "n tokens R"]) -> Float[Tensor, "n R R"]:
+    """Return the sums of ``x x^T`` over tokens, added up in float32.
 
     A GPU takes half precision as it is: its products are exact in float32, and far sooner there.
     """
     if x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and _SUMS_IN_FLOAT32:
-        return torch.mm(x.mT, x, out_dtype=torch.float32)
+        return torch.bmm(x.mT, x, out_dtype=torch.float32)
     x = x.float()
     return x.mT @ x
 
@@ -80,7 +84,9 @@ class Moments:
     def __init__(self, modules: dict[str, LoraModule]) -> None:
         self.observing = False
         self._modules = modules
-        self._sums: dict[str, ModuleMoments] = {}
+        self._sums: dict[str, Float[Tensor, "2 R R"]] = {}  # inputs, gradients
+        self._waiting: list[tuple[str, Tensor, Tensor]] = []
+        self._waiting_bytes = 0
 
     def any_trained(self) -> bool:
         """Return whether any module of the temporary adapter has learned something."""
@@ -89,6 +95,8 @@ class Moments:
     def clear(self) -> None:
         """Forget what was observed."""
         self._sums.clear()
+        self._waiting.clear()
+        self._waiting_bytes = 0
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -117,22 +125,36 @@ class Moments:
     def add(self, name: str, z: Tensor, g: Tensor) -> None:
         """Add the tokens of one backward pass of module ``name``, in PEFT's own shapes."""
         z, g = self._modules[name].rows(z), self._modules[name].rows(g)
-        if name not in self._sums:
-            zeros = torch.zeros(z.shape[1], z.shape[1], device=z.device)
-            self._sums[name] = ModuleMoments(zeros, zeros.clone())
-        self._sums[name].add(z, g)
+        if not g.numel():
+            return  # nothing was routed to this expert
+        self._waiting.append((name, z, g))
+        self._waiting_bytes += z.nbytes + g.nbytes
+        if self._waiting_bytes >= _WAITING_BYTES:
+            self._add_up()
+
+    def _add_up(self) -> None:
+        """Add what waits to the sums, modules of one shape together."""
+        groups: dict[tuple[Any, ...], list[tuple[str, Tensor, Tensor]]] = defaultdict(list)
+        for name, z, g in self._waiting:
+            groups[z.shape, z.dtype, z.device].append((name, z, g))
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        for group in groups.values():
+            names, zs, gs = (list(column) for column in zip(*group, strict=True))
+            for name, sums in zip(names, _second_moments(zs, gs), strict=True):
+                self._sums[name] = self._sums[name] + sums if name in self._sums else sums.clone()
 
     def total(self, name: str) -> ModuleMoments | None:
         """Return the sums of a module over all processes; None if no token was seen."""
+        self._add_up()
         module = self._modules[name]
-        zeros = torch.zeros(module.rank, module.rank, device=module.device)
-        sums = self._sums.get(name) or ModuleMoments(zeros, zeros)
-        parts = [sums.inputs, sums.gradients]
+        sums = self._sums.get(name)
+        if sums is None:
+            sums = torch.zeros(2, module.rank, module.rank, device=module.device)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            parts = [part.to(module.device, copy=True) for part in parts]
-            for part in parts:
-                torch.distributed.all_reduce(part)
-        return ModuleMoments(*parts) if float(parts[1].trace()) > 0 else None
+            sums = sums.to(module.device, copy=True)
+            torch.distributed.all_reduce(sums)
+        return ModuleMoments(*sums) if float(sums[1].trace()) > 0 else None
 
     def save(self, path: Path, is_main_process: bool) -> None:
         """Write the sums over all processes, for a run that goes on from a checkpoint."""
@@ -155,8 +177,8 @@ class Moments:
         tensors = load_file(path)
         for name, module in self._modules.items():
             if f"{name}.{_PARTS[0]}" in tensors:
-                parts = (tensors[f"{name}.{part}"] for part in _PARTS)
-                self._sums[name] = ModuleMoments(*(part.to(module.device) for part in parts))
+                parts = [tensors[f"{name}.{part}"] for part in _PARTS]
+                self._sums[name] = torch.stack(parts).to(module.device)
 
 
 class _Observe(torch.autograd.Function):
