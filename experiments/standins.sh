@@ -53,7 +53,7 @@ else
     standin-gsm8k-450,standin-gsm8k-compute,standin-cola,standin-sst2,standin-cola-preheating-rate,standin-ablation,standin-glue-rule,standin-cola-default
     standin-gsm8k-930,standin-gsm8k-compute-930
     kept-gsm8k-450,kept-gsm8k-r8,kept-gsm8k-r32,kept-cola
-    kept-gsm8k-930,kept-gsm8k-r16,kept-gsm8k-tries,kept-gsm8k-warmup,kept-sst2
+    kept-gsm8k-930,kept-gsm8k-r16,kept-gsm8k-tries,kept-gsm8k-warmup,kept-sst2,kept-classifiers-short
     kept-gsm8k-1860,kept-gsm8k-forgetting,kept-gsm8k-forgetting-930
     kept-gsm8k-variants,kept-function-names
   )
