@@ -14,7 +14,6 @@ from pathlib import Path
 from hrp_lab.bench.record_store import load_records
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
-SHAPES = ("1b", "1b-eva", "8b-plain", "8b", "8b-eva")
 
 HEAD = """# What it costs
 
@@ -25,11 +24,11 @@ Absolute times are this machine's; read the ratios, which are each from one run.
 LARGE = """## Large models, one GPU
 
 Llama shapes with random weights in bfloat16, 4 x 2048 tokens a step, all seven linear kinds;
-medians of eight steps after warm-up. These are older than the statistics of preheating's last
-steps: a step so observed took 1.3 to 1.45 times a plain one at the 1B shape, before the sums were
-made cheaper, and has not been measured since (lab/LOG.md, 2026-11-29). "once" is what a
-start costs beside training. EVA's first batch was stopped: its
-incremental SVD takes 8192 tokens of every layer at once.
+medians of eight steps after warm-up. "once" is what a start costs beside training. EVA's first
+batch was stopped: its incremental SVD takes 8192 tokens of every layer at once.
+"""
+
+OBSERVED = """Preheating's last steps are observed for the metric of the loss. What that adds, in one run each:
 """
 
 SPECTRA = """## The SVD
@@ -67,15 +66,24 @@ def ratio(value: float | None, reference: float | None) -> str:
     return f"{value:.3g}" + (f" ({value / reference:.2f}x)" if reference else "")
 
 
+def large_models() -> list[dict]:
+    """Return the records of `large_model.py`, in the order of the runs."""
+    lines = (RESULTS / "large-model.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def shape_of(record: dict) -> str:
+    return record["shape"] + (", checkpointing" if record["gradient_checkpointing"] else "")
+
+
 def large_rows(record: dict) -> Iterator[list[str]]:
     lora = record["results"][0]
-    name = record["shape"] + (", checkpointing" if record["gradient_checkpointing"] else "")
     for result in record["results"]:
         step, once = result.get("median_step_seconds"), result.get("start_seconds")
         if "svd_seconds" in result:
             once = statistics.median(result["svd_seconds"])
         yield [
-            name,
+            shape_of(record),
             result["way"],
             ratio(result.get("peak_gib"), lora["peak_gib"] if step else None),
             ratio(step, lora.get("median_step_seconds")),
@@ -83,10 +91,20 @@ def large_rows(record: dict) -> Iterator[list[str]]:
         ]
 
 
-def large_models() -> str:
+def ways() -> str:
     head = ["shape", "way", "peak, GiB (to LoRA r=8)", "step, s (to LoRA r=8)", "once, s"]
-    records = [read(f"large-model-{shape}") for shape in SHAPES]
-    return table(head, [row for record in records for row in large_rows(record)])
+    return table(head, [row for record in large_models() for row in large_rows(record)])
+
+
+def observed() -> str:
+    """Tabulate what an observed step of preheating takes beside a plain one."""
+    rows = []
+    for record in large_models():
+        for result in record["results"]:
+            if (slower := result.get("observed_over_plain")) is not None:
+                before, during = result["peak_gib_before_observing"], result["peak_gib_observing"]
+                rows.append([shape_of(record), f"{slower:.3f}x", f"{during / before:.4f}x"])
+    return table(["shape", "step time, observed / plain", "peak memory, observed / plain"], rows)
 
 
 def spectra() -> str:
@@ -130,7 +148,9 @@ def page() -> str:
     parts = [
         HEAD,
         LARGE,
-        large_models(),
+        ways(),
+        OBSERVED,
+        observed(),
         SPECTRA,
         spectra(),
         LENGTH.format(look=lengths["seconds a look"], **lengths["settings"]),

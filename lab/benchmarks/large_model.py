@@ -1,9 +1,10 @@
 """Peak memory and step time of preheating beside what a user would run otherwise, on one GPU.
 
-    python lab/benchmarks/large_model.py --shape 1b --out experiments/results/large-model-1b.json
+    python lab/benchmarks/large_model.py --shape 1b --out experiments/results/large-model.jsonl
 
 A Llama of the given shape with random weights in bf16; every way sees the same batch, in one
-process, one after the other. Step times are medians; compare them as ratios to plain LoRA.
+process, one after the other. Step times are medians; compare them as ratios to plain LoRA. A run
+adds one line to the file.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import hrp
 from hrp.adapters.layers import lora_modules
 from hrp.adapters.reading import batches_by_shape, read_spectrum
+from hrp.files import write_text
 from hrp.spectra.factorization import factored_svd
 from hrp.versions import installed_versions
 
@@ -260,7 +262,7 @@ def measure(name: str, way: Callable, options) -> dict:
     return result
 
 
-def save(results: list[dict], options) -> None:
+def save(results: list[dict], earlier: str, options) -> None:
     record = {
         "shape": options.shape,
         "batch_tokens": [options.batch_size, options.length],
@@ -270,9 +272,7 @@ def save(results: list[dict], options) -> None:
         "versions": installed_versions(),
         "command": "python " + " ".join(sys.argv),
     }
-    temporary = options.out.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
-    temporary.rename(options.out)
+    write_text(options.out, f"{earlier}{json.dumps(record)}\n")
 
 
 def main() -> None:
@@ -288,6 +288,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="parts of the names of the ways to measure")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    earlier = options.out.read_text(encoding="utf-8") if options.out.exists() else ""
     results: list[dict] = []
     for name, way in ways(options).items():
         if options.only and not any(part in name for part in options.only):
@@ -295,7 +296,7 @@ def main() -> None:
         results.append(measure(name, way, options))
         shown = {k: v for k, v in results[-1].items() if k != "step_seconds"}
         print(json.dumps(shown), flush=True)
-        save(results, options)
+        save(results, earlier, options)
 
 
 if __name__ == "__main__":

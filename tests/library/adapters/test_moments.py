@@ -213,7 +213,7 @@ def test_half_precision_is_added_up_in_float32(device, dtype):
     sums = moments.total("linear")
     for seen, x in ((sums.inputs, z.double()), (sums.gradients, g.double())):
         assert seen.dtype == torch.float32
-        torch.testing.assert_close(seen.double(), x.mT @ x, rtol=1e-5, atol=1e-2)
+        torch.testing.assert_close(seen.double(), x.mT @ x, rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
