@@ -170,6 +170,16 @@ def test_the_cut_is_the_optimum_of_a_dense_computation_in_the_full_space():
         assert costs[0] < costs[2], name
 
 
+def test_sums_are_the_same_however_many_modules_are_added_up_at_once(monkeypatch):
+    batches = [some_ids(1), some_ids(2)[:, :5]]  # of two lengths
+    modules, together = observed(chain(), batches)
+    monkeypatch.setattr("hrp.adapters.moments._WAITING_BYTES", 0)
+    _, alone = observed(chain(), batches)
+    for name in modules:
+        for one, other in zip(together.total(name), alone.total(name), strict=True):
+            torch.testing.assert_close(one, other)
+
+
 def test_a_gradient_at_the_level_of_rounding_counts_as_none():
     moments = Moments(lora_modules(chain(), "default"))
     moments.add("linear", torch.ones(3, 4), torch.tensor([[1.0] * 4, [1e-7] * 4, [1e-5] * 4]))
