@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from hrp.files import write_file
 from hrp_lab.theory.figure1 import ARMS, EXCESS, PANELS, Figure1
-from hrp_lab.theory.sweep import SIDES, Sweep
+from hrp_lab.theory.problem import SIDES
+from hrp_lab.theory.sweep import Sweep
 from hrp_lab.theory.truncation_sweep import WEIGHTS, TruncationSweep
 
 _INK = "#76808c"  # can be read on white and on the near-black of the site's dark theme
