@@ -157,7 +157,8 @@ def _sweep(options: argparse.Namespace) -> int:
 
     decays = {"geometric": 0.8, "power-law": 1.0, "flat": 12.0}
     decay = decays[options.spectrum] if options.decay is None else options.decay
-    target = TargetConfig(options.spectrum, *options.shape, decay, options.first)
+    m, n = options.shape
+    target = TargetConfig(options.spectrum, m, n, decay, options.first)
     optimizer = Descent(options.method, options.step_size, options.noise)
     result = sweep(SweepConfig(target, optimizer=optimizer, **_fields(options, SweepConfig)))
     return _show(options, result, limits=result.limits(), table=result.rows)
@@ -177,7 +178,7 @@ def _fields(options: argparse.Namespace, config: Any) -> dict[str, Any]:
 
 
 def _show(options: argparse.Namespace, result: Any, **measured: Any) -> int:
-    """Print the result's table, record what was measured, and draw ``theory_plots.draw_COMMAND``."""
+    """Print the table, record what was measured, and draw it by ``theory_plots.draw_COMMAND``."""
     print(result.table())
     _record(options, result.config, **measured)
     if options.out:

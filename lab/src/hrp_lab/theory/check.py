@@ -52,7 +52,6 @@ class CheckConfig:
 
     def __post_init__(self) -> None:
         check_integer("draws", self.draws, minimum=2)
-        check_integer("seed", self.seed, minimum=0)
 
 
 def check_all(config: CheckConfig) -> list[Row]:

@@ -57,7 +57,6 @@ class Figure1Config:
 
     def __post_init__(self) -> None:
         check_integer("draws", self.draws, minimum=2)
-        check_integer("seed", self.seed, minimum=0)
         check_positive("preheat_time", self.preheat_time)
         self.problem.check_ranks(self.rank, self.preheat_rank, self.size)
 

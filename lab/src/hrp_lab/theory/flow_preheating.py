@@ -60,8 +60,9 @@ class Preheated:
 
         The metrics are the second moments of U^T dL/dy and of Vh x.
         """
-        arrays = (np.array(array) for array in (self.S, left_metric, right_metric))
-        P, Q = loss_truncation(*map(torch.from_numpy, arrays), rank, damping)
+        arrays = (self.S, left_metric, right_metric)
+        S, left, right = (torch.from_numpy(np.array(array)) for array in arrays)
+        P, Q = loss_truncation(S, left, right, rank, damping)
         return self.U @ P.numpy(), Q.numpy() @ self.Vh
 
 

@@ -7,6 +7,7 @@ and ``B = lora_B`` at scaling 1. Everything is float64, and may carry leading ba
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -131,6 +132,13 @@ class WeightedFactorization(MatrixFactorization):
         return self.M @ np.linalg.solve(
             A.swapaxes(-1, -2) @ weighted, weighted.swapaxes(-1, -2)
         ).swapaxes(-1, -2)
+
+
+def check_ascending(name: str, kind: str, values: tuple[float, ...], above: float) -> None:
+    """Raise ``ValueError`` unless there are values, above ``above``, finite and ascending."""
+    rising = all(low < high for low, high in pairwise((above, *values, np.inf)))
+    if not (values and rising):
+        raise ValueError(f"`{name}` must be {kind}, ascending, got {values}")
 
 
 def target_of_spectrum(

@@ -8,7 +8,6 @@ discrete, by gradient descent, noisy gradient descent or Adam.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +21,7 @@ from hrp_lab.theory.problem import (
     SIDES,
     Direction,
     MatrixFactorization,
+    check_ascending,
     flat_target,
     geometric_target,
     power_law_target,
@@ -114,7 +114,8 @@ def descend(
     rule = torch.optim.Adam if optimizer.method == "adam" else torch.optim.SGD
     updates = rule([factors[name] for name in trained], lr=optimizer.step_size)
     A, B = factors["A"].numpy(), factors["B"].numpy()  # the same memory
-    done, losses, kept = 0, [], []
+    done = 0
+    kept: list[tuple[np.ndarray, ...]] = []
     with np.errstate(over="ignore", invalid="ignore"):  # said in our words, below
         for steps in record:
             for _ in range(steps - done):
@@ -126,16 +127,15 @@ def descend(
                     factors[name].grad = torch.from_numpy(gradient)
                 updates.step()
             done = steps
-            losses.append(problem.loss(A, B))
-            kept.append((A.copy(), B.copy()))
-    losses = np.stack(losses, -1)
-    if not np.isfinite(losses).all():
+            kept.append((problem.loss(A, B), A.copy(), B.copy()))
+    losses, kept_A, kept_B = zip(*kept, strict=True)
+    if not np.isfinite(losses[-1]).all():
         raise FloatingPointError(
             f"the loss is not finite after {done} steps of {optimizer.method!r} at `step_size` = "
             f"{optimizer.step_size:g}; lower `step_size`"
         )
-    A, B = (np.stack(recorded, axis=-3) for recorded in zip(*kept, strict=True))
-    return Trajectory(optimizer.step_size * np.array(record, float), losses, A, B)
+    times = optimizer.step_size * np.array(record, float)
+    return Trajectory(times, np.stack(losses, -1), np.stack(kept_A, -3), np.stack(kept_B, -3))
 
 
 @dataclass(frozen=True)
@@ -169,13 +169,10 @@ class SweepConfig:
         """Check what the functions below would only find late in the run."""
         problem = self.target.problem()
         check_integer("draws", self.draws, minimum=2)
-        check_integer("seed", self.seed, minimum=0)
         for preheat_rank in self.preheat_ranks:
             problem.check_ranks(self.rank, preheat_rank, problem.n)
-        for name in ("preheat_ranks", "preheat_steps"):
-            values = getattr(self, name)
-            if not values or min(values) < 1 or any(b <= a for a, b in pairwise(values)):
-                raise ValueError(f"`{name}` must ascend strictly from at least 1, got {values}")
+        check_ascending("preheat_ranks", "integers from 1", self.preheat_ranks, 0)
+        check_ascending("preheat_steps", "integers from 1", self.preheat_steps, 0)
 
 
 @dataclass(frozen=True)

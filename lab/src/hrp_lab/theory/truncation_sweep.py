@@ -7,7 +7,7 @@ by gradient flow at rank R is cut to rank r in both ways; nothing is trained aft
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from hrp_lab.theory.flow import gradient_flow, random_start
 from hrp_lab.theory.flow_preheating import spectrum_of
 from hrp_lab.theory.problem import (
     WeightedFactorization,
+    check_ascending,
     geometric_target,
     target_of_spectrum,
     weight_of_condition,
@@ -70,17 +71,9 @@ class TruncationConfig:
         target = geometric_target(self.m, self.n, self.ratio, self.first)
         target.check_ranks(self.rank, self.preheat_rank, min(self.m, self.n))
         check_integer("draws", self.draws, minimum=2)
-        check_integer("seed", self.seed, minimum=0)
         check_positive("damping", self.damping)
-        _check_ascending("conditions", "finite numbers from 1", self.conditions, 1 - _ROUNDING)
-        _check_ascending("preheat_times", "finite numbers above 0", self.preheat_times, 0.0)
-
-
-def _check_ascending(name: str, kind: str, values: tuple[float, ...], above: float) -> None:
-    """Raise ``ValueError`` unless there are values, above ``above``, finite and ascending."""
-    rising = all(low < high for low, high in pairwise((above, *values, np.inf)))
-    if not (values and rising):
-        raise ValueError(f"`{name}` must be {kind}, ascending, got {values}")
+        check_ascending("conditions", "finite numbers from 1", self.conditions, 1 - _ROUNDING)
+        check_ascending("preheat_times", "finite numbers above 0", self.preheat_times, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
