@@ -119,7 +119,7 @@ def truncation(_draws: int, rng: np.random.Generator) -> Iterator[Row]:
         for weights, damping in (((X, Y), _NO_DAMPING), ((damped_X, damped_Y), DAMPING)):
             weighted = WeightedFactorization(D, *weights)
             cost = weighted.cost(cut(A, B, X, Y, rank, damping) - D)
-            least.append((np.array(least_cost(D, *weights, rank)), cost))
+            least.append((least_cost(D, *weights, rank), cost))
             costs.append((weighted.cost(plain - D), cost))
         # At the end of asymmetric preheating the gradient vanishes on all that the cut can reach.
         end = problem.limit_factor(A)

@@ -134,7 +134,7 @@ class WeightedFactorization(MatrixFactorization):
         ).swapaxes(-1, -2)
 
 
-def check_ascending(name: str, kind: str, values: tuple[float, ...], above: float) -> None:
+def check_ascending(name: str, kind: str, values: tuple[int | float, ...], above: float) -> None:
     """Raise ``ValueError`` unless there are values, above ``above``, finite and ascending."""
     rising = all(low < high for low, high in pairwise((above, *values, np.inf)))
     if not (values and rising):

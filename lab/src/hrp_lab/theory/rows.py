@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 Relation = Literal["=", "<=", ">="]
-Pairs = list[tuple[np.ndarray, np.ndarray]]
-"""(predicted, measured), an array each."""
+Pairs = list[tuple[Any, Any]]
+"""(predicted, measured), a number or an array of the same shape each."""
 
 EXACT = 1e-8
 STANDARD_ERRORS = 3.0

@@ -171,8 +171,8 @@ class SweepConfig:
         check_integer("draws", self.draws, minimum=2)
         for preheat_rank in self.preheat_ranks:
             problem.check_ranks(self.rank, preheat_rank, problem.n)
-        check_ascending("preheat_ranks", "integers from 1", self.preheat_ranks, 0)
-        check_ascending("preheat_steps", "integers from 1", self.preheat_steps, 0)
+        check_ascending("preheat_ranks", "integers from 1", self.preheat_ranks, 0.0)
+        check_ascending("preheat_steps", "integers from 1", self.preheat_steps, 0.0)
 
 
 @dataclass(frozen=True)
