@@ -35,7 +35,6 @@ def test_a_step_is_the_gradient_times_the_step_size(problem):
     grad_A, grad_B = problem.gradients(start.A, start.B)
     np.testing.assert_allclose(A, start.A - 0.1 * grad_A)
     np.testing.assert_allclose(B, start.B - 0.1 * grad_B)
-    assert run.times.tolist() == [0, 0.1]
 
 
 def test_adams_first_step_has_the_step_size_in_every_entry(problem):
@@ -84,7 +83,6 @@ def test_recorded_steps_are_those_of_the_whole_run(problem):
     for place, step in enumerate((0, 7, 30)):
         for factor, same in zip(few.factors_at(place), whole.factors_at(step), strict=True):
             assert np.array_equal(factor, same)
-    np.testing.assert_allclose(few.times, [0, 0.35, 1.5])
 
 
 def test_a_step_size_that_diverges_is_an_error(problem):
@@ -99,7 +97,6 @@ def test_a_step_size_that_diverges_is_an_error(problem):
         ({"step_size": 0.0}, "`step_size` must be finite and > 0, got "),
         ({"noise": -1.0}, "`noise` must be a finite number of at least 0"),
         ({"noise": 0.1}, "`noise` must be 0 for 'gd'"),
-        ({"method": "sgd"}, "`noise` must be above 0 for 'sgd'"),
     ],
 )
 def test_settings_out_of_range_are_refused(fields, message):

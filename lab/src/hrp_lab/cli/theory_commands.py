@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -53,18 +54,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands: Any, run: Any, draws: int, text: str, example: str
+    commands: Any, run: Callable[..., int], draws: int, text: str, example: str
 ) -> argparse.ArgumentParser:
-    """Add a subcommand with what all of them share; ``run`` is named after it."""
-    name = run.__name__.strip("_")
+    """Add the subcommand that ``example`` begins with, and the flags that all of them share."""
+    name = example.partition(" ")[0]
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, epilog=f"example: hrp-lab theory {name} {example}"
+        name, help=text, description=text, epilog=f"example: hrp-lab theory {example}"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of all draws (default: 0)")
     parser.add_argument("--record", type=Path, help="JSON file for the table and the settings")
-    parser.add_argument("--draws", type=int, default=draws, help="(default: %(default)s)")
-    if run is not _check:
-        parser.add_argument("--out", type=Path, help="folder for the picture")
+    parser.add_argument(
+        "--draws", type=int, default=draws, help="random starts (default: %(default)s)"
+    )
+    if name != "check":
+        parser.add_argument("--out", type=Path, help=f"folder for theory-{name}.png")
     parser.set_defaults(run=run, name=f"theory-{name}")
     return parser
 
@@ -74,12 +77,12 @@ def _add_check(commands: Any) -> None:
         "Put every statement to the test: 1e-8 where it is exact, three standard errors where it "
         "is a mean (at other seeds about one run in twenty breaks one by chance)."
     )
-    _command(commands, _check, 2000, text, "--draws 5000 --seed 1")
+    _command(commands, _check, 2000, text, "check --draws 5000 --seed 1")
 
 
 def _add_figure1(commands: Any) -> None:
     text = "Redraw the paper's Figure 1, with direction B beside it; print final losses and times."
-    add = _command(commands, _figure1, 200, text, "--draws 400 --out figures").add_argument
+    add = _command(commands, _figure1, 200, text, "figure1 --draws 400 --out figures").add_argument
     add("--preheat-rank", type=int, default=6, help="R (default: 6)")
     add("--preheat-time", type=float, default=1.0, help="flow time of preheating (default: 1)")
 
@@ -90,7 +93,7 @@ def _add_sweep(commands: Any) -> None:
 
     known = SweepConfig()
     text = "Final loss against preheat rank and preheating steps, for a chosen spectrum."
-    example = "--spectrum power-law --decay 1 --method adam --out figures"
+    example = "sweep --spectrum power-law --decay 1 --method adam --out figures"
     add = _command(commands, _sweep, known.draws, text, example).add_argument
     kinds, methods = get_args(SpectrumKind), get_args(Method)
     add("--spectrum", choices=kinds, default="geometric", help="of the target")
@@ -106,7 +109,7 @@ def _add_sweep(commands: Any) -> None:
     add("--noise", type=float, default=0.0, help="on gradients, for sgd and adam")
     add("--train-factors", choices=("both", "B"), default="both", help="in preheating")
     add("--kind", choices=get_args(RandomKind), default="orthogonal")
-    add("--name", default="theory-sweep", help="of the picture (default: %(default)s)")
+    add("--name", help="of the picture (default: %(default)s)")
 
 
 def _add_truncation(commands: Any) -> None:
@@ -117,7 +120,7 @@ def _add_truncation(commands: Any) -> None:
         "Cut preheated updates to rank r, by the plain SVD and in the metric of the loss, where "
         "inputs (and outputs) have second moments of a given condition number."
     )
-    example = "--draws 5 --conditions 1 100 --out figures"
+    example = "truncation --draws 5 --conditions 1 100 --out figures"
     add = _command(commands, _truncation, known.draws, text, example).add_argument
     for flag, metavar, default, about in (
         ("--conditions", "C", known.conditions, "condition numbers"),

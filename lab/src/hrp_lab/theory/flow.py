@@ -87,13 +87,11 @@ class Trajectory:
     """Holds the losses and factors along a run, of every draw.
 
     Args:
-        times: ascending; flow time, which is step size times steps for gradient descent.
         losses: (*batch, times).
         A: (*batch, times, n, rank).
         B: (*batch, times, m, rank).
     """
 
-    times: Float[np.ndarray, " times"]
     losses: Float[np.ndarray, "*batch times"]
     A: Float[np.ndarray, "*batch times n rank"]
     B: Float[np.ndarray, "*batch times m rank"]
@@ -101,7 +99,7 @@ class Trajectory:
     def factors_at(
         self, index: int
     ) -> tuple[Float[np.ndarray, "*batch n rank"], Float[np.ndarray, "*batch m rank"]]:
-        """Return A and B at ``times[index]``."""
+        """Return A and B at the recorded time ``index``."""
         return self.A[..., index, :, :], self.B[..., index, :, :]
 
 
@@ -167,4 +165,4 @@ def gradient_flow(
     states = np.ascontiguousarray(solution.y.T)
     # One time at a time: the residuals of all would not fit into the cache, nor always in memory.
     losses = np.stack([problem.loss(*factors(state)) for state in states], axis=-1)
-    return Trajectory(times, losses, *(np.moveaxis(factor, 0, -3) for factor in factors(states)))
+    return Trajectory(losses, *(np.moveaxis(factor, 0, -3) for factor in factors(states)))

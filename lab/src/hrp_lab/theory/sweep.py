@@ -89,8 +89,6 @@ class Descent:
             raise ValueError(f"`noise` must be a finite number of at least 0, got {self.noise!r}")
         if self.method == "gd" and self.noise:
             raise ValueError(f"`noise` must be 0 for 'gd', got {self.noise!r}; use 'sgd'")
-        if self.method == "sgd" and not self.noise:
-            raise ValueError("`noise` must be above 0 for 'sgd', got 0; without noise it is 'gd'")
 
 
 def descend(
@@ -103,8 +101,8 @@ def descend(
 ) -> Trajectory:
     """Run ``optimizer`` from ``start``, recording after the numbers of steps in ``record``.
 
-    ``record`` ascends; 0 is the start. The trajectory's times are step size times steps done: for
-    "gd" they are flow times, to first order in the step size. Noise is drawn from ``rng``.
+    ``record`` ascends; 0 is the start. For "gd", step size times steps done is flow time, to first
+    order in the step size. Noise is drawn from ``rng``.
 
     Raises:
         FloatingPointError: the loss became infinite or NaN: the step size is too large.
@@ -134,8 +132,7 @@ def descend(
             f"the loss is not finite after {done} steps of {optimizer.method!r} at `step_size` = "
             f"{optimizer.step_size:g}; lower `step_size`"
         )
-    times = optimizer.step_size * np.array(record, float)
-    return Trajectory(times, np.stack(losses, -1), np.stack(kept_A, -3), np.stack(kept_B, -3))
+    return Trajectory(np.stack(losses, -1), np.stack(kept_A, -3), np.stack(kept_B, -3))
 
 
 @dataclass(frozen=True)
