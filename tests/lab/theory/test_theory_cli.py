@@ -195,7 +195,7 @@ def test_sweep_prints_its_table_and_writes_picture_and_record(tmp_path, capsys):
             "hrp-lab theory sweep: `preheat_rank` must be an integer >= 5, got 3",
         ),
         (["truncation", "--rank", "13"], "truncation: `preheat_rank` must be an integer >= 13"),
-        *(([name, "--seed", "-1"], "non-negative integer") for name in COMMANDS),
+        *(([name, "--seed", "-1"], "`seed` must be an integer >= 0, got -1") for name in COMMANDS),
         (["sweep", "--draws", "3", "--step-size", "9"], "lower `step_size`"),
         (["sweep", "--spectrum", "flat", "--decay", "99"], "`k` must be an integer <= 24, got 99"),
     ],

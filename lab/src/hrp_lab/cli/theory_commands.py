@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
+from hrp.validation import check_integer
+
 EXAMPLES = """\
 examples:
   hrp-lab theory check                          every statement, in seconds; status 1 if one breaks
@@ -28,6 +30,7 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     options.command = shlex.join(["hrp-lab", "theory", *argv])
     try:
+        check_integer("seed", options.seed, minimum=0)
         if getattr(options, "out", None):
             from hrp.cli.outputs import check_place
 
