@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hrp_lab.theory.cut_statements import cut_by_moments, damped, full_space_cut, least_cost
+from hrp_lab.theory.cut_statements import (
+    SCALING,
+    cut_by_moments,
+    damped,
+    full_space_cut,
+    least_cost,
+)
 from hrp_lab.theory.flow import gradient_flow, random_start
 from hrp_lab.theory.flow_preheating import spectrum_of
 from hrp_lab.theory.problem import (
@@ -93,7 +99,7 @@ def test_damping_adds_a_share_of_the_mean_taken_with_the_singular_values():
 def test_moments_in_the_basis_of_the_factors_cut_as_the_metrics_of_u_and_vh():
     problem, rng = weighted(m=8, n=9)
     A, B = rng.standard_normal((9, 4)), rng.standard_normal((8, 4))
-    update = spectrum_of(A, B)
+    update = spectrum_of(A, SCALING * B)
     left, right = update.U.T @ problem.Y @ update.U, update.Vh @ problem.X @ update.Vh.T
     by_moments = cut_by_moments(A, B, problem.X, problem.Y, 2)
     expected = np.matmul(*update.metric_cut(left, right, 2))

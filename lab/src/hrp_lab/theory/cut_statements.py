@@ -20,7 +20,7 @@ from hrp_lab.theory.problem import WeightedFactorization, orthonormal_columns, w
 from hrp_lab.theory.rows import Pairs, Row, exact
 
 _NO_DAMPING, _FULL_DAMPING = 1e-13, 1e13
-_SCALING = 0.7
+SCALING = 0.7
 _CONDITIONS = (1.0, 30.0, 1000.0)
 _SHAPES = ((9, 14, 6, 2), (16, 10, 8, 3), (12, 12, 12, 5))
 
@@ -86,14 +86,14 @@ def cut_by_moments(
     rank: int,
     damping: float = DAMPING,
 ) -> tuple[Float[np.ndarray, "m rank"], Float[np.ndarray, "rank n"]]:
-    """Return the factors of the library's cut of B A^T, by what a hook on ``lora_A`` sees.
+    """Return the factors of the library's cut of SCALING * B A^T, by what a hook sees.
 
-    It sees C = E[z z^T] and G = E[dL/dz dL/dz^T] of the output z = A^T x. Both change basis by
-    R x R matrices: Vh = (Vh A^+T) A^T, and U = B N. B holds the scaling.
+    A hook on ``lora_A`` sees C = E[z z^T] and G = E[dL/dz dL/dz^T] of its output z = A^T x. Both change basis by
+    R x R matrices: Vh = (Vh A^+T) A^T, and U = SCALING * B N.
     """
-    C, G = A.T @ X @ A, B.T @ Y @ B
-    update = spectrum_of(A, B)
-    to_U, to_Vh = np.linalg.pinv(B) @ update.U, update.Vh @ np.linalg.pinv(A.T)
+    C, G = A.T @ X @ A, SCALING**2 * B.T @ Y @ B
+    update = spectrum_of(A, SCALING * B)
+    to_U, to_Vh = np.linalg.pinv(SCALING * B) @ update.U, update.Vh @ np.linalg.pinv(A.T)
     return update.metric_cut(to_U.T @ G @ to_U, to_Vh @ C @ to_Vh.T, rank, damping)
 
 
@@ -103,7 +103,7 @@ def truncation(_draws: int, rng: np.random.Generator) -> Iterator[Row]:
     settings = [(*shape, condition) for shape in _SHAPES for condition in _CONDITIONS]
     for problem, A, B, rank in [_draw(rng, *setting) for setting in settings]:
         X, Y, R = problem.X, problem.Y, A.shape[1]
-        D, update = B @ A.T, spectrum_of(A, B)
+        D, update = SCALING * B @ A.T, spectrum_of(A, SCALING * B)
         damped_X = damped(X, update.Vh.T, update.S, DAMPING)
         damped_Y = damped(Y, update.U, update.S, DAMPING)
         expected = full_space_cut(D, damped_X, damped_Y, rank)
@@ -124,7 +124,8 @@ def truncation(_draws: int, rng: np.random.Generator) -> Iterator[Row]:
         # At the end of asymmetric preheating the gradient vanishes on all that the cut can reach.
         end = problem.limit_factor(A)
         after = problem.loss(A, end) + least_cost(end @ A.T, X, Y, rank)
-        added.append((after, problem.cost(cut(A, end, X, Y, rank, _NO_DAMPING) - problem.M)))
+        product = cut(A, end / SCALING, X, Y, rank, _NO_DAMPING)
+        added.append((after, problem.cost(product - problem.M)))
     yield exact("P11", "the R x R cut is the best of all matrices of rank r", best)
     yield exact("P11", "its cost is the full-space minimum, damped and not", least)
     yield exact("P11", "it never costs more than the plain SVD, damped and not", costs, "<=")
@@ -148,7 +149,7 @@ def _draw(
     M = rng.standard_normal((m, n))
     X, Y = (weight_of_condition(rng, size, condition) for size in (n, m))
     A, B = (rng.standard_normal((size, preheat_rank)) / np.sqrt(size) for size in (n, m))
-    return WeightedFactorization(M, X, Y), A, _SCALING * B, rank
+    return WeightedFactorization(M, X, Y), A, B, rank
 
 
 def _change_of_basis(rng: np.random.Generator, R: int) -> Float[np.ndarray, "R R"]:

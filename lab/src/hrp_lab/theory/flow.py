@@ -113,14 +113,8 @@ def gradient_flow(
     """Integrate the flow from ``start`` (time 0) and record it at ``times``.
 
     Dormand and Prince's method of order 8 with adaptive steps (scipy's DOP853). All draws of a
-    batch are one system; ``tolerance``, relative and absolute, holds for each draw by itself.
-
-    Args:
-        problem: the target.
-        start: the factors at time 0; leading axes are draws.
-        times: ascending, >= 0.
-        train_factors: "both" is classic LoRA; "A" or "B" is asymmetric LoRA with the other frozen.
-        tolerance: bound of the local error.
+    batch are one system; ``tolerance``, which bounds the relative and the absolute local error,
+    holds for each draw by itself. Training "both" factors is classic LoRA, one of them asymmetric.
 
     Raises:
         ValueError: times negative or not ascending.
@@ -147,16 +141,9 @@ def gradient_flow(
     # is at most sqrt(draws) times that. Below 100 eps scipy would warn and take its own tolerance.
     draws = int(np.prod(start.A.shape[:-2]))
     each = max(tolerance / np.sqrt(draws), 100 * np.finfo(float).eps)
+    initial, span = np.concatenate([start.A.ravel(), start.B.ravel()]), (0.0, times[-1])
     with np.errstate(over="ignore", invalid="ignore"):
-        solution = solve_ivp(
-            slope,
-            (0.0, times[-1]),
-            np.concatenate([start.A.ravel(), start.B.ravel()]),
-            method="DOP853",
-            t_eval=times,
-            rtol=each,
-            atol=each,
-        )
+        solution = solve_ivp(slope, span, initial, "DOP853", times, rtol=each, atol=each)
     if solution.status != 0 or not np.isfinite(solution.y).all():
         raise SolverError(
             f"the solver stopped before time {times[-1]:g} without reaching `tolerance` = "
