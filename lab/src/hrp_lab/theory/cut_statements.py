@@ -88,8 +88,8 @@ def cut_by_moments(
 ) -> tuple[Float[np.ndarray, "m rank"], Float[np.ndarray, "rank n"]]:
     """Return the factors of the library's cut of SCALING * B A^T, by what a hook sees.
 
-    A hook on ``lora_A`` sees C = E[z z^T] and G = E[dL/dz dL/dz^T] of its output z = A^T x. Both change basis by
-    R x R matrices: Vh = (Vh A^+T) A^T, and U = SCALING * B N.
+    A hook on ``lora_A`` sees C = E[z z^T] and G = E[dL/dz dL/dz^T] of its output z = A^T x. Both
+    change basis by R x R matrices: Vh = (Vh A^+T) A^T, and U = SCALING * B N.
     """
     C, G = A.T @ X @ A, SCALING**2 * B.T @ Y @ B
     update = spectrum_of(A, SCALING * B)
