@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from hrp_lab.theory.figure1 import ARMS, PANELS, Figure1Config, figure1
+from hrp_lab.theory.figure1 import ARMS, PANELS, Figure1Config, figure1, times_to
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,11 @@ def test_the_targets_own_start_takes_its_closed_form_time(rows):
     assert rows["asymmetric", "target"]["time"] == pytest.approx(np.log(20) / 2, abs=1e-3)
 
 
+def test_time_to_a_loss_is_interpolated_and_infinite_where_it_is_never_reached():
+    losses = np.array([[4.0, 2.0, 1.0], [4.0, 3.9, 3.8], [0.5, 0.4, 0.3]])
+    assert times_to(1.5, np.array([0.0, 1.0, 3.0]), losses).tolist() == [2.0, np.inf, 0.0]
+
+
 def test_the_right_panel_does_not_depend_on_the_preheating_time():
     short, long = (
         figure1(Figure1Config(draws=3, seed=1, preheat_time=time)) for time in (0.05, 3.0)
@@ -82,13 +87,11 @@ def test_the_right_panel_does_not_depend_on_the_preheating_time():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"preheat_rank": 1}, "`preheat_rank` must be at least `rank` = 2, got 1"),
-        ({"preheat_rank": 33}, "`preheat_rank` must be between 1 and .* = 32, got 33"),
+        ({"preheat_rank": 1}, "`preheat_rank` must be an integer >= 2, got 1"),
+        ({"preheat_rank": 33}, "`preheat_rank` must be an integer <= 32, got 33"),
         ({"draws": 1}, "`draws` must be an integer >= 2, got 1"),
-        ({"seed": -1}, "`seed` must be an integer >= 0, got -1"),
         ({"preheat_time": 0.0}, "`preheat_time` must be finite and > 0, got 0.0"),
-        ({"end_time": 1000.0}, r"`end_time` must be in \(0, 80\)"),
-        ({"k": 40}, "`k` must be between 1"),
+        ({"k": 40}, "`k` must be an integer <= 32, got 40"),
     ],
 )
 def test_settings_out_of_range_are_refused(fields, message):

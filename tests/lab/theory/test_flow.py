@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from hrp_lab.theory import flow
-from hrp_lab.theory.flow import SolverError, Trajectory, gradient_flow
-from hrp_lab.theory.flow_starts import Start, random_start, wise_start
+from hrp_lab.theory.flow import SolverError, Start, gradient_flow, random_start, wise_start
 from hrp_lab.theory.problem import MatrixFactorization, geometric_target
 
 TIMES = np.linspace(0, 3, 31)
@@ -32,7 +31,7 @@ def test_the_loss_never_rises_along_the_flow(seed, train_factors):
 def test_the_classic_flow_conserves_the_difference_of_the_gram_matrices(seed):
     problem, rng = random_problem(seed), np.random.default_rng(seed)
     start = Start(rng.standard_normal((7, 3)), rng.standard_normal((5, 3)), "A")
-    run = gradient_flow(problem, start, TIMES, tolerance=1e-12, keep_factors=True)
+    run = gradient_flow(problem, start, TIMES, tolerance=1e-12)
     A, B = run.factors_at(-1)
     np.testing.assert_allclose(
         A.T @ A - B.T @ B, start.A.T @ start.A - start.B.T @ start.B, atol=1e-9
@@ -43,7 +42,7 @@ def test_the_classic_flow_conserves_the_difference_of_the_gram_matrices(seed):
 def test_a_frozen_factor_does_not_move(train_factors, frozen):
     problem, rng = random_problem(0), np.random.default_rng(0)
     start = Start(rng.standard_normal((2, 7, 3)), rng.standard_normal((2, 5, 3)), "A")
-    run = gradient_flow(problem, start, TIMES, train_factors, keep_factors=True)
+    run = gradient_flow(problem, start, TIMES, train_factors)
     still = getattr(run, frozen)
     assert np.array_equal(still, np.repeat(still[:, :1], TIMES.size, axis=1))
     assert np.array_equal(still[:, 0], getattr(start, frozen))
@@ -80,51 +79,19 @@ def test_a_tighter_tolerance_brings_the_flow_nearer_to_the_closed_form():
     assert errors[2] < 1e-10
 
 
-def test_times_may_start_late_or_be_the_start_alone():
+def test_times_may_start_late():
     problem = random_problem(0)
     start = random_start(problem, 2, np.random.default_rng(0), 2)
     whole = gradient_flow(problem, start, np.array([0.0, 1.0, 2.0]), tolerance=1e-12).losses
     late = gradient_flow(problem, start, np.array([1.0, 2.0]), tolerance=1e-12).losses
     np.testing.assert_allclose(whole[:, 1:], late, atol=1e-9)
-    only = gradient_flow(problem, start, np.array([0.0]))
-    np.testing.assert_allclose(only.losses[..., -1], problem.energy / 2)
 
 
-def test_time_to_a_loss_is_interpolated_and_infinite_where_it_is_never_reached():
-    run = Trajectory(
-        np.array([0.0, 1.0, 3.0]), np.array([[4.0, 2.0, 1.0], [4.0, 3.9, 3.8], [0.5, 0.4, 0.3]])
-    )
-    assert run.time_to(1.5).tolist() == [2.0, np.inf, 0.0]
-
-
-def test_factors_that_were_not_kept_are_said_so():
-    run = Trajectory(np.array([0.0]), np.array([1.0]))
-    with pytest.raises(ValueError, match="keep_factors=True"):
-        run.factors_at(0)
-
-
-@pytest.mark.parametrize(
-    ("times", "message"),
-    [
-        ([-1.0, 1.0], "`times` must be at least 0, got -1; a flow starts at 0"),
-        ([0.0, np.inf], "`times` must be finite"),
-        ([0.0, np.nan], "`times` must be finite"),
-        ([0.0, 2.0, 1.0], "`times` must be strictly ascending"),
-        ([0.0, 0.0], "`times` must be strictly ascending"),
-        ([], "`times` must be a list of times"),
-    ],
-)
-def test_times_that_cannot_be_are_refused(times, message):
+@pytest.mark.parametrize("times", [[-1.0, 1.0], [0.0, 2.0, 1.0], [0.0, 1.0, 1.0]])
+def test_times_that_cannot_be_are_refused(times):
     problem = random_problem(0)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="t_eval"):
         gradient_flow(problem, wise_start(problem, 2), np.array(times))
-
-
-@pytest.mark.parametrize("tolerance", [0.0, -1e-8, 0.5, np.nan])
-def test_a_tolerance_out_of_range_is_refused(tolerance):
-    problem = random_problem(0)
-    with pytest.raises(ValueError, match=r"`tolerance` must be between 1e-13 and 0.01, got"):
-        gradient_flow(problem, wise_start(problem, 2), TIMES, tolerance=tolerance)
 
 
 def test_a_target_too_stiff_for_the_solver_is_an_error_not_a_hang(monkeypatch):

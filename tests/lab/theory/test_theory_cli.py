@@ -19,12 +19,15 @@ from matplotlib.image import imread
 import hrp_lab.theory as theory
 from hrp_lab.cli import main as lab_main
 from hrp_lab.cli.theory_commands import main
-from hrp_lab.theory import check, metric_cut, predict
-from hrp_lab.theory import predict_preheated as preheated
-from hrp_lab.theory import predict_truncation as truncated
+from hrp_lab.theory import check, flow_preheating
+from hrp_lab.theory import cut_statements as cuts
+from hrp_lab.theory import preheating_statements as preheated
+from hrp_lab.theory import start_statements as starts
 from hrp_lab.theory.check import CheckConfig, check_all
 from hrp_lab.theory.flow_preheating import Preheated
 from hrp_lab.theory.rows import exact, sampled
+
+COMMANDS = ("check", "figure1", "sweep", "truncation")
 
 
 def test_check_holds_exits_with_0_and_records_its_table(tmp_path, capsys):
@@ -43,8 +46,8 @@ def test_check_holds_exits_with_0_and_records_its_table(tmp_path, capsys):
 
 
 def test_a_broken_prediction_exits_with_1_and_says_which(monkeypatch, capsys):
-    right = predict.wise_asymmetric_loss
-    monkeypatch.setattr(predict, "wise_asymmetric_loss", lambda *args: right(*args) * (1 + 1e-7))
+    right = starts.wise_asymmetric_loss
+    monkeypatch.setattr(starts, "wise_asymmetric_loss", lambda *args: right(*args) * (1 + 1e-7))
     assert main(["check", "--draws", "50"]) == 1
     broken = [line for line in capsys.readouterr().out.splitlines() if line.endswith("BROKEN")]
     assert len(broken) == 2
@@ -55,7 +58,7 @@ def test_a_broken_prediction_exits_with_1_and_says_which(monkeypatch, capsys):
 def test_a_cut_that_is_not_the_best_exits_with_1_and_breaks_p11_only(
     monkeypatch, capsys, stand_in, rows
 ):
-    right = metric_cut.loss_truncation
+    right = flow_preheating.loss_truncation
 
     def wrong(S, left_metric, right_metric, rank, damping):
         if stand_in == "plain SVD":
@@ -64,7 +67,7 @@ def test_a_cut_that_is_not_the_best_exits_with_1_and_breaks_p11_only(
             left_metric, right_metric = right_metric, left_metric
         return right(S, left_metric, right_metric, rank, damping)
 
-    monkeypatch.setattr(metric_cut, "loss_truncation", wrong)
+    monkeypatch.setattr(flow_preheating, "loss_truncation", wrong)
     assert main(["check", "--draws", "50"]) == 1
     broken = [line for line in capsys.readouterr().out.splitlines() if line.endswith("BROKEN")]
     assert len(broken) >= rows
@@ -82,21 +85,21 @@ unharmed = functools.cache(broken_statements)
 @pytest.mark.parametrize(
     ("module", "name", "factor", "statement", "breaks"),
     [
-        (predict, "random_limit", 1.02, check.random_limits, "T1"),
-        (predict, "random_path", 1.02, check.random_limits, "P9"),
-        (predict, "asymmetric_factor", 1.001, check.asymmetric_paths, "P1"),
-        (predict, "asymmetric_loss", 1.001, check.asymmetric_paths, "P1"),
-        (predict, "wise_asymmetric_loss", 1.001, check.wise_asymmetric, "P2"),
-        (predict, "wise_classic_loss", 1.001, check.wise_classic, "P3"),
-        (predict, "wise_classic_rates", 1.001, check.wise_classic, "P3"),
+        (starts, "random_limit", 1.02, check.random_limits, "T1"),
+        (starts, "random_path", 1.02, check.random_limits, "P9"),
+        (starts, "asymmetric_factor", 1.001, check.asymmetric_paths, "P1"),
+        (starts, "asymmetric_loss", 1.001, check.asymmetric_paths, "P1"),
+        (starts, "wise_asymmetric_loss", 1.001, check.wise_asymmetric, "P2"),
+        (starts, "wise_classic_loss", 1.001, check.wise_classic, "P3"),
+        (starts, "wise_classic_rates", 1.001, check.wise_classic, "P3"),
         (preheated, "same_direction_loss", 1.001, check.preheated, "P4"),
         (preheated, "other_direction_loss", 1.001, check.preheated, "P5"),
         (preheated, "flat_same_direction_mean", 1.02, check.flat_mean, "P6"),
         (preheated, "same_direction_ceiling", 0.9, check.effective_rank_bounds, "P8"),
         (preheated, "same_direction_floor", 1.2, check.effective_rank_bounds, "P8"),
         (preheated, "range_finder_bound", 0.3, check.range_finder, "P5"),
-        (truncated, "full_space_cut", 1.001, check.truncation, "P11"),
-        (truncated, "least_cost", 1.001, check.truncation, "P11"),
+        (cuts, "full_space_cut", 1.001, check.truncation, "P11"),
+        (cuts, "least_cost", 1.001, check.truncation, "P11"),
     ],
 )
 def test_a_prediction_that_is_a_little_off_is_broken(
@@ -110,14 +113,14 @@ def test_a_prediction_that_is_a_little_off_is_broken(
 
 @pytest.mark.parametrize("fault", ["a little more damping", "a mean without weights"])
 def test_another_damping_breaks_p11(monkeypatch, fault):
-    right = truncated.damped
+    right = cuts.damped
 
     def wrong(metric, directions, S, damping):
         if fault == "a little more damping":
             return right(metric, directions, S, 1.01 * damping)
         return right(metric, directions, np.ones_like(S), damping)
 
-    monkeypatch.setattr(truncated, "damped", wrong)
+    monkeypatch.setattr(cuts, "damped", wrong)
     assert broken_statements(check.truncation) == {"P11"}
 
 
@@ -143,7 +146,8 @@ def test_rows_judge_by_their_relation_and_nan_never_holds():
     assert exact("X", "at least", [(two, three)], ">=").holds
     assert not exact("X", "at most", [(two, three)], "<=").holds
     assert exact("X", "at most", [(two, three)], "<=").measured == 3
-    assert not exact("X", "nan", [(two, np.array([2.0, np.nan]))]).holds
+    for relation in ("=", "<=", ">="):
+        assert not exact("X", "nan", [(two, np.array([2.0, np.nan]))], relation).holds
     assert sampled("X", "mean", 2.5, three).holds
     assert not sampled("X", "mean", 4.1, three).holds
     assert sampled("X", "mean", 2.5, three).tolerance == pytest.approx(1.5)
@@ -184,15 +188,16 @@ def test_sweep_prints_its_table_and_writes_picture_and_record(tmp_path, capsys):
         (["check", "--draws", "1"], "hrp-lab theory check: `draws` must be an integer >= 2"),
         (
             ["figure1", "--preheat-rank", "1"],
-            "hrp-lab theory figure1: `preheat_rank` must be at least",
+            "hrp-lab theory figure1: `preheat_rank` must be an integer >= 2, got 1",
         ),
         (
             ["sweep", "--rank", "5"],
-            "hrp-lab theory sweep: `preheat_rank` must be at least `rank` = 5",
+            "hrp-lab theory sweep: `preheat_rank` must be an integer >= 5, got 3",
         ),
-        (["truncation", "--rank", "13"], "hrp-lab theory truncation: `preheat_rank` must be at"),
+        (["truncation", "--rank", "13"], "truncation: `preheat_rank` must be an integer >= 13"),
+        *(([name, "--seed", "-1"], "`seed` must be an integer >= 0, got -1") for name in COMMANDS),
         (["sweep", "--draws", "3", "--step-size", "9"], "lower `step_size`"),
-        (["sweep", "--spectrum", "flat", "--decay", "99"], "`k` must be between 1 and"),
+        (["sweep", "--spectrum", "flat", "--decay", "99"], "`k` must be an integer <= 24, got 99"),
     ],
 )
 def test_unusable_arguments_exit_with_2_and_one_line(capsys, arguments, message):
@@ -203,7 +208,7 @@ def test_unusable_arguments_exit_with_2_and_one_line(capsys, arguments, message)
     assert not printed.out
 
 
-@pytest.mark.parametrize("command", [[], ["check"], ["figure1"], ["sweep"], ["truncation"]])
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help_ends_in_an_example(capsys, command):
     with pytest.raises(SystemExit, match="0"):
         main([*command, "--help"])

@@ -68,10 +68,9 @@ def test_a_seed_reproduces_the_sweep():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rank": 6}, "`preheat_rank` must be at least `rank` = 6, got 5"),
-        ({"preheat_rank": 9}, "`preheat_rank` must be between 1 and .* = 8, got 9"),
+        ({"rank": 6}, "`preheat_rank` must be an integer >= 6, got 5"),
+        ({"preheat_rank": 9}, "`preheat_rank` must be an integer <= 8, got 9"),
         ({"draws": 1}, "`draws` must be an integer >= 2, got 1"),
-        ({"seed": -1}, "`seed` must be an integer >= 0, got -1"),
         ({"damping": 0.0}, "`damping` must be finite and > 0, got 0.0"),
         ({"preheat_times": (0.0,)}, "`preheat_times` must be finite numbers above 0, ascending"),
         (

@@ -12,8 +12,9 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Complex, Float
-from numpy.polynomial import legendre
+from jaxtyping import Float
+from numpy.polynomial import chebyshev, legendre
+from scipy.linalg import hessenberg
 
 # The known mean of the eigenvalues' sum must come out to this, or the quadrature is not trusted.
 _TRUSTED = 1e-8
@@ -23,30 +24,16 @@ class QuadratureError(ArithmeticError):
     """The quadrature does not reproduce a sum that is known exactly."""
 
 
-def pfaffian(X: Complex[np.ndarray, "batch even even"]) -> Complex[np.ndarray, " batch"]:
-    """Return the Pfaffians of skew-symmetric matrices of even size: Pf(X)^2 = det(X).
+def pfaffian(X: Float[np.ndarray, "even even"]) -> float:
+    """Return the Pfaffian of a skew-symmetric matrix of even size: Pf(X)^2 = det(X).
 
-    Elimination with pivoting (Parlett and Reid 1970), O(size^3), for a whole batch at once.
+    In Hessenberg form a skew-symmetric matrix is tridiagonal, and Pf(Q H Q^T) = det(Q) Pf(H).
 
-    >>> pfaffian(np.array([[[0, 3], [-3, 0]]], dtype=complex)).real.tolist()
-    [3.0]
+    >>> pfaffian(np.array([[0.0, 3.0], [-3.0, 0.0]]))
+    3.0
     """
-    X = X.copy()
-    batch, size = np.arange(X.shape[0]), X.shape[-1]
-    product = np.ones(X.shape[0], dtype=X.dtype)
-    for i in range(0, size - 1, 2):
-        pivot = i + 1 + np.abs(X[:, i, i + 1 :]).argmax(1)
-        order = np.tile(np.arange(size), (batch.size, 1))
-        order[batch, i + 1], order[batch, pivot] = pivot, i + 1
-        X = np.take_along_axis(X, order[:, :, None], 1)
-        X = np.take_along_axis(X, order[:, None, :], 2)
-        product *= np.where(pivot == i + 1, 1, -1) * X[:, i, i + 1]
-        # An exactly zero pivot means a zero Pfaffian, which `product` holds already.
-        divisor = np.where(X[:, i, i + 1] == 0, 1, X[:, i, i + 1])
-        row = X[:, i, i + 2 :] / divisor[:, None]
-        outer = row[:, :, None] * X[:, i + 2 :, i + 1][:, None, :]
-        X[:, i + 2 :, i + 2 :] += outer - outer.swapaxes(1, 2)
-    return product
+    H, Q = hessenberg(X, calc_q=True)
+    return float(np.linalg.det(Q) * np.diag(H, 1)[::2].prod())
 
 
 def mean_leading_cosines(dimension: int, fixed: int, drawn: int, leading: int) -> float:
@@ -71,44 +58,29 @@ def mean_leading_cosines(dimension: int, fixed: int, drawn: int, leading: int) -
         return float(min(leading, ones, fixed, drawn))
     exponents = abs(fixed - drawn), abs(dimension - fixed - drawn)
     points = max(48, sum(exponents) // 3 + 2 * q + 24)
-    nodes, weights = legendre.leggauss(points)
+    nodes, weights, _ = _integration(points)
     # x = sin^2(angle) makes the half-integer powers of the density whole ones.
     angles = (nodes + 1) * np.pi / 4
     weights = weights * np.pi / 4 * np.sin(2 * angles)
+    chances = np.array([_counts_above(q, exponents, angle, points) for angle in angles])
     counts = np.arange(q + 1)
-    chances = _counts_above(q, exponents, angles, points)
-    total = ones + float(weights @ (chances @ counts))
-    if abs(total - fixed * drawn / dimension) > _TRUSTED:
+    missed = ones + float(weights @ (chances @ counts)) - fixed * drawn / dimension
+    if abs(missed) > _TRUSTED:
         raise QuadratureError(
             f"the quadrature misses the mean of all squared cosines, {fixed * drawn / dimension:g},"
-            f" by {abs(total - fixed * drawn / dimension):.1e} for dimension {dimension}; take "
-            "random draws instead"
+            f" by {missed:.1e} for dimension {dimension}; take random draws instead"
         )
     return ones + float(weights @ (chances @ np.minimum(counts, leading - ones)))
 
 
 def _counts_above(
-    q: int, exponents: tuple[int, int], angles: Float[np.ndarray, " cuts"], points: int
-) -> Float[np.ndarray, "cuts counts"]:
-    """Return P(exactly j of q Jacobi eigenvalues lie above sin^2(angle)), for j = 0..q.
+    q: int, exponents: tuple[int, int], cut: float, points: int
+) -> Float[np.ndarray, " counts"]:
+    """Return P(exactly j of q Jacobi eigenvalues lie above sin^2(cut)), for j = 0..q.
 
-    E z^N is a polynomial of degree q in z, and a ratio of Pfaffians: its values at the roots of
-    unity give the coefficients.
+    E z^N is a polynomial of degree q in z, and a ratio of Pfaffians, with the weight multiplied by
+    z above the cut: its values at q + 1 points give the coefficients.
     """
-    roots = np.exp(2j * np.pi * np.arange(q + 1) / (q + 1))
-    matrices = [_marked(q, exponents, angle, points, roots) for angle in angles]
-    values = pfaffian(np.concatenate(matrices)).reshape(angles.size, q + 1)
-    return np.fft.fft(values / values[:, :1], axis=1).real / (q + 1)
-
-
-def _marked(
-    q: int,
-    exponents: tuple[int, int],
-    cut: float,
-    points: int,
-    marks: Complex[np.ndarray, " marks"],
-) -> Complex[np.ndarray, "marks even even"]:
-    """Return de Bruijn's matrices with the weight multiplied by each mark z above the cut."""
     nodes, weights, antiderivative = _integration(points)
     halves = np.array([cut, np.pi / 2 - cut]) / 2
     angles = np.concatenate([halves[0] * (nodes + 1), cut + halves[1] * (nodes + 1)])
@@ -117,14 +89,18 @@ def _marked(
     f = _basis(np.sin(angles) ** 2, np.exp(logs - logs.max()), at, q)
     panels = [f[:points], f[points:]]
     low, high = (half * weights @ panel for half, panel in zip(halves, panels, strict=True))
-    within = [
-        _skew(half * antiderivative, half * weights, panel)
+    below, above = (
+        _skew(half * antiderivative, half * weights, panel, panel)
         for half, panel in zip(halves, panels, strict=True)
-    ]
-    z = marks[:, None, None]
+    )
     across = np.outer(low, high) - np.outer(high, low)
-    X = within[0] + z * across + z**2 * within[1]
-    return _even(X, low + marks[:, None] * high)
+
+    def expected_power(z: float) -> float:
+        return pfaffian(_even(below + z * across + z**2 * above, low + z * high))
+
+    marks = chebyshev.chebpts1(q + 1)
+    values = np.array([expected_power(z) for z in marks]) / expected_power(1.0)
+    return np.linalg.solve(np.vander(marks, increasing=True), values)
 
 
 def mean_wishart_decay(dimension: int, rank: int, time: float) -> float:
@@ -139,22 +115,18 @@ def mean_wishart_decay(dimension: int, rank: int, time: float) -> float:
     >>> bool(abs(mean_wishart_decay(6, 1, time=1.0) - 3.0 ** -3.0) < 1e-12)
     True
     """
-    power = dimension - rank
-    points = 96 + 2 * dimension
-    nodes, weights, antiderivative = _integration(points)
+    nodes, weights, antiderivative = _integration(96 + 2 * dimension)
     # Beyond this the largest singular value does not reach in float64 (Davidson and Szarek 2001).
     half = (np.sqrt(dimension) + np.sqrt(rank) + 9) / 2
-    y = half * (nodes + 1)
-    logs = power * np.log(y) - y**2 / 2
-    f = _basis(y**2, np.exp(logs - logs.max()), half * weights, rank)
-    skew = (half * antiderivative, half * weights)
+    y, at, integral = half * (nodes + 1), half * weights, half * antiderivative
+    logs = (dimension - rank) * np.log(y) - y**2 / 2
+    f = _basis(y**2, np.exp(logs - logs.max()), at, rank)
+    X = _even(_skew(integral, at, f, f), at @ f)
 
     def mean_of(values: Float[np.ndarray, " points"]) -> float:
-        X = _even(_skew(*skew, f)[None] + 0j, (skew[1] @ f)[None])[0]
         tilted = values[:, None] * f
-        change = _skew(*skew, f + tilted) - _skew(*skew, f) - _skew(*skew, tilted)
-        change = _even(change[None] + 0j, (skew[1] @ tilted)[None])[0]
-        return float(np.trace(np.linalg.solve(X, change)).real / 2)
+        change = _skew(integral, at, f, tilted) + _skew(integral, at, tilted, f)
+        return float(np.trace(np.linalg.solve(X, _even(change, at @ tilted))) / 2)
 
     if abs(mean_of(y**2) / (dimension * rank) - 1) > _TRUSTED:
         raise QuadratureError(
@@ -172,15 +144,9 @@ def _integration(
 ]:
     """Return Gauss-Legendre nodes and weights on [-1, 1], and the integrals from -1 as a matrix."""
     nodes, weights = legendre.leggauss(points)
-    values = legendre.legvander(nodes, points)
-    integrals = np.empty((points, points))
-    integrals[:, 0] = nodes + 1
-    odd = 2 * np.arange(points) + 1
-    integrals[:, 1:] = (values[:, 2:] - values[:, :-2]) / odd[1:]
-    coefficients = odd[:, None] / 2 * (values[:, :points].T * weights)
-    antiderivative = integrals @ coefficients
-    for shared in (nodes, weights, antiderivative):
-        shared.flags.writeable = False
+    norms = np.arange(points)[:, None] + 0.5
+    coefficients = norms * (legendre.legvander(nodes, points - 1).T * weights)
+    antiderivative = legendre.legvander(nodes, points) @ legendre.legint(coefficients, lbnd=-1)
     return nodes, weights, antiderivative
 
 
@@ -205,21 +171,17 @@ def _skew(
     antiderivative: Float[np.ndarray, "points points"],
     weights: Float[np.ndarray, " points"],
     f: Float[np.ndarray, "points count"],
+    g: Float[np.ndarray, "points count"],
 ) -> Float[np.ndarray, "count count"]:
-    """Return int int sgn(y - x) f_i(x) f_j(y) over one panel."""
-    return (2 * antiderivative @ f - weights @ f).T @ (weights[:, None] * f)
+    """Return int int sgn(y - x) f_i(x) g_j(y) over one panel."""
+    return (2 * antiderivative @ f - weights @ f).T @ (weights[:, None] * g)
 
 
 def _even(
-    X: Complex[np.ndarray, "marks count count"],
-    border: np.ndarray,
-) -> Complex[np.ndarray, "marks even even"]:
+    X: Float[np.ndarray, "count count"], border: Float[np.ndarray, " count"]
+) -> Float[np.ndarray, "even even"]:
     """Return the skew-symmetric part, bordered by the integrals where the count is odd."""
-    X = (X - X.swapaxes(1, 2)) / 2
-    count = X.shape[-1]
-    if count % 2 == 0:
+    X = (X - X.T) / 2
+    if len(X) % 2 == 0:
         return X
-    bordered = np.zeros((X.shape[0], count + 1, count + 1), dtype=complex)
-    bordered[:, :count, :count] = X
-    bordered[:, :count, count], bordered[:, count, :count] = border, -border
-    return bordered
+    return np.block([[X, border[:, None]], [-border[None, :], np.zeros((1, 1))]])

@@ -14,13 +14,12 @@ import numpy as np
 from jaxtyping import Float
 
 from hrp.validation import check_integer, check_positive
-from hrp_lab.theory.flow import TrainFactors, Trajectory, gradient_flow
+from hrp_lab.theory.flow import Start, gradient_flow, random_start, wise_start
 from hrp_lab.theory.flow_preheating import preheat_flow
-from hrp_lab.theory.flow_starts import Start, random_start, wise_start
-from hrp_lab.theory.predict import random_limit
-from hrp_lab.theory.predict_preheated import flat_same_direction_mean
-from hrp_lab.theory.problem import MatrixFactorization, flat_target
-from hrp_lab.theory.sampling import estimate
+from hrp_lab.theory.preheating_statements import flat_same_direction_mean
+from hrp_lab.theory.problem import OTHER, MatrixFactorization, flat_target
+from hrp_lab.theory.rows import estimate
+from hrp_lab.theory.start_statements import random_limit
 
 Panel = Literal["classic", "asymmetric"]
 PANELS: tuple[Panel, ...] = ("classic", "asymmetric")
@@ -58,11 +57,8 @@ class Figure1Config:
 
     def __post_init__(self) -> None:
         check_integer("draws", self.draws, minimum=2)
-        check_integer("seed", self.seed, minimum=0)
         check_positive("preheat_time", self.preheat_time)
-        if not 0 < self.end_time < _LIMIT_TIME:
-            raise ValueError(f"`end_time` must be in (0, {_LIMIT_TIME:g}), got {self.end_time!r}")
-        self.problem.check_preheat_rank(self.preheat_rank, self.rank, self.size)
+        self.problem.check_ranks(self.rank, self.preheat_rank, self.size)
 
     @property
     def problem(self) -> MatrixFactorization:
@@ -93,8 +89,9 @@ class Figure1:
     def _row(self, panel: Panel, arm: str) -> dict[str, Any]:
         losses = self.losses[panel, arm]
         final = estimate(losses[:, -1])
-        times = Trajectory(self.times, losses).time_to((1 + EXCESS) * self.optimum)
+        times = times_to((1 + EXCESS) * self.optimum, self.times, losses)
         time = estimate(times)
+        arrives = bool(np.isfinite(time.mean))
         charged = self.config.preheat_time if arm.startswith("HRP") else 0.0
         return {
             "panel": panel,
@@ -103,10 +100,37 @@ class Figure1:
             "standard_error": final.standard_error,
             "predicted": predicted_final(self.config, panel, arm),
             "reached": float(np.isfinite(times).mean()),
-            "time": time.mean if np.isfinite(time.mean) else None,
-            "time_standard_error": time.standard_error if np.isfinite(time.mean) else None,
-            "time_with_preheating": time.mean + charged if np.isfinite(time.mean) else None,
+            "time": time.mean if arrives else None,
+            "time_standard_error": time.standard_error if arrives else None,
+            "time_with_preheating": time.mean + charged if arrives else None,
         }
+
+    def table(self) -> str:
+        """Return final losses and times, a line for every panel and arm."""
+        head = (
+            f"{'LoRA':<11} {'start':<11} {'final loss':>10} {'+- SE':>8} {'predicted':>9} "
+            f"{'reached':>8} {'time':>6} {'+- SE':>6} {'+ preheating':>13}"
+        )
+        lines = [f"L* = {self.optimum:g}; time: until L <= 1.01 L*", "", head]
+        for row in self.rows():
+            times = (row["time"], row["time_standard_error"], row["time_with_preheating"])
+            spent, error, charged = ("-" if value is None else f"{value:.3f}" for value in times)
+            lines.append(
+                f"{row['panel']:<11} {row['start']:<11} {row['final_loss']:>10.4f} "
+                f"{row['standard_error']:>8.4f} {row['predicted']:>9.4f} {row['reached']:>8.0%} "
+                f"{spent:>6} {error:>6} {charged:>13}"
+            )
+        return "\n".join(lines)
+
+
+def times_to(
+    loss: float, times: Float[np.ndarray, " times"], losses: Float[np.ndarray, "draws times"]
+) -> Float[np.ndarray, " draws"]:
+    """Return when each draw's falling loss comes down to ``loss``; infinity where it never does.
+
+    Linear interpolation between the times.
+    """
+    return np.array([np.interp(-loss, -path, times, right=np.inf) for path in losses])
 
 
 def predicted_final(config: Figure1Config, panel: Panel, arm: str) -> float:
@@ -126,22 +150,22 @@ def figure1(config: Figure1Config) -> Figure1:
     losses = {}
     for panel in PANELS:
         for arm, start in _starts(config, panel, rng).items():
-            other: TrainFactors = "B" if start.direction == "A" else "A"  # the carrier is frozen
-            trained = "both" if panel == "classic" else other
+            trained = "both" if panel == "classic" else OTHER[start.direction]
             run = gradient_flow(config.problem, start, times, trained)
             losses[panel, arm] = np.broadcast_to(run.losses, (config.draws, times.size))
     return Figure1(config, times, losses)
 
 
 def _starts(config: Figure1Config, panel: Panel, rng: np.random.Generator) -> dict[str, Start]:
-    problem = config.problem
-    first = random_start(problem, config.preheat_rank, rng, config.draws, "orthogonal")
-    trained: TrainFactors = "both" if panel == "classic" else "B"
-    update = preheat_flow(problem, first, config.preheat_time, trained)
+    problem, rank, draws = config.problem, config.rank, config.draws
+    first = random_start(problem, config.preheat_rank, rng, draws, "orthogonal")
+    update = preheat_flow(
+        problem, first, config.preheat_time, "both" if panel == "classic" else "B"
+    )
     return {
-        "gaussian": random_start(problem, config.rank, rng, config.draws, "gaussian"),
-        "orthogonal": random_start(problem, config.rank, rng, config.draws, "orthogonal"),
-        "HRP A": update.start(problem, config.rank, "A"),
-        "HRP B": update.start(problem, config.rank, "B"),
-        "target": wise_start(problem, config.rank),
+        "gaussian": random_start(problem, rank, rng, draws, "gaussian"),
+        "orthogonal": random_start(problem, rank, rng, draws, "orthogonal"),
+        "HRP A": update.start(problem, rank, "A"),
+        "HRP B": update.start(problem, rank, "B"),
+        "target": wise_start(problem, rank),
     }

@@ -1,22 +1,20 @@
-"""Integrates the gradient flow A' = -dL/dA, B' = -dL/dB by scipy's error-controlled solver."""
+"""Integrates the gradient flow A' = -dL/dA, B' = -dL/dB from random, wise or preheated starts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from itertools import count
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 from scipy.integrate import solve_ivp
 
-from hrp.validation import check_choice
-from hrp_lab.theory.flow_starts import Start
-from hrp_lab.theory.matrix_arguments import checked_times
-from hrp_lab.theory.problem import MatrixFactorization
+from hrp_lab.theory.problem import Direction, MatrixFactorization, orthonormal_columns
 
 TrainFactors = Literal["both", "A", "B"]
+RandomKind = Literal["gaussian", "orthogonal"]
 
-_TOLERANCES = (1e-13, 1e-2)
 # scipy itself knows no limit; a target of large singular values would keep it busy for ever.
 _MOST_EVALUATIONS = 50_000
 
@@ -26,55 +24,83 @@ class SolverError(ArithmeticError):
 
 
 @dataclass(frozen=True, eq=False)
-class Trajectory:
-    """Holds the losses along a run, of every draw.
+class Start:
+    """Holds both factors at time 0; one of them is zero, so that the product is zero.
 
     Args:
-        times: (times,) ascending; flow time, which is step size times steps for gradient descent.
-        losses: (*batch, times).
-        A: (*batch, times, n, rank) or None, as asked.
-        B: (*batch, times, m, rank) or None, as asked.
+        A: (*batch, n, rank).
+        B: (*batch, m, rank).
+        direction: the factor that carries the directions; the other one is zero.
     """
 
-    times: Float[np.ndarray, " times"]
-    losses: Float[np.ndarray, "*batch times"]
-    A: Float[np.ndarray, "*batch times n rank"] | None = None
-    B: Float[np.ndarray, "*batch times m rank"] | None = None
+    A: Float[np.ndarray, "*batch n rank"]
+    B: Float[np.ndarray, "*batch m rank"]
+    direction: Direction
 
-    def factors(
-        self,
-    ) -> tuple[Float[np.ndarray, "*batch times n rank"], Float[np.ndarray, "*batch times m rank"]]:
-        """Return A and B at all times; raises ``ValueError`` where they were not kept."""
-        if self.A is None or self.B is None:
-            raise ValueError("the factors were not recorded; run with `keep_factors=True`")
-        return self.A, self.B
+    @property
+    def carrier(self) -> Float[np.ndarray, "*batch dimension rank"]:
+        """Return the factor that is not zero."""
+        return self.A if self.direction == "A" else self.B
+
+
+def start_at(
+    problem: MatrixFactorization,
+    carrier: Float[np.ndarray, "*batch dimension rank"],
+    direction: Direction = "A",
+) -> Start:
+    """Put ``carrier`` (*batch, n or m, rank) into A (direction "A") or B ("B"), 0 elsewhere."""
+    other = problem.seen_from(direction).m
+    zero = np.zeros((*carrier.shape[:-2], other, carrier.shape[-1]))
+    return Start(carrier, zero, direction) if direction == "A" else Start(zero, carrier, direction)
+
+
+def random_start(
+    problem: MatrixFactorization,
+    rank: int,
+    rng: np.random.Generator,
+    draws: int,
+    kind: RandomKind = "orthogonal",
+    direction: Direction = "A",
+) -> Start:
+    """Draw random starts: Haar orthonormal columns, or Gaussian columns of that mean length.
+
+    Gaussian entries have variance 1 / dimension, so a column's expected squared norm is 1, and
+    both kinds start with the same E ||A||_F^2 = rank.
+    """
+    dimension = problem.seen_from(direction).n
+    if kind == "gaussian":
+        carrier = rng.standard_normal((draws, dimension, rank)) / np.sqrt(dimension)
+    else:
+        carrier = orthonormal_columns(rng, dimension, rank, (draws,))
+    return start_at(problem, carrier, direction)
+
+
+def wise_start(
+    problem: MatrixFactorization, rank: int, direction: Direction = "A", scale: float = 1.0
+) -> Start:
+    """Start at the target's own leading singular vectors, times ``scale``, in no batch (P2, P3)."""
+    return start_at(problem, scale * problem.seen_from(direction).svd[2][:rank].T, direction)
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """Holds the losses and factors along a run, of every draw.
+
+    Args:
+        losses: (*batch, times).
+        A: (*batch, times, n, rank).
+        B: (*batch, times, m, rank).
+    """
+
+    losses: Float[np.ndarray, "*batch times"]
+    A: Float[np.ndarray, "*batch times n rank"]
+    B: Float[np.ndarray, "*batch times m rank"]
 
     def factors_at(
         self, index: int
     ) -> tuple[Float[np.ndarray, "*batch n rank"], Float[np.ndarray, "*batch m rank"]]:
-        """Return A and B at ``times[index]``; raises ``ValueError`` where they were not kept."""
-        A, B = self.factors()
-        return A[..., index, :, :], B[..., index, :, :]
-
-    def time_to(self, loss: float) -> Float[np.ndarray, "*batch"]:
-        """Return the first time at which the loss is at most ``loss``; infinity where it never is.
-
-        Linear interpolation between the recorded times.
-        """
-        reached = self.losses <= loss
-        after = reached.argmax(-1)
-        before = np.maximum(after - 1, 0)
-        high, low = _pick(self.losses, before), _pick(self.losses, after)
-        drop = np.where(high > low, high - low, 1.0)
-        share = np.where(after == before, 0.0, (high - loss) / drop)
-        crossing = self.times[before] + share * (self.times[after] - self.times[before])
-        return np.asarray(np.where(reached.any(-1), crossing, np.inf))
-
-
-def _pick(
-    losses: Float[np.ndarray, "*batch times"], index: np.ndarray
-) -> Float[np.ndarray, "*batch"]:
-    return np.asarray(np.take_along_axis(losses, index[..., None], -1)[..., 0])
+        """Return A and B at the recorded time ``index``."""
+        return self.A[..., index, :, :], self.B[..., index, :, :]
 
 
 def gradient_flow(
@@ -83,100 +109,47 @@ def gradient_flow(
     times: Float[np.ndarray, " times"],
     train_factors: TrainFactors = "both",
     tolerance: float = 1e-9,
-    keep_factors: bool = False,
 ) -> Trajectory:
     """Integrate the flow from ``start`` (time 0) and record it at ``times``.
 
     Dormand and Prince's method of order 8 with adaptive steps (scipy's DOP853). All draws of a
-    batch are one system; ``tolerance``, relative and absolute, holds for each draw by itself.
-
-    Args:
-        problem: the target.
-        start: the factors at time 0; leading axes are draws.
-        times: ascending, >= 0.
-        train_factors: "both" is classic LoRA; "A" or "B" is asymmetric LoRA with the other frozen.
-        tolerance: bound of the local error, between 1e-13 and 1e-2.
-        keep_factors: record A and B too.
+    batch are one system; ``tolerance``, which bounds the relative and the absolute local error,
+    holds for each draw by itself. Training "both" factors is classic LoRA, one of them asymmetric.
 
     Raises:
-        ValueError: times negative, not finite or not ascending; ``tolerance`` out of range.
+        ValueError: times negative or not ascending.
         SolverError: the tolerance was not reached.
     """
-    when = checked_times(times)
-    check_choice("train_factors", train_factors, get_args(TrainFactors))
-    if not _TOLERANCES[0] <= tolerance <= _TOLERANCES[1]:
-        low, high = _TOLERANCES
-        raise ValueError(f"`tolerance` must be between {low:g} and {high:g}, got {tolerance!r}")
-    system = _System(problem, start, train_factors)
-    states = _solve(system, when, tolerance)
-    # One time at a time: the residuals of all would not fit into the cache, nor always in memory.
-    losses = np.stack([problem.loss(*system.factors(state)) for state in states], axis=-1)
-    if not keep_factors:
-        return Trajectory(when, losses)
-    factors = (np.moveaxis(factor, 0, -3) for factor in system.factors(states))
-    return Trajectory(when, losses, *factors)
+    shapes, split = (start.A.shape, start.B.shape), start.A.size
+    evaluations = count(1)
 
+    def factors(states: Float[np.ndarray, "*times size"]) -> tuple[np.ndarray, ...]:
+        parts = states[..., :split], states[..., split:]
+        return tuple(p.reshape(*p.shape[:-1], *s) for p, s in zip(parts, shapes, strict=True))
 
-class _System:
-    """Gives scipy the flow as one flat vector, which holds the trained factors only."""
-
-    def __init__(self, problem: MatrixFactorization, start: Start, train_factors: str) -> None:
-        self.problem, self.start = problem, start
-        self.trains_A, self.trains_B = train_factors != "B", train_factors != "A"
-        self.evaluations = 0
-        trained = [start.A] * self.trains_A + [start.B] * self.trains_B
-        self.initial = np.concatenate([factor.ravel() for factor in trained])
-        self.draws = int(np.prod(start.A.shape[:-2]))
-
-    def factors(self, state: Float[np.ndarray, "*times size"]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the factors of a state, or of many states with a leading axis of times."""
-        times = state.shape[:-1]
-        split = self.start.A.size if self.trains_A else 0
-        A = (
-            state[..., :split]
-            if self.trains_A
-            else np.broadcast_to(self.start.A.ravel(), (*times, self.start.A.size))
-        )
-        B = (
-            state[..., split:]
-            if self.trains_B
-            else np.broadcast_to(self.start.B.ravel(), (*times, self.start.B.size))
-        )
-        return A.reshape(*times, *self.start.A.shape), B.reshape(*times, *self.start.B.shape)
-
-    def slope(self, _time: float, state: Float[np.ndarray, " size"]) -> np.ndarray:
-        self.evaluations += 1
-        if self.evaluations > _MOST_EVALUATIONS:
+    def slope(_time: float, state: Float[np.ndarray, " size"]) -> Float[np.ndarray, " size"]:
+        if next(evaluations) > _MOST_EVALUATIONS:
             raise SolverError(
                 f"the flow needs more than {_MOST_EVALUATIONS} evaluations of the gradient to "
                 "reach its `tolerance`; loosen `tolerance`, shorten `times`, or scale `M` down"
             )
-        grad_A, grad_B = self.problem.gradients(*self.factors(state))
-        trained = [grad_A] * self.trains_A + [grad_B] * self.trains_B
-        return -np.concatenate([gradient.ravel() for gradient in trained])
+        grad_A, grad_B = problem.gradients(*factors(state))
+        moves_A, moves_B = train_factors != "B", train_factors != "A"
+        return -np.concatenate([moves_A * grad_A.ravel(), moves_B * grad_B.ravel()])
 
-
-def _solve(
-    system: _System, times: Float[np.ndarray, " times"], tolerance: float
-) -> Float[np.ndarray, "times size"]:
-    if times[-1] == 0:
-        return system.initial[None]
     # The solver bounds the root mean square over the whole vector; one draw's own root mean square
     # is at most sqrt(draws) times that. Below 100 eps scipy would warn and take its own tolerance.
-    each = max(tolerance / np.sqrt(system.draws), 100 * np.finfo(float).eps)
+    draws = int(np.prod(start.A.shape[:-2]))
+    each = max(tolerance / np.sqrt(draws), 100 * np.finfo(float).eps)
+    initial, span = np.concatenate([start.A.ravel(), start.B.ravel()]), (0.0, times[-1])
     with np.errstate(over="ignore", invalid="ignore"):
-        solution = solve_ivp(
-            system.slope,
-            (0.0, times[-1]),
-            system.initial,
-            method="DOP853",
-            t_eval=times,
-            rtol=each,
-            atol=each,
-        )
+        solution = solve_ivp(slope, span, initial, "DOP853", times, rtol=each, atol=each)
     if solution.status != 0 or not np.isfinite(solution.y).all():
         raise SolverError(
             f"the solver stopped before time {times[-1]:g} without reaching `tolerance` = "
             f"{tolerance:g} ({solution.message}); loosen `tolerance`, or scale `M` down"
         )
-    return np.ascontiguousarray(solution.y.T)
+    states = np.ascontiguousarray(solution.y.T)
+    # One time at a time: the residuals of all would not fit into the cache, nor always in memory.
+    losses = np.stack([problem.loss(*factors(state)) for state in states], axis=-1)
+    return Trajectory(losses, *(np.moveaxis(factor, 0, -3) for factor in factors(states)))

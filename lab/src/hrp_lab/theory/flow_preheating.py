@@ -1,20 +1,18 @@
-"""Preheats at a high rank in the lab, and takes the directions with the library's own SVD."""
+"""Preheats at a high rank in the lab; directions and cuts are taken by the library's own code."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
 from hrp.spectra.factorization import factored_svd
-from hrp.validation import check_choice, check_positive
-from hrp_lab.theory.flow import TrainFactors, gradient_flow
-from hrp_lab.theory.flow_starts import Start, start_at
-from hrp_lab.theory.predict import limit_loss
-from hrp_lab.theory.problem import Direction, MatrixFactorization
+from hrp.spectra.truncation import DAMPING, loss_truncation
+from hrp_lab.theory.flow import Start, TrainFactors, gradient_flow, start_at
+from hrp_lab.theory.problem import OTHER, Direction, MatrixFactorization
+from hrp_lab.theory.start_statements import limit_loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,16 +30,7 @@ class Preheated:
     Vh: Float[np.ndarray, "*draws preheat_rank n"]
 
     def directions(self, rank: int, direction: Direction) -> Float[np.ndarray, "*draws dim rank"]:
-        """Return the leading right ("A") or left ("B") singular vectors, as columns.
-
-        Raises ``ValueError`` if ``rank`` is above the preheat rank.
-        """
-        check_choice("direction", direction, get_args(Direction))
-        if not 1 <= rank <= self.S.shape[-1]:
-            raise ValueError(
-                f"`rank` must be between 1 and `preheat_rank` = {self.S.shape[-1]}, got {rank}; "
-                "raise `preheat_rank`"
-            )
+        """Return the leading right ("A") or left ("B") singular vectors, as columns."""
         if direction == "B":
             return self.U[..., :rank]
         return self.Vh[..., :rank, :].swapaxes(-1, -2)
@@ -56,13 +45,33 @@ class Preheated:
         """Return the loss that asymmetric LoRA reaches from `start` (P4, P5)."""
         return limit_loss(problem, self.directions(rank, direction), direction)
 
+    def plain_cut(self, rank: int) -> Float[np.ndarray, "*draws m n"]:
+        """Return the truncated SVD, the best cut in the Frobenius norm."""
+        return (self.U[..., :rank] * self.S[..., None, :rank]) @ self.Vh[..., :rank, :]
+
+    def metric_cut(
+        self,
+        left_metric: Float[np.ndarray, "*draws R R"],
+        right_metric: Float[np.ndarray, "*draws R R"],
+        rank: int,
+        damping: float = DAMPING,
+    ) -> tuple[Float[np.ndarray, "*draws m rank"], Float[np.ndarray, "*draws rank n"]]:
+        """Return U P and Q Vh, whose product is the cut; P and Q are `loss_truncation`'s.
+
+        The metrics are the second moments of U^T dL/dy and of Vh x.
+        """
+        arrays = (self.S, left_metric, right_metric)
+        S, left, right = (torch.from_numpy(np.array(array)) for array in arrays)
+        P, Q = loss_truncation(S, left, right, rank, damping)
+        return self.U @ P.numpy(), Q.numpy() @ self.Vh
+
 
 def spectrum_of(
     A: Float[np.ndarray, "*draws n preheat_rank"], B: Float[np.ndarray, "*draws m preheat_rank"]
 ) -> Preheated:
     """Return the SVD of B A^T by `hrp.spectra.factorization.factored_svd`, in float64."""
-    lora_A = torch.from_numpy(np.array(A.swapaxes(-1, -2), dtype=np.float64))
-    U, S, Vh = factored_svd(lora_A, torch.from_numpy(np.array(B, dtype=np.float64)))
+    lora_A, lora_B = (torch.from_numpy(np.array(factor)) for factor in (A.swapaxes(-1, -2), B))
+    U, S, Vh = factored_svd(lora_A, lora_B)
     return Preheated(U.numpy(), S.numpy(), Vh.numpy())
 
 
@@ -72,9 +81,9 @@ def preheat_to_limit(
     frozen: Direction = "A",
 ) -> Preheated:
     """Run asymmetric preheating to its end: B = M A (A^T A)^-1 (P1, t -> infinity)."""
-    start = start_at(problem, frozen_columns, frozen)
     other = problem.seen_from(frozen).M @ np.linalg.pinv(frozen_columns).swapaxes(-1, -2)
-    return spectrum_of(start.A, other) if frozen == "A" else spectrum_of(other, start.B)
+    factors = (frozen_columns, other) if frozen == "A" else (other, frozen_columns)
+    return spectrum_of(*factors)
 
 
 def preheat_again(
@@ -85,9 +94,8 @@ def preheat_again(
     With ``frozen="A"`` the first time: B = Q, orthonormal columns of the range found, gives the
     product Q Q^T M, the randomised SVD (P10, **derived**; Halko, Martinsson and Tropp 2011).
     """
-    if frozen == "A":
-        return preheat_to_limit(problem, first.U, "B")
-    return preheat_to_limit(problem, first.Vh.swapaxes(-1, -2), "A")
+    now = OTHER[frozen]
+    return preheat_to_limit(problem, first.directions(first.S.shape[-1], now), now)
 
 
 def preheat_flow(
@@ -97,13 +105,6 @@ def preheat_flow(
     train_factors: TrainFactors = "both",
     tolerance: float = 1e-9,
 ) -> Preheated:
-    """Preheat by gradient flow from ``start``, of the preheat rank, for ``time`` > 0.
-
-    ``train_factors`` and ``tolerance`` as in `flow.gradient_flow`, which also names the
-    errors.
-    """
-    check_positive("time", time)
-    run = gradient_flow(
-        problem, start, np.array([time]), train_factors, tolerance, keep_factors=True
-    )
+    """Preheat by `gradient_flow` from ``start``, of the preheat rank, for ``time`` > 0."""
+    run = gradient_flow(problem, start, np.array([time]), train_factors, tolerance)
     return spectrum_of(*run.factors_at(0))

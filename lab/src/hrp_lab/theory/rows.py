@@ -1,20 +1,38 @@
-"""Defines the rows of ``hrp-lab theory check``: prediction, measurement and verdict."""
+"""Compares predictions with measurements: means over draws, and the rows of ``theory check``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-
-from hrp_lab.theory.sampling import Estimate, estimate
+from jaxtyping import Float
 
 Relation = Literal["=", "<=", ">="]
-Pairs = list[tuple[np.ndarray, np.ndarray]]
-"""(predicted, measured), an array each."""
+Pairs = list[tuple[Any, Any]]
+"""(predicted, measured), a number or an array of the same shape each."""
 
 EXACT = 1e-8
 STANDARD_ERRORS = 3.0
+
+
+class Estimate(NamedTuple):
+    """Holds a sample mean and its standard error (0 for a constant)."""
+
+    mean: float
+    standard_error: float
+
+
+def estimate(values: Float[np.ndarray, " draws"]) -> Estimate:
+    """Return the mean over two draws or more.
+
+    >>> estimate(np.array([1.0, 3.0]))
+    Estimate(mean=2.0, standard_error=1.0)
+    """
+    # Infinite values (a loss never reached) have no spread, and numpy would warn.
+    if not np.isfinite(values).all():
+        return Estimate(float("inf"), float("nan"))
+    return Estimate(float(values.mean()), float(values.std(ddof=1) / np.sqrt(values.size)))
 
 
 @dataclass(frozen=True)
@@ -40,9 +58,7 @@ class Row:
     @property
     def error(self) -> float:
         """Return how far the measurement is on the wrong side of the prediction; 0 on the right."""
-        difference = self.measured - self.predicted
-        wrong = {"=": abs(difference), "<=": max(0.0, difference), ">=": max(0.0, -difference)}
-        return wrong[self.relation]
+        return float(np.maximum(_gap(self.measured, self.predicted, self.relation), 0.0))
 
     @property
     def holds(self) -> bool:
@@ -54,17 +70,17 @@ class Row:
         return vars(self) | {"error": self.error, "holds": self.holds}
 
 
-def exact(
-    statement: str,
-    claim: str,
-    pairs: Pairs,
-    relation: Relation = "=",
-) -> Row:
+def _gap(measured: Any, predicted: Any, relation: Relation) -> Any:
+    """Return by how much ``measured relation predicted`` is missed, element by element."""
+    difference = measured - predicted
+    return {"=": abs(difference), "<=": difference, ">=": -difference}[relation]
+
+
+def exact(statement: str, claim: str, pairs: Pairs, relation: Relation = "=") -> Row:
     """Compare (predicted, measured) arrays element by element, to 1e-8; the row shows the worst."""
     right = np.concatenate([np.ravel(predicted) for predicted, _ in pairs])
     left = np.concatenate([np.ravel(measured) for _, measured in pairs])
-    gap = {"=": np.abs(left - right), "<=": left - right, ">=": right - left}[relation]
-    worst = np.nan_to_num(gap, nan=np.inf).argmax()
+    worst = np.nan_to_num(_gap(left, right, relation), nan=np.inf).argmax()
     return Row(statement, claim, float(right[worst]), float(left[worst]), EXACT, relation)
 
 
@@ -72,24 +88,22 @@ def sampled(
     statement: str, claim: str, predicted: float, draws: np.ndarray, relation: Relation = "="
 ) -> Row:
     """Compare the mean over draws, to three standard errors (and 1e-8, where nothing varies)."""
-    measured: Estimate = estimate(draws)
-    tolerance = STANDARD_ERRORS * measured.standard_error + EXACT
-    return Row(statement, claim, predicted, measured.mean, tolerance, relation)
+    mean, standard_error = estimate(draws)
+    tolerance = STANDARD_ERRORS * standard_error + EXACT
+    return Row(statement, claim, predicted, mean, tolerance, relation)
 
 
 def table(rows: list[Row]) -> str:
     """Return the rows as aligned text, a line each."""
     width = max(len(row.claim) for row in rows)
-    head = (
+    lines = [
         f"{'':4} {'claim':<{width}}  {'measured':>12}    {'predicted':>12}  {'error':>8}"
         f"  {'allowed':>8}  verdict"
-    )
-    return "\n".join([head, *(_line(row, width) for row in rows)])
-
-
-def _line(row: Row, width: int) -> str:
-    return (
+    ]
+    lines += [
         f"{row.statement:<4} {row.claim:<{width}}  {row.measured:>12.6f} {row.relation:>2} "
         f"{row.predicted:>12.6f}  {row.error:>8.1e}  {row.tolerance:>8.1e}  "
         f"{'holds' if row.holds else 'BROKEN'}"
-    )
+        for row in rows
+    ]
+    return "\n".join(lines)

@@ -7,7 +7,7 @@ by gradient flow at rank R is cut to rank r in both ways; nothing is trained aft
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -15,14 +15,17 @@ from jaxtyping import Float
 
 from hrp.spectra.truncation import DAMPING
 from hrp.validation import check_integer, check_positive
-from hrp_lab.theory.flow import gradient_flow
+from hrp_lab.theory.cut_statements import least_cost
+from hrp_lab.theory.flow import gradient_flow, random_start
 from hrp_lab.theory.flow_preheating import spectrum_of
-from hrp_lab.theory.flow_starts import random_start
-from hrp_lab.theory.metric_cut import metric_cut, plain_cut
-from hrp_lab.theory.predict_truncation import least_cost
-from hrp_lab.theory.problem import geometric_target, target_of_spectrum
-from hrp_lab.theory.sampling import estimate
-from hrp_lab.theory.weighted_problem import WeightedFactorization, weight_of_condition
+from hrp_lab.theory.problem import (
+    WeightedFactorization,
+    check_ascending,
+    geometric_target,
+    target_of_spectrum,
+    weight_of_condition,
+)
+from hrp_lab.theory.rows import estimate
 
 Weights = Literal["inputs", "inputs and outputs"]
 WEIGHTS: tuple[Weights, ...] = ("inputs", "inputs and outputs")
@@ -66,19 +69,11 @@ class TruncationConfig:
     def __post_init__(self) -> None:
         """Check what the run would only find late."""
         target = geometric_target(self.m, self.n, self.ratio, self.first)
-        target.check_preheat_rank(self.preheat_rank, self.rank, min(self.m, self.n))
+        target.check_ranks(self.rank, self.preheat_rank, min(self.m, self.n))
         check_integer("draws", self.draws, minimum=2)
-        check_integer("seed", self.seed, minimum=0)
         check_positive("damping", self.damping)
-        _check_ascending("conditions", "finite numbers from 1", self.conditions, 1 - _ROUNDING)
-        _check_ascending("preheat_times", "finite numbers above 0", self.preheat_times, 0.0)
-
-
-def _check_ascending(name: str, kind: str, values: tuple[float, ...], above: float) -> None:
-    """Raise ``ValueError`` unless there are values, above ``above``, finite and ascending."""
-    rising = all(low < high for low, high in pairwise((above, *values, np.inf)))
-    if not (values and rising):
-        raise ValueError(f"`{name}` must be {kind}, ascending, got {values}")
+        check_ascending("conditions", "finite numbers from 1", self.conditions, 1 - _ROUNDING)
+        check_ascending("preheat_times", "finite numbers above 0", self.preheat_times, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +106,21 @@ class TruncationSweep:
             rows.append(where | share._asdict() | wins)
         return rows
 
+    def table(self) -> str:
+        """Return the losses around the cut, a line for every condition number and time."""
+        head = "".join(f" {name:>9}" for name in LOSSES)
+        lines = [
+            "mean losses as shares of the loss at step 0; avoided: of the plain cut's rise, +- SE",
+            "",
+            f"{'weighted':<19} {'condition':>9} {'time':>5}{head}   avoided",
+        ]
+        for row in self.avoided():
+            setting = row["weights"], row["condition"], row["preheat_time"]
+            means = "".join(f" {self.losses[*setting, name].mean():>9.4f}" for name in LOSSES)
+            share = f"{row['mean']:>8.1%} +- {row['standard_error']:.1%}"
+            lines.append(f"{setting[0]:<19} {setting[1]:>9g} {setting[2]:>5g}{means} {share}")
+        return "\n".join(lines)
+
 
 def truncation_sweep(config: TruncationConfig) -> TruncationSweep:
     """Preheat and cut ``draws`` problems at every condition number, with paired random numbers.
@@ -139,15 +149,14 @@ def _cut_losses(
     Y = weight_of_condition(rng, config.m, condition if weights != "inputs" else 1.0)
     problem = WeightedFactorization(M, X, Y)
     start = random_start(problem, config.preheat_rank, rng, draws=1)
-    run = gradient_flow(problem, start, np.array(config.preheat_times), keep_factors=True)
+    run = gradient_flow(problem, start, np.array(config.preheat_times))
+    optimum = least_cost(M, X, Y, config.rank)
     losses = []
     for index in range(len(config.preheat_times)):
-        A, B = run.factors_at(index)
-        update = spectrum_of(A[0], B[0])
+        A, B = (factor[0] for factor in run.factors_at(index))
+        update = spectrum_of(A, B)
         metrics = update.U.T @ Y @ update.U, update.Vh @ X @ update.Vh.T
-        left, right = metric_cut(update, *metrics, config.rank, config.damping)
-        products = B[0] @ A[0].T, plain_cut(update, config.rank), left @ right
-        losses += [float(problem.distance(product, M)) for product in products]
-        losses.append(least_cost(M, X, Y, config.rank))
-    at_step_0 = float(problem.distance(np.zeros_like(M), M))
-    return [loss / at_step_0 for loss in losses]
+        left, right = update.metric_cut(*metrics, config.rank, config.damping)
+        products = B @ A.T, update.plain_cut(config.rank), left @ right
+        losses += [*(float(problem.cost(product - M)) for product in products), optimum]
+    return [loss / float(problem.cost(M)) for loss in losses]

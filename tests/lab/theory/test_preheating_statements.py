@@ -7,15 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hrp_lab.theory import predict
-from hrp_lab.theory import predict_preheated as preheated
+from hrp_lab.theory import preheating_statements as preheated
+from hrp_lab.theory.flow import random_start, start_at
 from hrp_lab.theory.flow_preheating import (
     preheat_again,
     preheat_flow,
     preheat_to_limit,
     spectrum_of,
 )
-from hrp_lab.theory.flow_starts import random_start, start_at
 from hrp_lab.theory.problem import (
     MatrixFactorization,
     flat_target,
@@ -23,7 +22,8 @@ from hrp_lab.theory.problem import (
     orthonormal_columns,
     power_law_target,
 )
-from hrp_lab.theory.sampling import estimate
+from hrp_lab.theory.rows import estimate
+from hrp_lab.theory.start_statements import asymmetric_factor, limit_loss, random_limit
 
 SIDES = ("A", "B")
 OTHER = {"A": "B", "B": "A"}
@@ -88,9 +88,7 @@ def test_more_preheat_rank_never_hurts_over_coupled_draws(seed, frozen):
         for R in range(2, dimension + 1)
     ]
     assert (np.diff(losses, axis=0) <= 1e-10).all()
-    np.testing.assert_allclose(
-        losses[0], predict.limit_loss(problem, nested[..., :2], frozen), atol=1e-10
-    )
+    np.testing.assert_allclose(losses[0], limit_loss(problem, nested[..., :2], frozen), atol=1e-10)
     np.testing.assert_allclose(losses[-1], problem.optimum(2), atol=1e-10)
 
 
@@ -126,7 +124,7 @@ def test_figure_1s_losses_after_preheating_are_those_that_were_noted(preheat_ran
 def test_a_flat_targets_exact_mean_runs_from_random_to_the_optimum_and_scales():
     problem = flat_target(5, 12, 12, level=2.0)
     exact = [preheated.flat_same_direction_mean(5, 12, R, 2, level=2.0) for R in range(2, 13)]
-    assert exact[0] == pytest.approx(predict.random_limit(problem, 2), abs=1e-11)
+    assert exact[0] == pytest.approx(random_limit(problem, 2), abs=1e-11)
     assert exact[-1] == pytest.approx(problem.optimum(2), abs=1e-12)
     assert (np.diff(exact) <= 1e-12).all()
 
@@ -164,7 +162,7 @@ def test_the_chord_guarantees_a_gain_that_falls_with_the_effective_rank(preheat_
         k = problem.effective_rank(rank)
         stated = (preheat_rank - rank) / (n - rank) * rank * (1 / k - 1 / n) * problem.energy / 2
         chord = preheated.same_direction_ceiling(problem, preheat_rank, rank)
-        assert predict.random_limit(problem, rank) - chord == pytest.approx(stated, abs=1e-12)
+        assert random_limit(problem, rank) - chord == pytest.approx(stated, abs=1e-12)
         gains.append(stated / problem.energy)
     assert gains == sorted(gains, reverse=True)
 
@@ -174,7 +172,7 @@ def test_the_range_finder_leaves_no_more_than_its_bound(preheat_rank):
     problem = power_law_target(24, 30, exponent=1.0)
     columns = orthonormal_columns(np.random.default_rng(0), 30, preheat_rank, (1000,))
     found = preheat_to_limit(problem, columns)
-    mean, error = estimate(predict.limit_loss(problem, found.U, "B"))
+    mean, error = estimate(limit_loss(problem, found.U, "B"))
     bound = preheated.range_finder_bound(problem, preheat_rank)
     assert mean <= bound + 3.5 * error
     assert bound <= problem.energy / 2 + 1e-12
@@ -192,7 +190,7 @@ def test_a_range_of_the_targets_rank_is_exact_but_its_leading_directions_are_not
     problem = geometric_target(6, 12, ratio=0.7)
     columns = orthonormal_columns(np.random.default_rng(0), 12, 6, (20,))
     found = preheat_to_limit(problem, columns)
-    np.testing.assert_allclose(predict.limit_loss(problem, found.U, "B"), 0, atol=1e-12)
+    np.testing.assert_allclose(limit_loss(problem, found.U, "B"), 0, atol=1e-12)
     assert (found.limit_loss(problem, 2, "B") > 1.01 * problem.optimum(2)).all()
 
 
@@ -205,7 +203,7 @@ def test_a_second_half_sweep_is_exact_at_the_targets_rank_and_bounded_below_it(s
     for preheat_rank in (4, 8):
         columns = orthonormal_columns(rng, 8, preheat_rank, (500,))
         found = preheat_again(problem, preheat_to_limit(problem, columns, frozen), frozen)
-        bound = problem.optimum(2) + preheated.range_finder_bound(problem, preheat_rank, frozen)
+        bound = problem.optimum(2) + preheated.range_finder_bound(problem, preheat_rank)
         losses = {side: found.limit_loss(problem, 2, side) for side in SIDES}
         mean, error = estimate(losses[OTHER[frozen]])
         assert mean <= bound + 3.5 * error
@@ -239,7 +237,7 @@ def test_the_other_direction_never_loses_however_early_preheating_stops(case, lo
     problem, columns, rank, frozen = case
     stretched = columns * np.geomspace(1, 30, columns.shape[1])
     time = np.array([10**log_time])
-    trained = predict.asymmetric_factor(problem, stretched, time, frozen)[0]
+    trained = asymmetric_factor(problem, stretched, time, frozen)[0]
     found = spectrum_of(*((stretched, trained) if frozen == "A" else (trained, stretched)))
     same = found.limit_loss(problem, rank, frozen)
     assert found.limit_loss(problem, rank, OTHER[frozen]) <= same + 1e-10 * max(1, problem.energy)
@@ -268,39 +266,3 @@ def test_the_lab_reads_directions_as_the_library_does():
     start = found.start(MatrixFactorization(B @ A.T), 2, "A")
     np.testing.assert_allclose(start.A, found.Vh[:2].T)
     assert not start.B.any()
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (
-            lambda p, Q: preheated.same_direction_loss(p, Q[:, :2], 3),
-            "`preheat_rank` must be at least `rank` = 3, got 2; raise `preheat_rank`",
-        ),
-        (
-            lambda p, Q: preheat_to_limit(p, Q[:, :2]).directions(3, "A"),
-            "`rank` must be between 1 and `preheat_rank` = 2, got 3; raise `preheat_rank`",
-        ),
-        (
-            lambda p, Q: preheated.same_direction_ceiling(p, 9, 2),
-            "`preheat_rank` must be between 1 and the frozen factor's dimension = 8, got 9",
-        ),
-        (
-            lambda p, Q: preheated.flat_same_direction_mean(9, 8, 4, 2),
-            "`k` must be between 1 and dimension = 8, got 9",
-        ),
-        (
-            lambda p, Q: preheated.flat_same_direction_mean(3, 8, 4, 5),
-            "`rank` must be between 1 and preheat_rank = 4, got 5",
-        ),
-        (lambda p, Q: preheated.range_finder_bound(p, 1), "`preheat_rank` must be at least 2"),
-        (
-            lambda p, Q: preheat_flow(p, random_start(p, 2, np.random.default_rng(0), 2), 0.0),
-            "`time` must be finite and > 0, got 0.0",
-        ),
-    ],
-)
-def test_bad_input_is_refused(call, message):
-    problem = geometric_target(6, 8)
-    with pytest.raises(ValueError, match=message):
-        call(problem, np.eye(8))
