@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from summary_table import CLASSIFIER_SETTINGS, records_of, table
+from summary_table import CLASSIFIER_SETTINGS, records_of, seeds_tables, table
 
 from hrp.files import write_text
 from hrp.report.table import Table
@@ -24,33 +25,76 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 README_MARKS = "<!-- results:begin -->", "<!-- results:end -->"
 
-# Page -> (its title, what it answers).
+
+class Page(NamedTuple):
+    """Names what a page of docs/results/ shows: its title, what it answers, its experiments."""
+
+    title: str
+    about: str
+    experiments: Sequence[str]
+
+
 KEPT = {
-    "kept-gsm8k-450": ("GSM8K, 450 steps", "every way to charge preheating, DoRA, LoRA-Squeeze"),
-    "kept-gsm8k-930": ("GSM8K, 930 steps", "the same, twice as long"),
-    "kept-gsm8k-1860": ("GSM8K, 1860 steps", "four times as long, with forgetting"),
-    "kept-gsm8k-forgetting": ("GSM8K, what is forgotten", "and exact answers, at best rates"),
-    "kept-gsm8k-variants": ("GSM8K, variants", "rsLoRA, LoRA+, random directions"),
-    "kept-gsm8k-r8": ("GSM8K, rank 8", "450 steps"),
-    "kept-gsm8k-r16": ("GSM8K, rank 16", "450 steps"),
-    "kept-gsm8k-r32": ("GSM8K, rank 32", "450 steps"),
-    "kept-gsm8k-tries": ("GSM8K, what else was tried", "warm-up, rate, length, statistics"),
-    "kept-function-names": ("Function names", "the standard library's docstrings"),
-    "kept-wordproblems": ("Word problems", "the demo's task"),
-    "kept-cola": ("CoLA, by seed", "warm-up, the head kept or dropped"),
-    "kept-sst2": ("SST-2, by seed", "warm-up, the head kept or dropped"),
+    "kept-gsm8k-450": Page(
+        "GSM8K, 450 steps",
+        "every way to charge preheating, DoRA, LoRA-Squeeze",
+        ["kept-gsm8k-450"],
+    ),
+    "kept-gsm8k-930": Page("GSM8K, 930 steps", "the same, twice as long", ["kept-gsm8k-930"]),
+    "kept-gsm8k-1860": Page(
+        "GSM8K, 1860 steps", "four times as long, with forgetting", ["kept-gsm8k-1860"]
+    ),
+    "kept-gsm8k-forgetting": Page(
+        "GSM8K, what is forgotten",
+        "and exact answers, at best rates",
+        ["kept-gsm8k-forgetting", "kept-gsm8k-forgetting-930"],
+    ),
+    "kept-gsm8k-ranks": Page(
+        "GSM8K, ranks 8, 16 and 32",
+        "450 steps",
+        ["kept-gsm8k-r8", "kept-gsm8k-r16", "kept-gsm8k-r32"],
+    ),
+    "kept-gsm8k-variants": Page(
+        "GSM8K, variants", "rsLoRA, LoRA+, random directions", ["kept-gsm8k-variants"]
+    ),
+    "kept-gsm8k-tries": Page(
+        "GSM8K, what else was tried",
+        "warm-up, rate, length, statistics",
+        ["kept-gsm8k-tries", "kept-gsm8k-warmup"],
+    ),
+    "kept-function-names": Page(
+        "Function names", "the standard library's docstrings", ["kept-function-names"]
+    ),
+    "kept-wordproblems": Page("Word problems", "the demo's task", ["kept-wordproblems"]),
+    "kept-classifiers": Page(
+        "CoLA and SST-2, by seed",
+        "warm-up, length, the head kept or dropped",
+        ["kept-cola", "kept-sst2", "kept-classifiers-short"],
+    ),
 }
 EARLIER = {
-    "standin-gsm8k-450": ("Every start on GSM8K, 450 steps", "starts, variants, oracles"),
-    "standin-gsm8k-930": ("Every start on GSM8K, 930 steps", "the same, twice as long"),
-    "standin-gsm8k-compute": ("GSM8K at equal FLOPs, 450 steps", "R and K, random directions"),
-    "standin-gsm8k-compute-930": ("GSM8K at equal FLOPs, 930 steps", "R and K"),
-    "standin-ablation": ("Ablation on GSM8K", "R, K and direction"),
-    "standin-cola": ("Every start on CoLA", "preheating too hot"),
-    "standin-sst2": ("Every start on SST-2", "preheating too hot"),
-    "standin-cola-preheating-rate": ("CoLA, preheating's rate", "four rates, three directions"),
-    "standin-glue-rule": ("CoLA and SST-2 at the default rate", "R and K"),
-    "standin-cola-default": ("CoLA, preheating's length", "a sixth or a twentieth of the steps"),
+    "earlier-gsm8k": Page(
+        "Every start on GSM8K",
+        "450 and 930 steps, at equal steps and at equal FLOPs",
+        [
+            "standin-gsm8k-450",
+            "standin-gsm8k-930",
+            "standin-gsm8k-compute",
+            "standin-gsm8k-compute-930",
+        ],
+    ),
+    "earlier-ablation": Page("Ablation on GSM8K", "R, K and direction", ["standin-ablation"]),
+    "earlier-classifiers": Page(
+        "Every start on CoLA and SST-2",
+        "preheating too hot, its rate and its length",
+        [
+            "standin-cola",
+            "standin-sst2",
+            "standin-cola-preheating-rate",
+            "standin-glue-rule",
+            "standin-cola-default",
+        ],
+    ),
 }
 SUPERSEDED = (
     "These records are older than the cut in the metric of the loss. Their HRP arms were cut by "
@@ -67,16 +111,18 @@ TRACE = (
 def write_experiments() -> None:
     """Write a page for each experiment, the two readings, and docs/ablation.md, with figures."""
     figures = DOCS / "figures"
-    for name, (title, _) in (KEPT | EARLIER).items():
+    for name, page in (KEPT | EARLIER).items():
         text = TRACE if name in KEPT else f"{SUPERSEDED}\n\n{TRACE}"
-        if name in ("kept-cola", "kept-sst2"):
-            text += f"\n\n## Scores by seed\n\n{table('seeds', name).markdown()}"
+        if name == "kept-classifiers":
+            by_seed = "\n".join(seeds.markdown() for seeds in seeds_tables(page.experiments))
+            text += f"\n\n## Scores by seed\n\n{by_seed}"
         if name == "kept-gsm8k-forgetting":
             text += f"\n\n## Forgetting and exact answers\n\n{table('exact').markdown()}"
         out = DOCS / "results" / f"{name}.md"
         write_page(
-            records_of([name]), out, title, reading=text, figures_folder=figures, drawn=name in KEPT
-        )
+            records_of(page.experiments), out, page.title, reading=text, figures_folder=figures,
+            drawn=name in KEPT,
+        )  # fmt: skip
         print(out, flush=True)
     write_page(
         records_of(["ablation-rule-wordproblems", "ablation-wordproblems"]), DOCS / "ablation.md",
@@ -119,24 +165,31 @@ def _main_parts() -> Iterator[str]:
     yield table("pairs").markdown()
     yield "## What preheating is charged\n"
     yield table("charging").markdown()
-    yield "## CoLA and SST-2, MiniLM, five seeds\n"
+    yield "## CoLA and SST-2, MiniLM, five seeds, 400 steps\n"
     yield classifiers().markdown()
     yield "## Every experiment\n"
-    links = "; ".join(f"[{title}](results/{name}.md)" for name, (title, _) in KEPT.items())
+    links = "; ".join(f"[{page.title}](results/{name}.md)" for name, page in KEPT.items())
     yield f"{links}. [Earlier ones](results/reading-earlier.md), HRP cut by the plain SVD."
     yield "What HRP [costs](costs.md); how to [make such tables](benchmark.md)."
 
 
 def classifiers() -> Table:
-    """Return the table of both classifiers, at the rates and warm-ups that tell most."""
-    by_task = {"CoLA": records_of(["kept-cola"]), "SST-2": records_of(["kept-sst2"])}
-    whole = classifiers_table(by_task, CLASSIFIER_SETTINGS)
-    rows = [row for row in whole.rows if row[2] in ("0", "0.3") and row[1:3] != ("0.001", "0.3")]
-    return Table(whole.caption, whole.header, (whole.rows[0], *rows))
+    """Return the table of both classifiers: LoRA, and HRP at the settings that tell most."""
+    short = records_of(["kept-classifiers-short"])
+    by_task = [
+        {
+            "CoLA": [record for record in short if record.run.task == "glue-cola"],
+            "SST-2": [record for record in short if record.run.task == "glue-sst2"],
+        },
+        {"CoLA": records_of(["kept-cola"]), "SST-2": records_of(["kept-sst2"])},
+    ]
+    twentieth, sixth = (classifiers_table(records, CLASSIFIER_SETTINGS) for records in by_task)
+    told = [row for row in sixth.rows if row[3] in ("0", "0.3") and row[2:4] != ("0.001", "0.3")]
+    return Table(sixth.caption, sixth.header, (*twentieth.rows, *told))
 
 
-def _listed(pages: dict[str, tuple[str, str]]) -> str:
-    return "".join(f"- [{title}]({name}.md): {about}\n" for name, (title, about) in pages.items())
+def _listed(pages: dict[str, Page]) -> str:
+    return "".join(f"- [{page.title}]({name}.md): {page.about}\n" for name, page in pages.items())
 
 
 def write_short() -> None:

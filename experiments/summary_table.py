@@ -5,7 +5,7 @@ python experiments/summary_table.py readme               # README's table
 python experiments/summary_table.py exact                # forgetting and exact answers
 python experiments/summary_table.py pairs                # the comparisons that decide
 python experiments/summary_table.py charging             # what is charged, share of the gap
-python experiments/summary_table.py seeds kept-cola      # a classifier's scores by seed
+python experiments/summary_table.py seeds kept-cola      # classifiers' scores by seed
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from hrp_lab.report.starts_summary import exact_match_table, starts_table
 
 RESULTS = Path(__file__).parent / "results"
 LENGTHS = ("kept-gsm8k-450", "kept-gsm8k-930", "kept-gsm8k-1860")
-FORGETTING = ("kept-gsm8k-forgetting",)
+FORGETTING = ("kept-gsm8k-forgetting", "kept-gsm8k-forgetting-930")
 EARLIER = ("standin-gsm8k-450", "standin-gsm8k-930")
 RANKS = ("kept-gsm8k-r8", "kept-gsm8k-r16", "kept-gsm8k-r32")
-CLASSIFIER_SETTINGS = ("learning_rate", "warmup_share", "keep")
+CLASSIFIER_SETTINGS = ("preheat_steps", "learning_rate", "warmup_share", "keep")
 
 
 def records_of(names: Sequence[str]) -> list[Record]:
@@ -33,14 +33,25 @@ def records_of(names: Sequence[str]) -> list[Record]:
     return load_all([RESULTS / f"{name}.jsonl" for name in names])
 
 
-def table(kind: str, experiment: str | None = None) -> Table:
+def seeds_tables(names: Sequence[str]) -> list[Table]:
+    """Return the scores by seed of classifiers, a table for each task of each experiment."""
+    records = records_of(names)
+    groups = dict.fromkeys((record.run.experiment, record.run.task) for record in records)
+    return [
+        summary.seeds_table(
+            [record for record in records if (record.run.experiment, record.run.task) == group],
+            CLASSIFIER_SETTINGS,
+        )
+        for group in groups
+    ]
+
+
+def table(kind: str) -> Table:
     """Return the table of that kind."""
     if kind == "pairs":
         return summary.pairs_table(records_of(LENGTHS + RANKS))
     if kind == "charging":
         return summary.charging_table(records_of(LENGTHS[:2]))
-    if kind == "seeds":
-        return summary.seeds_table(records_of([experiment or "kept-cola"]), CLASSIFIER_SETTINGS)
     if kind == "readme":
         return starts_table(records_of(LENGTHS), records_of(FORGETTING), records_of(EARLIER))
     if kind == "exact":
@@ -52,9 +63,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     kinds = ("short", "readme", "exact", "pairs", "charging", "seeds")
     parser.add_argument("kind", nargs="?", default="short", choices=kinds)
-    parser.add_argument("experiment", nargs="?", help="of `seeds` (default: kept-cola)")
+    parser.add_argument("experiment", nargs="?", default="kept-cola", help="of `seeds`")
     options = parser.parse_args()
-    print(table(options.kind, options.experiment).markdown(), end="")
+    seeds = options.kind == "seeds"
+    tables = seeds_tables([options.experiment]) if seeds else [table(options.kind)]
+    print("\n".join(each.markdown() for each in tables), end="")
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ medians of eight steps after warm-up. "once" is what a start costs beside traini
 batch was stopped: its incremental SVD takes 8192 tokens of every layer at once.
 """
 
-OBSERVED = """Preheating's last steps are observed for the metric of the loss. What that adds, each in
-one run (medians of eight steps; the first one loads its kernels and takes longer):
+OBSERVED = """Preheating's last steps are observed for the metric of the loss. What that adds, each
+in one run (medians of eight steps; the first one loads its kernels and takes longer):
 """
 
 SPECTRA = """## The SVD

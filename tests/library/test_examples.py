@@ -133,6 +133,7 @@ def test_an_example_runs_with_only_the_model_s_name_changed(script, run, other_m
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("ignore:inner dimension")  # bitsandbytes on so narrow a base
 def test_dora_on_a_base_in_four_bits_starts_from_preheating_and_learns(tmp_path, monkeypatch):
     pytest.importorskip("bitsandbytes")
     monkeypatch.chdir(tmp_path)

@@ -20,7 +20,8 @@ from hrp_lab.report.starts_summary import exact_match_table, starts_table
 ROOT = Path(__file__).parents[3]
 SWEPT = (
     "kept-gsm8k-450", "kept-gsm8k-930", "kept-gsm8k-1860", "kept-gsm8k-r16", "kept-gsm8k-tries",
-    "kept-gsm8k-tries-cut", "kept-gsm8k-variants", "kept-function-names",
+    "kept-gsm8k-r8", "kept-gsm8k-tries-cut", "kept-gsm8k-variants", "kept-gsm8k-warmup",
+    "kept-function-names",
 )  # fmt: skip
 
 
@@ -44,7 +45,10 @@ def tables(pages) -> str:
     of_kind = script("summary_table")["table"]
     kinds = ("short", "readme", "exact", "pairs", "charging")
     texts = [of_kind(kind).markdown() for kind in kinds]
-    texts += [of_kind("seeds", name).markdown() for name in ("kept-cola", "kept-sst2")]
+    classifiers = script("summary_table")["seeds_tables"](
+        pages["KEPT"]["kept-classifiers"].experiments
+    )
+    texts += [by_seed.markdown() for by_seed in classifiers]
     for name in SWEPT:
         texts += [arms_table(analysis).markdown() for analysis in of_experiment(pages, name)]
     return "".join(texts)
@@ -115,7 +119,7 @@ def test_readme_s_table_takes_the_best_other_start_of_each_length():
 def test_exact_answers_are_counted_over_the_seeds_with_wilson_s_limits():
     row = exact_match_table(forgetful()).rows[0]
     low, high = (0.1200, 0.4490)  # 6 of 24, by Wilson's formula
-    assert row[2:] == ("6 of 24", f"25.0% [{low:.1%}, {high:.1%}]")
+    assert row[3:] == ("6 of 24", f"25.0% [{low:.1%}, {high:.1%}]")
 
 
 def test_pairs_are_compared_in_one_family_a_column():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from scipy import stats
 
@@ -70,8 +70,16 @@ def _first(measured: Sequence[Analysis], arm: str) -> str:
 
 def exact_match_table(records: Sequence[Record]) -> Table:
     """Return the exact answers of each start, counted over its seeds, with 95 % Wilson limits."""
-    (analysis,) = analyses(records)
-    rows = []
+    rows = [row for analysis in analyses(records) for row in _exact_rows(analysis)]
+    caption = (
+        "Forgetting: rise of the base's loss on passages of Python's standard library, less is "
+        "better. Exact answers: generated greedily, over all seeds, with Wilson's 95 % limits."
+    )
+    header = ("steps in all", "start", "forgetting", "exact answers", "share [95 % CI]")
+    return Table(caption, header, tuple(rows))
+
+
+def _exact_rows(analysis: Analysis) -> Iterator[tuple[str, ...]]:
     for label in analysis.best:
         runs = analysis.records_of(label)
         options = runs[0].run.config["task"]
@@ -79,9 +87,5 @@ def exact_match_table(records: Sequence[Record]) -> Table:
         right = round(sum(run.metrics["exact_match"] for run in runs) * options["generate_rows"])
         low, high = stats.binomtest(right, asked).proportion_ci(method="wilson")
         share = f"{right / asked:.1%} [{low:.1%}, {high:.1%}]"
-        rows.append((label, forgotten(analysis, shown_arm(runs[0])), f"{right} of {asked}", share))
-    caption = (
-        "Forgetting: rise of the base's loss on passages of Python's standard library, less is "
-        "better. Exact answers: generated greedily, over all seeds, with Wilson's 95 % limits."
-    )
-    return Table(caption, ("start", "forgetting", "exact answers", "share [95 % CI]"), tuple(rows))
+        forgets = forgotten(analysis, shown_arm(runs[0]))
+        yield str(analysis.view.steps), label, forgets, f"{right} of {asked}", share

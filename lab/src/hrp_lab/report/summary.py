@@ -292,5 +292,10 @@ def _worded(name: str, value: object) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value:g}"
 
 
-_WORDS = {"keep": "head kept", "warmup_share": "warm-up", "learning_rate": "preheating's rate"}
+_WORDS = {
+    "preheat_steps": "preheating's steps",
+    "learning_rate": "preheating's rate",
+    "warmup_share": "warm-up",
+    "keep": "head kept",
+}
 _RULE = "By the rule: preheating at sqrt(r / R) of fine-tuning's rate."
