@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 import hrp
-from helpers.built_trainers import SETTINGS, tokenizer
 from helpers.faults import fault
 from helpers.tiny import assert_identical, fingerprint, loader, tiny_llama, with_lora
 from hrp.adapters import interrupts, restoring
@@ -63,8 +62,11 @@ def parameters(model):
     outcome="the embedding has its own size again",
 )
 def test_a_chat_template_that_resizes_the_embedding_leaves_no_trace(tmp_path):
+    pytest.importorskip("trl")
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
+
+    from helpers.built_trainers import SETTINGS, tokenizer
 
     source = tokenizer()
     source.add_special_tokens({"additional_special_tokens": ["<|a|>", "<|b|>", "<|c|>"]})
