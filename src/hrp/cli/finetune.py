@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import transformers
@@ -15,6 +15,7 @@ from transformers import (
     Seq2SeqTrainingArguments,
     set_seed,
 )
+from transformers.hf_argparser import HfArg
 from trl import ScriptArguments, get_quantization_config
 
 from hrp.cli.arguments import (
@@ -52,20 +53,13 @@ _TEXTS = ("text", "text_pair")
 class FinetuneArguments:
     """Adds what TRL's and HF's arguments lack for these tasks."""
 
-    task: Literal["seq2seq", "classification"] = field(
-        metadata={"help": "Kind of model; required."}
+    task: Literal["seq2seq", "classification"] = HfArg(help="Kind of model; required.")
+    label_column: str = HfArg(default="label", help="Column of the classes.")
+    max_length: int = HfArg(default=512, help="Most tokens of a text; the rest is cut.")
+    test_split_size: float | None = HfArg(
+        default=None, help="Share of the training rows to hold out as the test split."
     )
-    label_column: str = field(default="label", metadata={"help": "Column of the classes."})
-    max_length: int = field(
-        default=512, metadata={"help": "Most tokens of a text; the rest is cut."}
-    )
-    test_split_size: float | None = field(
-        default=None,
-        metadata={"help": "Share of the training rows to hold out as the test split."},
-    )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run code that comes with the model."}
-    )
+    trust_remote_code: bool = HfArg(default=False, help="Run code that comes with the model.")
 
 
 @dataclass

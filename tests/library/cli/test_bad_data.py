@@ -171,11 +171,11 @@ def test_a_value_of_another_type_in_a_config_file_is_refused(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1: 2", "must have names of flags as keys, got 1"),
-        ("null: 2", "must have names of flags as keys, got None"),
-        ("env: 3", "`env` must be a mapping, got 3"),
-        ("- lora_r", "must hold a mapping, got list"),
-        ("", "must hold a mapping, got NoneType"),
+        ("1: 2", "must hold a mapping, its keys names of flags"),
+        ("null: 2", "must hold a mapping, its keys names of flags"),
+        ("env: 3", "`env` field should be a dict"),
+        ("- lora_r", "must hold a mapping, its keys names of flags"),
+        ("", "must hold a mapping, its keys names of flags"),
     ],
 )
 def test_a_config_file_of_another_shape_is_refused(tmp_path, data, capsys, text, message):
