@@ -8,7 +8,9 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -17,9 +19,7 @@ import pyarrow
 import pytest
 import safetensors.torch
 import yaml
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
-from transformers import Seq2SeqTrainingArguments
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Seq2SeqTrainingArguments
 from trl import ScriptArguments, SFTConfig
 
 from helpers.commands import BASE, LORA, QUICK, call, questions, training
@@ -366,28 +366,23 @@ def test_a_failure_of_the_user_s_world_is_one_line_with_a_remedy(capsys, error, 
     assert told.count("\n") == 1
 
 
-def encoded():
-    made = SimpleNamespace(tokenizer=Tokenizer(BPE()))
-    return made.tokenizer.encode_batch([1, {}])
+def broken_tokenizer():
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "tokenizer.json").write_text('{"model": 1}')
+        return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 @pytest.mark.parametrize(
     ("job", "package"),
     [
-        (lambda: Tokenizer.from_str("["), "tokenizers"),
-        (encoded, "tokenizers"),
-        (
-            lambda: (
-                SimpleNamespace(a=pyarrow)
-                .a
-            ).array([1, "a"]),
-            "pyarrow",
-        ),
+        (broken_tokenizer, "tokenizers"),
+        (lambda: AutoTokenizer.from_pretrained(BASE).decode(["a"]), "tokenizers"),
+        (lambda: pyarrow.array([1, "a"]), "pyarrow"),
         (lambda: pyarrow.ipc.open_stream(b"1234"), "pyarrow"),
         (lambda: safetensors.torch.load(b"12"), "safetensors"),
         (lambda: jinja2.Template("{% for %}"), "jinja2"),
     ],
-)  # fmt: skip
+)
 def test_what_compiled_readers_refuse_is_one_line_with_a_remedy(capsys, job, package):
     assert reported("sft", job) == 2
     told = capsys.readouterr().err
