@@ -32,8 +32,17 @@ def table(runs: Sequence[Run]) -> str:
     ``spread`` is the largest minus the smallest test loss over the seeds; ``against default`` the
     difference of the mean test losses, both over the same seeds.
     """
-    rows = [_row(arm, runs) for arm in _arms(runs)]
-    return "\n".join([HEADER, *rows])
+    rows = [HEADER]
+    for arm in _arms(runs):
+        own = _of(arm, runs)
+        first, losses = own[0], [run.test_loss for run in own]
+        against = mean(losses) - _loss(runs[0].arm, runs)
+        rows.append(
+            f"{arm:<17}{first.preheat_steps:>11}{first.steps:>12}{first.learning_rate:>10.0e}"
+            f"{mean(losses):>11.4f}{max(losses) - min(losses):>8.4f}{against:>+9.4f}"
+            f"{mean(run.exact for run in own):>9.1%}{mean(run.seconds for run in own):>7.1f}"
+        )
+    return "\n".join(rows)
 
 
 def reading(runs: Sequence[Run]) -> str:
@@ -98,19 +107,3 @@ def _of(arm: str, runs: Sequence[Run]) -> list[Run]:
 
 def _loss(arm: str, runs: Sequence[Run]) -> float:
     return mean(run.test_loss for run in _of(arm, runs))
-
-
-def _spread(arm: str, runs: Sequence[Run]) -> float:
-    losses = [run.test_loss for run in _of(arm, runs)]
-    return max(losses) - min(losses)
-
-
-def _row(arm: str, runs: Sequence[Run]) -> str:
-    own = _of(arm, runs)
-    first = own[0]
-    against = _loss(arm, runs) - _loss(_arms(runs)[0], runs)
-    return (
-        f"{arm:<17}{first.preheat_steps:>11}{first.steps:>12}{first.learning_rate:>10.0e}"
-        f"{_loss(arm, runs):>11.4f}{_spread(arm, runs):>8.4f}{against:>+9.4f}"
-        f"{mean(run.exact for run in own):>9.1%}{mean(run.seconds for run in own):>7.1f}"
-    )
