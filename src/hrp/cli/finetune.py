@@ -34,8 +34,9 @@ from hrp.cli.datasets import (
     with_templates,
 )
 from hrp.cli.failures import UsageError, reported
-from hrp.cli.sft import Request, carry_out, check_common, held_out
-from hrp.cli.trainers import HRPClassifierTrainer, HRPSeq2SeqTrainer, preheating
+from hrp.cli.running import Request, carry_out
+from hrp.cli.sft import check_common, held_out
+from hrp.cli.trainers import HRPClassifierTrainer, HRPSeq2SeqTrainer
 
 DESCRIPTION = """\
 Fine-tune an encoder-decoder (--task seq2seq: columns prompt, completion) or a classifier (--task
@@ -82,7 +83,7 @@ def _run(argv: list[str]) -> int:
     check_common(request.training, request.model)
     classifies = request.finetune.task == "classification"
     request.model.lora_task_type = "SEQ_CLS" if classifies else "SEQ_2_SEQ_LM"
-    return carry_out("finetune", request, _classifier if classifies else _seq2seq, preheating)
+    return carry_out("finetune", request, _classifier if classifies else _seq2seq)
 
 
 def _splits(request: FinetuneRequest) -> tuple[Any, Any]:
