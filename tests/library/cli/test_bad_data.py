@@ -278,17 +278,6 @@ def test_an_output_that_may_not_be_written_is_refused(command, tmp_path, data, c
     assert wanted in message
 
 
-def test_a_file_system_that_refuses_the_output_is_named(tmp_path, data, capsys, monkeypatch):
-    from hrp.cli.outputs import Output
-
-    def refuse(*_args, **_settings):
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    monkeypatch.setattr(Output, "_write_record", refuse)
-    message = refused(capsys, "sft", *training(data, tmp_path / "adapter"))
-    assert "adapter' cannot be written (Read-only file system); choose another" in message
-
-
 @pytest.mark.parametrize("command", ["sft", "preheat"])
 def test_a_model_folder_that_is_not_there_is_named(command, tmp_path, data, capsys):
     flags = training(data, tmp_path / "adapter", "--model_name_or_path", tmp_path / "none")
