@@ -32,17 +32,7 @@ KINDS = {"CAUSAL_LM": "ForCausalLM", "SEQ_2_SEQ_LM": "ForSeq2SeqLM"}
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Holds what a card says.
-
-    Args:
-        command: that wrote the adapter, without ``hrp``.
-        base: id or path of the base model.
-        adapter: id or path of the adapter, for the loading example.
-        lora_config: PEFT's config of the adapter, as a dict.
-        provenance: of the spectrum.
-        start: direction and scale of the start.
-        data: what was trained on.
-    """
+    """Holds what a card says; ``base`` and ``adapter`` are ids or paths, as for loading."""
 
     command: str
     base: str
@@ -57,30 +47,26 @@ def card(facts: CardFacts) -> str:
     """Write the card as Markdown with the metadata that the hub reads."""
     trained = facts.command != "init"
     task = str(facts.lora_config.get("task_type"))
+    base = _public(facts.base)
+    metadata = ["---", "library_name: peft", "tags: [lora, hrp]"]
+    if base == facts.base and not Path(base).exists():  # the hub refuses a path here
+        metadata.append(f"base_model: {json.dumps(base)}")
     parts = [
-        _metadata(facts),
-        f"# LoRA adapter of {_code(_public(facts.base))}\n",
+        "\n".join([*metadata, "---", ""]),
+        f"# LoRA adapter of {_code(base)}\n",
         f"{'Trained' if trained else 'Made'} with `hrp {facts.command}`"
         + (f" on {_code(_public(facts.data))}" if facts.data else "")
         + ": its LoRA starts from the leading directions of a high-rank preheating (HRP, "
         "[arXiv 2502.07739](https://arxiv.org/abs/2502.07739)). It is a plain PEFT adapter"
         + (".\n" if trained else ", not yet fine-tuned: pass `is_trainable=True` to go on.\n"),
         (LOADING_CLASSIFIER if task == "SEQ_CLS" else LOADING).format(
-            kind=KINDS.get(task, ""), base=_public(facts.base), adapter=_public(facts.adapter)
+            kind=KINDS.get(task, ""), base=base, adapter=_public(facts.adapter)
         ),
         _table("Settings", _settings(facts)),
         _table("Preheating cost", _cost(facts.provenance)),
         _table("Versions", installed_versions()),
     ]
     return "\n".join(parts)
-
-
-def _metadata(facts: CardFacts) -> str:
-    lines = ["---", "library_name: peft", "tags: [lora, hrp]"]
-    base = Path(facts.base)
-    if not (base.is_absolute() or base.exists()):  # the hub refuses a path here
-        lines.append(f"base_model: {json.dumps(facts.base)}")
-    return "\n".join([*lines, "---", ""])
 
 
 def _settings(facts: CardFacts) -> dict[str, Any]:
@@ -94,18 +80,17 @@ def _settings(facts: CardFacts) -> dict[str, Any]:
     names = ["preheat_rank", "preheat_steps", "train_factors"]
     if hrp.get("preheat_steps") == "auto":
         names += ["max_preheat_steps", "subspace_tolerance", "subspace_window"]
-    preheating = {name: hrp.get(name) for name in names}
     rate = facts.provenance.get("learning_rate") or hrp.get("learning_rate")  # older spectra
-    is_number = isinstance(rate, int | float)
-    preheating["preheat_learning_rate"] = float(f"{rate:.3g}") if is_number else rate
-    preheating["preheat_seed"] = hrp.get("seed")
+    preheating = {name: hrp.get(name) for name in names} | {
+        "preheat_learning_rate": rate and float(f"{rate:.3g}"),
+        "preheat_seed": hrp.get("seed"),
+    }
     return settings | dict(facts.start) | preheating
 
 
 def _cost(provenance: Mapping[str, Any]) -> dict[str, Any]:
     cost = {"optimizer steps": provenance.get("steps")} | dict(provenance.get("cost") or {})
-    losses = provenance.get("losses") or []
-    if losses:
+    if losses := provenance.get("losses"):
         cost["loss, first and last step"] = f"{losses[0]:.4f}, {losses[-1]:.4f}"
     if stopping := provenance.get("stopping"):
         cost["subspaces settled"] = stopping.get("settled")
@@ -113,19 +98,13 @@ def _cost(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _table(title: str, rows: Mapping[str, Any]) -> str:
+    """Return a table of names and values; a name that is no plain words becomes dead text."""
     lines = [f"## {title}\n", "| | |", "| --- | --- |"]
-    return "\n".join(
-        [
-            *lines,
-            *(f"| {_plain(name)} | {_code(_text(v))} |" for name, v in rows.items()),
-            "",
-        ]
-    )
-
-
-def _plain(name: str) -> str:
-    """Return a key as it is where it is a plain word, and as dead text elsewhere."""
-    return name if re.fullmatch(r"[\w ,-]+", name) else markdown_text(name)
+    for name, value in rows.items():
+        plain = name if re.fullmatch(r"[\w ,-]+", name) else markdown_text(name)
+        shown = ", ".join(sorted(map(str, value))) if isinstance(value, list | set) else str(value)
+        lines.append(f"| {plain} | {_code(shown)} |")
+    return "\n".join([*lines, ""])
 
 
 def _public(name: str) -> str:
@@ -134,10 +113,6 @@ def _public(name: str) -> str:
     A card is published, and where things lie on the user's machine is nobody's business.
     """
     return Path(name).name if Path(name).is_absolute() else name
-
-
-def _text(value: Any) -> str:
-    return ", ".join(sorted(map(str, value))) if isinstance(value, list | set) else str(value)
 
 
 def _code(text: str) -> str:
