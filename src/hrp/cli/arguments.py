@@ -160,10 +160,6 @@ class _Parser(TrlParser):
         """Raise what is wrong with the flags, for `hrp.cli.failures` to tell."""
         raise UsageError(message)
 
-    def print_help(self, file: Any = None) -> None:
-        """Print the help of one screen; ``--help-all`` prints the rest."""
-        print(short_help(self), end="", file=file)
-
     def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
         """Parse, refuse unknown flags, and settle the precision where nobody asked for one."""
         flags, rest = super().parse_known_args(*args, **kwargs)
@@ -206,11 +202,11 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     return value
 
 
-class _HelpAll(argparse.Action):
-    """Prints every flag and stops."""
+class _ShortHelp(argparse.Action):
+    """Prints the flags that people use, and stops; ``--help-all`` prints every flag."""
 
     def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
-        print(parser.format_help())
+        print(short_help(parser), end="")
         parser.exit()
 
 
@@ -230,15 +226,16 @@ def parse(
         epilog=f"example:\n{example}",
         formatter_class=Help,
         usage=f"hrp {command} [--config FILE.yaml] [--flag value ...]",
+        add_help=False,
     )
-    parser.add_argument("--config", dest=argparse.SUPPRESS, help="YAML file of flags")  # TRL's
-    parser.add_argument(
-        "--help-all", action=_HelpAll, nargs=0, dest=argparse.SUPPRESS, help="show every flag"
-    )
+    hidden = {"dest": argparse.SUPPRESS}
+    parser.add_argument("-h", "--help", action=_ShortHelp, nargs=0, help="show few flags", **hidden)
+    parser.add_argument("--help-all", action="help", help="show every flag", **hidden)
+    parser.add_argument("--config", help="YAML file of flags", **hidden)  # TRL reads it
     arguments = [part for text in argv for part in _split_config(text)]
     for flag, path in itertools.pairwise(arguments):
         if flag == "--config":
-            check_config(Path(path))
+            _check_config(Path(path))
     try:
         parsed = parser.parse_args_and_config(arguments)
     except UsageError:
@@ -256,7 +253,7 @@ def parse(
     return tuple(parsed)
 
 
-def check_config(path: Path) -> None:
+def _check_config(path: Path) -> None:
     """Raise ``UsageError`` on a file that is no YAML mapping of flags, or too large."""
     try:
         content = read_yaml(path)
