@@ -25,11 +25,6 @@ _ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
 def load_splits(script: Any, data: DataArguments, mixture: Any = None) -> Any:
     """Load the data that the flags name, as a mapping of split name to dataset.
 
-    Args:
-        script: TRL's ``ScriptArguments``.
-        data: our own flags.
-        mixture: TRL's ``DatasetMixtureConfig``, if the command takes one.
-
     Raises:
         UsageError: no data, or two; an unknown suffix, an empty file, a broken line.
         FileNotFoundError: the path, or the data set on the hub, is not there.

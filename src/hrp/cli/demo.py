@@ -153,22 +153,20 @@ def _record(config: DemoConfig, runs: list[Run], best: Finished, task: Task) -> 
 
 def _write(folder: Path, record: dict[str, Any], best: Finished, out: Path) -> None:
     """Fill the folder that will be ``out``: adapter and card, spectrum, record, page."""
-    from hrp.cli.modelcard import CardFacts, card
+    from hrp.cli.modelcard import card
     from hrp.cli.report import write_own_page
-    from hrp.demo.base_model import BASE
 
     best.model.save_pretrained(folder / "adapter")
     best.spectrum.save(folder / "spectrum")
-    facts = CardFacts(
+    readme = card(
         command="demo",
-        base=str(BASE),
         adapter=str(out / "adapter"),
         lora_config=best.model.peft_config["default"].to_dict(),
         provenance=best.spectrum.provenance,
         start={"direction": best.arm.direction, "scale": 1.0},
         data="made arithmetic word problems",
     )
-    (folder / "adapter" / "README.md").write_text(card(facts), encoding="utf-8")
+    (folder / "adapter" / "README.md").write_text(readme, encoding="utf-8")
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     write_own_page(folder, str(out))
     files = {name: [value] for name, value in digests(folder).items() if name != RECORD}

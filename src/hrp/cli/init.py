@@ -100,7 +100,7 @@ def main(argv: list[str]) -> int:
 
 
 def _write(options: argparse.Namespace) -> int:
-    from hrp.cli.modelcard import CardFacts, card
+    from hrp.cli.modelcard import card
     from hrp.cli.skeleton import described, made_adapter
     from hrp.files import digests, write_folder
     from hrp.spectra.spectrum import Spectrum
@@ -109,12 +109,10 @@ def _write(options: argparse.Namespace) -> int:
     spectrum = Spectrum.load(options.spectrum)
     model = made_adapter(options, spectrum)
     note = described(model, spectrum)
-    lora_config = model.peft_config["default"].to_dict()
-    facts = CardFacts(
+    readme = card(
         command="init",
-        base=lora_config["base_model_name_or_path"],
         adapter=str(options.output_dir),
-        lora_config=lora_config,
+        lora_config=model.peft_config["default"].to_dict(),
         provenance=spectrum.provenance,
         start={name: getattr(options, name) for name in _START},
     )
@@ -123,7 +121,7 @@ def _write(options: argparse.Namespace) -> int:
         # PEFT would add the base's own embeddings where they have a LoRA.
         model.save_pretrained(folder, save_embedding_layers=False)
         _shorten_config(folder / "adapter_config.json")
-        (folder / "README.md").write_text(card(facts), encoding="utf-8")
+        (folder / "README.md").write_text(readme, encoding="utf-8")
         files = {name: [value] for name, value in digests(folder).items()}
         record = {"command": "init", "finished": True, "settings": {}, "files": files}
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

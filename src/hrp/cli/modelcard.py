@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,62 +29,68 @@ model = PeftModel.from_pretrained(base, {adapter!r})
 KINDS = {"CAUSAL_LM": "ForCausalLM", "SEQ_2_SEQ_LM": "ForSeq2SeqLM"}
 
 
-@dataclass(frozen=True)
-class CardFacts:
-    """Holds what a card says; ``base`` and ``adapter`` are ids or paths, as for loading."""
+def card(
+    command: str,
+    adapter: str,
+    lora_config: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    start: Mapping[str, Any],
+    data: str | None = None,
+) -> str:
+    """Write the card as Markdown with the metadata that the hub reads.
 
-    command: str
-    base: str
-    adapter: str
-    lora_config: Mapping[str, Any]
-    provenance: Mapping[str, Any]
-    start: Mapping[str, Any]
-    data: str | None = None
-
-
-def card(facts: CardFacts) -> str:
-    """Write the card as Markdown with the metadata that the hub reads."""
-    trained = facts.command != "init"
-    task = str(facts.lora_config.get("task_type"))
-    base = _public(facts.base)
+    Args:
+        command: that wrote the adapter, without ``hrp``.
+        adapter: its id or path, for the loading example.
+        lora_config: PEFT's config of the adapter, as a dict.
+        provenance: of the spectrum.
+        start: the flags of the start to show, such as its direction.
+        data: what was trained on.
+    """
+    trained = command != "init"
+    task = str(lora_config.get("task_type"))
+    given_base = str(lora_config.get("base_model_name_or_path"))
+    base = _public(given_base)
     metadata = ["---", "library_name: peft", "tags: [lora, hrp]"]
-    if base == facts.base and not Path(base).exists():  # the hub refuses a path here
+    if base == given_base and not Path(base).exists():  # the hub refuses a path here
         metadata.append(f"base_model: {json.dumps(base)}")
     parts = [
         "\n".join([*metadata, "---", ""]),
         f"# LoRA adapter of {_code(base)}\n",
-        f"{'Trained' if trained else 'Made'} with `hrp {facts.command}`"
-        + (f" on {_code(_public(facts.data))}" if facts.data else "")
+        f"{'Trained' if trained else 'Made'} with `hrp {command}`"
+        + (f" on {_code(_public(data))}" if data else "")
         + ": its LoRA starts from the leading directions of a high-rank preheating (HRP, "
         "[arXiv 2502.07739](https://arxiv.org/abs/2502.07739)). It is a plain PEFT adapter"
         + (".\n" if trained else ", not yet fine-tuned: pass `is_trainable=True` to go on.\n"),
         (LOADING_CLASSIFIER if task == "SEQ_CLS" else LOADING).format(
-            kind=KINDS.get(task, ""), base=base, adapter=_public(facts.adapter)
+            kind=KINDS.get(task, ""), base=base, adapter=_public(adapter)
         ),
-        _table("Settings", _settings(facts)),
-        _table("Preheating cost", _cost(facts.provenance)),
+        _table("Settings", _lora(lora_config) | dict(start) | _preheating(provenance)),
+        _table("Preheating cost", _cost(provenance)),
         _table("Versions", installed_versions()),
     ]
     return "\n".join(parts)
 
 
-def _settings(facts: CardFacts) -> dict[str, Any]:
-    config = facts.lora_config
+def _lora(config: Mapping[str, Any]) -> dict[str, Any]:
     shown = ("r", "lora_alpha", "use_rslora", "use_dora", "lora_dropout", "target_modules")
     settings = {name: config.get(name) for name in shown}
     if config.get("rank_pattern"):
         ranks = config["rank_pattern"].values()
         settings["rank_pattern"] = f"{len(ranks)} modules of {min(ranks)} to {max(ranks)}"
-    hrp = dict(facts.provenance.get("config") or {})
+    return settings
+
+
+def _preheating(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    config = provenance.get("config") or {}
     names = ["preheat_rank", "preheat_steps", "train_factors"]
-    if hrp.get("preheat_steps") == "auto":
+    if config.get("preheat_steps") == "auto":
         names += ["max_preheat_steps", "subspace_tolerance", "subspace_window"]
-    rate = facts.provenance.get("learning_rate") or hrp.get("learning_rate")  # older spectra
-    preheating = {name: hrp.get(name) for name in names} | {
+    rate = provenance.get("learning_rate") or config.get("learning_rate")  # older spectra
+    return {name: config.get(name) for name in names} | {
         "preheat_learning_rate": rate and float(f"{rate:.3g}"),
-        "preheat_seed": hrp.get("seed"),
+        "preheat_seed": config.get("seed"),
     }
-    return settings | dict(facts.start) | preheating
 
 
 def _cost(provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from hrp.adapters.checks import check_preheatable
 from hrp.adapters.layers import lora_modules
 from hrp.cli.arguments import DataArguments, HRPArguments, LoraModelConfig, OutputArguments
 from hrp.cli.failures import UsageError
-from hrp.cli.modelcard import CardFacts, card
+from hrp.cli.modelcard import card
 from hrp.cli.outputs import Output, locked
 from hrp.cli.report import PAGE, write_own_page
 from hrp.cli.trainers import built, preheating, reporting, warn_of_repeats
@@ -226,21 +226,19 @@ def publish(trainer: Any, config: HRPConfig, output: Output, spectrum: Spectrum,
         trainer.save_model(str(output.folder))  # takes part in gathering; writes nothing
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
-    lora_config = model.peft_config["default"]
-    facts = CardFacts(
-        command=output.command,
-        base=str(lora_config.base_model_name_or_path),
-        adapter=trainer.args.hub_model_id or str(output.folder),
-        lora_config=lora_config.to_dict(),
-        provenance=spectrum.provenance,
-        start={"direction": config.direction, "scale": config.scale},
-        data=data,
-    )
 
     def write(staging: Path) -> None:
         trainer.save_model(str(staging), _internal_call=True)
         trainer.state.save_to_json(str(staging / STATE))  # its losses, for `hrp report`
-        (staging / "README.md").write_text(card(facts), encoding="utf-8")
+        readme = card(
+            command=output.command,
+            adapter=trainer.args.hub_model_id or str(output.folder),
+            lora_config=model.peft_config["default"].to_dict(),
+            provenance=spectrum.provenance,
+            start={"direction": config.direction, "scale": config.scale},
+            data=data,
+        )
+        (staging / "README.md").write_text(readme, encoding="utf-8")
 
     output.publish(write)
     output.update(peak_memory_gib=_peak_memory())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Sequence
 from statistics import mean
@@ -47,48 +46,40 @@ def table(runs: Sequence[Run]) -> str:
 
 def reading(runs: Sequence[Run]) -> str:
     """Say what the numbers say, for HRP and against it; the first arm is PEFT's default start."""
-    default, best = runs[0].arm, best_arm(runs)
-    difference = _loss(best, runs) - _loss(default, runs)
+    arms, default, best = _arms(runs), runs[0].arm, best_arm(runs)
+    losses = {arm: _loss(arm, runs) for arm in arms}
+    difference = losses[best] - losses[default]
     if difference < 0:
         said = f"{best} is the best HRP start, {-difference:.4f} below {default}"
     else:
         said = f"no HRP start wins; the best, {best}, is {difference:.4f} above {default}"
     lines = [f"Reading: {said} (lower on {_wins(best, runs)})."]
-    if best != OURS and OURS in _arms(runs):
+    if best != OURS and OURS in arms:
         lines.append(
-            f"{OURS}, the default direction, is {_loss(OURS, runs) - _loss(default, runs):+.4f} "
-            f"against {default} (lower on {_wins(OURS, runs)})."
+            f"{OURS}, the default direction, is {losses[OURS] - losses[default]:+.4f} against "
+            f"{default} (lower on {_wins(OURS, runs)})."
         )
-    lines.append(_against(best, default, runs))
+    worse = [arm for arm in _preheated(runs) if losses[arm] > losses[default]]
+    lower = [arm for arm in arms if losses[arm] < losses[best]]
+    right, usual = (mean(run.exact for run in _of(arm, runs)) for arm in (best, default))
+    against = [f"exact answers are {right:.1%} with {best} and {usual:.1%} with {default}"]
+    if worse:
+        against.append(f"{' and '.join(worse)} {'end' if worse[1:] else 'ends'} above {default}")
+    if lower:
+        reach = "reach" if lower[1:] else "reaches"
+        against.append(f"{' and '.join(lower)} {reach} a lower loss still")
+    lines.append(f"Beside it: {'; '.join(against)}.")
     caution = CAUTION.format(seeds=len(_of(best, runs)), steps=DemoConfig().steps)
     return "\n".join([*(textwrap.fill(line, 96) for line in lines), caution])
 
 
 def best_arm(runs: Sequence[Run]) -> str:
     """Return the preheated arm of the lowest mean test loss, whose run is also the one saved."""
-    preheated = _arms([run for run in runs if run.preheat_steps])
-    return min(preheated, key=lambda arm: _loss(arm, runs))
+    return min(_preheated(runs), key=lambda arm: _loss(arm, runs))
 
 
-def _against(best: str, default: str, runs: Sequence[Run]) -> str:
-    """Say what goes against HRP: exact answers, preheated arms that lose, arms that beat it."""
-    right, usual = (mean(run.exact for run in _of(arm, runs)) for arm in (best, default))
-    # Chance is two standard errors of a difference of shares; all seeds share one set of problems.
-    share = (right + usual) / 2
-    chance = 2 * math.sqrt(2 * share * (1 - share) / DemoConfig().test_problems)
-    said = f"Against it: exact answers are {right:.1%} with {best} and {usual:.1%} with {default}, "
-    if abs(right - usual) <= chance:
-        said += f"no evidence either way (within {chance:.1%} is chance)"
-    else:
-        said += "more, which speaks for it" if right > usual else "fewer"
-    preheated = _arms([run for run in runs if run.preheat_steps])
-    worse = [arm for arm in preheated if _loss(arm, runs) > _loss(default, runs)]
-    if worse:
-        said += f"; {' and '.join(worse)} {'end' if worse[1:] else 'ends'} above {default}"
-    lower = [arm for arm in _arms(runs) if _loss(arm, runs) < _loss(best, runs)]
-    if lower:
-        said += f"; {' and '.join(lower)} {'reach' if lower[1:] else 'reaches'} a lower loss still"
-    return f"{said}."
+def _preheated(runs: Sequence[Run]) -> list[str]:
+    return _arms([run for run in runs if run.preheat_steps])
 
 
 def _wins(arm: str, runs: Sequence[Run]) -> str:

@@ -479,7 +479,7 @@ def test_a_full_disk_while_saving_the_spectrum_is_said_and_leaves_no_half(
 def test_a_full_disk_while_saving_the_adapter_leaves_none(tmp_path, data, capsys, monkeypatch):
     from hrp.cli import running
 
-    def full(_facts):
+    def full(**_facts):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(running, "card", full)
