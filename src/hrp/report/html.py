@@ -17,47 +17,7 @@ from hrp.report.figures import to_svg
 from hrp.report.table import Table
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-_STYLE = """
-:root { color-scheme: light dark; --page: #ffffff; --ink: #101418; --soft: #57606a;
-  --line: #d0d7de; --panel: #f6f8fa; --good: #00704f; --bad: #b34700; --link: #0a58ca; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #14181d; --ink: #e6e9ed; --soft: #9aa4af; --line: #343b44; --panel: #1b2027;
-    --good: #3fc79a; --bad: #ff9a5c; --link: #7db4ff; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1200px; margin: 0 auto; padding: 16px; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: .4em 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.25rem; margin: 2em 0 .5em; padding-top: .6em; border-top: 1px solid var(--line);
-  overflow-wrap: anywhere; }
-h3 { font-size: 1.05rem; margin: 1.4em 0 .4em; overflow-wrap: anywhere; }
-a { color: var(--link); }
-nav ul { display: flex; flex-wrap: wrap; gap: .2em 1.2em; padding: 0; list-style: none; }
-p, li, figcaption, summary, td.long { overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
-table { border-collapse: collapse; width: 100%; font-size: .84rem;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: .4em .7em; text-align: left; white-space: nowrap;
-  border-bottom: 1px solid var(--line); }
-td.long { white-space: pre-line; min-width: min(16em, 50vw); }
-tbody tr:last-child td { border-bottom: 0; }
-th { background: var(--panel); font-weight: 600; white-space: normal; }
-th:first-child, td:first-child { position: sticky; left: 0; background: var(--panel);
-  min-width: 5.5em; max-width: 12em; white-space: normal; overflow-wrap: break-word; }
-td.long:first-child { min-width: 10em; }
-@media (min-width: 700px) {
-  th:first-child, td:first-child { max-width: 30em; }
-  td:first-child:not(.long) { white-space: nowrap; } }
-.better { color: var(--good); font-weight: 600; }
-.worse { color: var(--bad); font-weight: 600; }
-.caption, figcaption { color: var(--soft); font-size: .84rem; margin: .4em 0 1em; }
-.figures { display: grid; gap: 16px; align-items: start;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); }
-figure { margin: 0; max-width: 620px; }
-figure svg { width: 100%; height: auto; display: block; }
-details { margin: .6em 0; }
-summary { cursor: pointer; color: var(--soft); }
-"""
+_STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 
 
 class Html(str):
