@@ -7,7 +7,6 @@ import json
 import shlex
 import textwrap
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -192,15 +191,13 @@ def _one_line(answer: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep loading bars, and PEFT's use of names that transformers renamed, off the screen."""
+    """Keep loading bars off the screen."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
+        yield
     finally:
         if shown:
             logging.enable_progress_bar()
