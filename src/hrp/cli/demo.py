@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hrp.cli.failures import reported
+from hrp.cli.help_page import Help
 from hrp.cli.locks import held, lock_beside
 from hrp.demo.settings import ARMS, FILES, RECORD, DemoConfig, Run, check_earlier
 from hrp.files import digests, settle, write_folder
@@ -73,28 +74,20 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    defaults = DemoConfig()
     parser = argparse.ArgumentParser(
         prog="hrp demo",
         description="Fine-tune a tiny embedded model from PEFT's start and from HRP's, offline.",
         epilog="example: hrp demo --steps 80 --seed 3 --out /tmp/hrp-demo",
+        formatter_class=Help,
     )
-    parser.add_argument(
-        "--steps",
-        type=int,
-        help=f"steps of each run, preheating included (default: {defaults.steps})",
-    )
-    parser.add_argument("--seeds", type=int, help=f"runs of each start (default: {defaults.seeds})")
-    parser.add_argument(
-        "--seed", type=int, default=defaults.seed, help="first seed (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="{steps} steps, {seeds} seed".format(**QUICK)
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("hrp-demo"), help="folder to write (default: %(default)s)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the demo that is there")
+    steps, seeds = (f"(default: {n})" for n in (DemoConfig.steps, DemoConfig.seeds))
+    add = parser.add_argument
+    add("--steps", type=int, help=f"steps of each run, preheating included {steps}")
+    add("--seeds", type=int, help=f"runs of each start {seeds}")
+    add("--seed", type=int, default=DemoConfig.seed, help="first seed")
+    add("--quick", action="store_true", help="{steps} steps, {seeds} seed".format(**QUICK))
+    add("--out", type=Path, default=Path("hrp-demo"), help="folder to write")
+    add("--overwrite", action="store_true", help="replace the demo that is there")
     return parser
 
 

@@ -6,6 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
+from hrp.cli.help_page import Help
+
 EXAMPLE = """examples:
   hrp init --spectrum runs/spectrum --lora_r 8 --lora_alpha 16 --output_dir runs/start
   hrp init --spectrum runs/spectrum --lora_r 8 --direction B --allocation energy \\
@@ -29,59 +31,45 @@ def _parser() -> argparse.ArgumentParser:
         "Not for classifiers, whose head PEFT wants in the folder: there, give a spectrum to\n"
         "`hrp finetune --task classification`.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     add = parser.add_argument
     add("--spectrum", type=Path, required=True, metavar="DIR", help="folder from `hrp preheat`")
     add("--output_dir", type=Path, required=True, metavar="DIR", help="adapter folder to write")
-    add("--model_name_or_path", help="the base model (default: the one the spectrum names)")
+    add("--model_name_or_path", help="the base model, if not the one that the spectrum names")
     add("--trust_remote_code", action="store_true", help="run code that comes with the model")
-    add(
-        "--direction",
-        choices=("A", "B", "AB"),
-        default="AB",
-        help="start lora_A (A), lora_B (B) or both (AB) from the spectrum (default: AB)",
-    )
-    add("--scale", type=float, default=1.0, help="norm of each direction; 1 with AB (default: 1)")
+    add("--direction", choices=("A", "B", "AB"), default="AB", help="start lora_A, lora_B or both")
+    add("--scale", type=float, default=1.0, help="norm of each direction; 1 with AB")
     add(
         "--truncation",
         choices=("loss", "frobenius"),
         default="loss",
-        help="cut to the rank in the metric of the loss, or by the plain SVD (default: loss)",
+        help="cut to the rank in the metric of the loss, or by the plain SVD",
     )
-    add("--lora_r", type=int, default=16, help="rank, at most the spectrum's (default: 16)")
-    add("--lora_alpha", type=float, default=32.0, help="scaling is lora_alpha / r (default: 32)")
-    add("--lora_dropout", type=float, default=0.05, help="of later training (default: 0.05)")
+    add("--lora_r", type=int, default=16, help="rank, at most the spectrum's")
+    add("--lora_alpha", type=float, default=32.0, help="scaling is lora_alpha / r")
+    add("--lora_dropout", type=float, default=0.05, help="of later training")
     add(
         "--lora_target_modules",
         nargs="+",
         metavar="NAME",
-        help="modules to adapt (default: those of the spectrum, stacked experts included)",
+        help="modules to adapt, if not those of the spectrum, stacked experts included",
     )
-    add(
-        "--lora_task_type",
-        default="CAUSAL_LM",
-        metavar="TASK",
-        help="what the base model is for: CAUSAL_LM or SEQ_2_SEQ_LM (default: CAUSAL_LM)",
-    )
+    add("--lora_task_type", default="CAUSAL_LM", metavar="TASK", help="CAUSAL_LM or SEQ_2_SEQ_LM")
     add("--use_rslora", action="store_true", help="scaling is lora_alpha / sqrt(r)")
     add(
         "--allocation",
         choices=("uniform", "energy"),
         default="uniform",
-        help="one rank for all modules, or ranks that keep the most energy (default: uniform)",
+        help="one rank for all modules, or ranks that keep the most energy",
     )
     add(
         "--rank_budget",
         type=int,
         metavar="N",
-        help="with energy: LoRA parameters in all (default: as many as --lora_r takes)",
+        help="with energy: LoRA parameters in all, if not as many as --lora_r takes",
     )
-    add(
-        "--overwrite",
-        action="store_true",
-        help="replace the adapter in --output_dir, if there is nothing else in it",
-    )
+    add("--overwrite", action="store_true", help="replace an adapter that has nothing beside it")
     return parser
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hrp.cli.failures import printable, reported
+from hrp.cli.help_page import Help
 from hrp.report.figures import save
 from hrp.report.shares import RULE, Recommendation, recommend
 from hrp.report.spectrum_views import (
@@ -41,17 +42,14 @@ def _parser() -> argparse.ArgumentParser:
         "that few directions keep of the energy, and in the metric of the loss), a recommended\n"
         "rank and preheat_rank R, and the loss per preheating step.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
-    parser.add_argument("spectrum", type=Path, help="folder written by `hrp preheat`")
-    parser.add_argument(
-        "--compare", type=Path, metavar="DIR", help="another spectrum: how far both agree"
-    )
-    parser.add_argument(
-        "--rank", type=int, default=8, help="with --compare: how many directions (default: 8)"
-    )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write figures (PNG) to")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    add = parser.add_argument
+    add("spectrum", type=Path, help="folder written by `hrp preheat`")
+    add("--compare", type=Path, metavar="DIR", help="another spectrum: how far both agree")
+    add("--rank", type=int, default=8, help="with --compare: how many directions")
+    add("--out", type=Path, metavar="DIR", help="folder to write figures (PNG) to")
+    add("--json", action="store_true", help="print JSON instead of tables")
     return parser
 
 
