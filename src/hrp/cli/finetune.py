@@ -11,7 +11,6 @@ from peft import get_peft_model
 from transformers import (
     AutoTokenizer,
     DataCollatorForSeq2Seq,
-    DataCollatorWithPadding,
     Seq2SeqTrainingArguments,
     set_seed,
 )
@@ -144,9 +143,8 @@ def _classifier(request: FinetuneRequest) -> Any:
         ignore_mismatched_sizes=True,  # a base's head for other classes gives way to a fresh one
         label2id={name: number for number, name in enumerate(labels.values())},
     )
-    collator = DataCollatorWithPadding(tokenizer)
-    return HRPClassifierTrainer(
-        model, request.training, collator, train, test, tokenizer, compute_metrics=_accuracy
+    return HRPClassifierTrainer(  # which pads, as it is given a tokenizer
+        model, request.training, None, train, test, tokenizer, compute_metrics=_accuracy
     )
 
 

@@ -140,22 +140,15 @@ class Output:
         self._clear_dead_staging()
         if overwrite or self.state() == "absent":
             self._clear()
-        earlier = self.read_record() or {"run": uuid4().hex, "files": {}}
-        self._write_record(
-            {
-                "command": self.command,
-                "finished": False,
-                "settings": self.settings,
-                "length": self.length,
-                "versions": installed_versions(),
-                "run": earlier.get("run"),
-                "files": earlier.get("files", {}),
-            }
+        begun = {} if self.read_record() else {"run": uuid4().hex, "files": {}}
+        self.update(
+            command=self.command,
+            finished=False,
+            settings=self.settings,
+            length=self.length,
+            versions=installed_versions(),
+            **begun,
         )
-
-    def run(self) -> str | None:
-        """Return the name of the run that is recorded, by which its spectrum is known."""
-        return (self.read_record() or {}).get("run")
 
     def publish(self, write: Callable[[Path], None]) -> None:
         """Let ``write`` fill a staging folder, then move its files here, what makes it load last.
@@ -194,14 +187,12 @@ class Output:
 
     def update(self, **changes: Any) -> None:
         """Change fields of the record."""
-        self._write_record((self.read_record() or {}) | changes)
+        content = (self.read_record() or {}) | changes
+        write_text(self.folder / RECORD, json.dumps(content, indent=2) + "\n")
 
     def _clear_dead_staging(self) -> None:
         staged = (RECORD, _CLEARED, _PUBLISHED, SPECTRUM, PAGE)
         clear_dead_staging(*(self.folder / name for name in staged))
-
-    def _write_record(self, content: dict[str, Any]) -> None:
-        write_text(self.folder / RECORD, json.dumps(content, indent=2) + "\n")
 
     def _check_same(self, record: Any, state: str, more: dict[str, Any]) -> None:
         before = {"command": record["command"]} | record["settings"] | record.get("length", {})

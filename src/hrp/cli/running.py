@@ -123,7 +123,8 @@ def carry_out(command: str, request: Request, build: Callable[[Any], Any]) -> in
         if spectrum is None:
             checkpoints = Checkpoints(output.folder, request.hrp.preheat_save_steps)
             if not output.spectrum.exists():
-                preheat_into(trainer, config, output.spectrum, checkpoints, {"run": output.run()})
+                facts = {"run": (output.read_record() or {}).get("run")}  # whose spectrum it is
+                preheat_into(trainer, config, output.spectrum, checkpoints, facts)
             elif trainer.is_world_process_zero():
                 checkpoints.remove()  # left by a run that was killed right after saving
             spectrum = Spectrum.load(output.spectrum)
