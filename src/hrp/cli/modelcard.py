@@ -8,25 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader
+
 from hrp.report.table import markdown_text
 from hrp.versions import installed_versions
 
-LOADING = """\
-```python
-base = AutoModel{kind}.from_pretrained({base!r})
-model = PeftModel.from_pretrained(base, {adapter!r})
-```
-"""
-LOADING_CLASSIFIER = """\
-```python
-config = AutoConfig.from_pretrained({adapter!r})  # with the number and names of the classes
-base = AutoModelForSequenceClassification.from_pretrained(
-    {base!r}, config=config, ignore_mismatched_sizes=True
-)
-model = PeftModel.from_pretrained(base, {adapter!r})
-```
-"""
-KINDS = {"CAUSAL_LM": "ForCausalLM", "SEQ_2_SEQ_LM": "ForSeq2SeqLM"}
+AUTO_CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+}
 
 
 def card(
@@ -47,29 +38,27 @@ def card(
         start: the flags of the start to show, such as its direction.
         data: what was trained on.
     """
-    trained = command != "init"
-    task = str(lora_config.get("task_type"))
-    given_base = str(lora_config.get("base_model_name_or_path"))
-    base = _public(given_base)
-    metadata = ["---", "library_name: peft", "tags: [lora, hrp]"]
-    if base == given_base and not Path(base).exists():  # the hub refuses a path here
-        metadata.append(f"base_model: {json.dumps(base)}")
-    parts = [
-        "\n".join([*metadata, "---", ""]),
-        f"# LoRA adapter of {_code(base)}\n",
-        f"{'Trained' if trained else 'Made'} with `hrp {command}`"
-        + (f" on {_code(_public(data))}" if data else "")
-        + ": its LoRA starts from the leading directions of a high-rank preheating (HRP, "
-        "[arXiv 2502.07739](https://arxiv.org/abs/2502.07739)). It is a plain PEFT adapter"
-        + (".\n" if trained else ", not yet fine-tuned: pass `is_trainable=True` to go on.\n"),
-        (LOADING_CLASSIFIER if task == "SEQ_CLS" else LOADING).format(
-            kind=KINDS.get(task, ""), base=base, adapter=_public(adapter)
-        ),
-        _table("Settings", _lora(lora_config) | dict(start) | _preheating(provenance)),
-        _table("Preheating cost", _cost(provenance)),
-        _table("Versions", installed_versions()),
-    ]
-    return "\n".join(parts)
+    base = str(lora_config.get("base_model_name_or_path"))
+    on_hub = not (Path(base).is_absolute() or Path(base).exists())  # which refuses a path here
+    settings = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # noqa: S701  # of HTML; `code` and `plain` quote for Markdown
+        trim_blocks=True,
+    )
+    settings.filters |= {"code": _code, "plain": _plain, "repr": repr, "shown": _shown}
+    return settings.get_template("card.md").render(
+        command=command,
+        base=_public(base),
+        hub_base=json.dumps(base) if on_hub else None,
+        adapter=_public(adapter),
+        auto_class=AUTO_CLASSES.get(str(lora_config.get("task_type")), "AutoModel"),
+        data=data and _public(data),
+        tables={
+            "Settings": _lora(lora_config) | dict(start) | _preheating(provenance),
+            "Preheating cost": _cost(provenance),
+            "Versions": installed_versions(),
+        },
+    )
 
 
 def _lora(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,14 +91,13 @@ def _cost(provenance: Mapping[str, Any]) -> dict[str, Any]:
     return cost
 
 
-def _table(title: str, rows: Mapping[str, Any]) -> str:
-    """Return a table of names and values; a name that is no plain words becomes dead text."""
-    lines = [f"## {title}\n", "| | |", "| --- | --- |"]
-    for name, value in rows.items():
-        plain = name if re.fullmatch(r"[\w ,-]+", name) else markdown_text(name)
-        shown = ", ".join(sorted(map(str, value))) if isinstance(value, list | set) else str(value)
-        lines.append(f"| {plain} | {_code(shown)} |")
-    return "\n".join([*lines, ""])
+def _plain(name: str) -> str:
+    """Return a name as it is where it is plain words, and as dead text elsewhere."""
+    return name if re.fullmatch(r"[\w ,-]+", name) else markdown_text(name)
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(sorted(map(str, value))) if isinstance(value, list | set) else str(value)
 
 
 def _public(name: str) -> str:
