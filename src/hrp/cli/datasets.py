@@ -12,6 +12,7 @@ from typing import Any
 
 import datasets
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from trl import get_dataset
 
 from hrp.cli.arguments import DataArguments
 from hrp.cli.failures import UsageError
@@ -30,8 +31,6 @@ def load_splits(script: Any, data: DataArguments, mixture: Any = None) -> Any:
         FileNotFoundError: the path, or the data set on the hub, is not there.
     """
     if mixture is not None and mixture.datasets:
-        from trl import get_dataset
-
         return get_dataset(mixture)
     if bool(data.dataset_path) == bool(script.dataset_name):
         given = "both" if data.dataset_path else "neither"

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from hrp.report.blocks import Block, Section
 from hrp.report.figures import to_svg
@@ -49,7 +47,7 @@ def page(title: str, lead: str, sections: Iterable[Section], generator: str = "h
         sections=list(sections),
         generator=generator,
         grouped=_grouped,
-        svg=_svg,
+        svg=to_svg,
     )
 
 
@@ -57,7 +55,3 @@ def _grouped(blocks: Iterable[Block]) -> Iterator[tuple[str, list[tuple[int, Blo
     """Yield blocks of a kind that follow each other, with the kind's name and their numbers."""
     for kind, group in itertools.groupby(enumerate(blocks), lambda pair: type(pair[1]).__name__):
         yield kind, list(group)
-
-
-def _svg(figure: Figure, name: str, description: str) -> Markup:
-    return Markup(to_svg(figure, name, description))  # noqa: S704  # made here, its text escaped
