@@ -82,6 +82,7 @@ def test_the_wheel_holds_the_library_with_its_base_model_and_nothing_else(tmp_pa
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"hrp", "hrp_lora"}
     library = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src" / "hrp").rglob("*.py")}
-    assert library | {"hrp/py.typed"} <= names
+    pages = {"hrp/report/page.html", "hrp/report/page.css", "hrp/cli/card.md"}
+    assert library | pages | {"hrp/py.typed"} <= names
     assert {f"hrp/demo/base/{name}" for name in BASE_FILES} <= names
     assert not [name for name in names if "test" in name or "/lab/" in name or "hrp_lab" in name]

@@ -30,38 +30,43 @@ COMMANDS: Commands = {
 _MOVED = ("bench", "theory")
 """Commands of the lab, which is a distribution of its own."""
 
-_EXTRAS = {"sft": ("cli",), "finetune": ("cli",), "preheat": ("cli",)}
-"""Optional parts of HRP that a command needs."""
+_ON_TRL = ("sft", "finetune", "preheat")
+"""Commands that need the extra "cli"."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (2 for an unknown command)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] in _MOVED:
-        name = arguments[0]
-        print(
-            f"hrp: `hrp {name}` is `hrp-lab {name}` now; from a checkout: pip install ./lab",
-            file=sys.stderr,
-        )
-        return 2
-    if arguments and arguments[0] in COMMANDS:
-        for text in too_old(*_EXTRAS.get(arguments[0], ())):
-            print(f"hrp {arguments[0]}: {text}", file=sys.stderr)
-            return 2
+    name = arguments[0] if arguments else ""
+    if name in _MOVED:
+        moved = f"`hrp {name}` is `hrp-lab {name}` now; from a checkout: pip install ./lab"
+        return _refused("hrp", moved)
+    if name in COMMANDS and (old := too_old(*["cli"] * (name in _ON_TRL))):
+        return _refused(f"hrp {name}", old[0])
     try:
         return run_command("hrp", "High-Rank Preheating for LoRA", COMMANDS, arguments)
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] == "hrp":
             raise
         absent = f"the package {error.name!r} is not installed; pip install 'hrp-lora[cli]'"
-        print(f"hrp {arguments[0]}: {absent}", file=sys.stderr)
-        return 2
+        return _refused(f"hrp {name}", absent)
 
 
 def run_command(program: str, title: str, commands: Commands, arguments: list[str]) -> int:
     """Run one of ``commands``; returns the exit status (2 for an unknown command)."""
+    status, name = 0, arguments[0] if arguments else "--help"
     try:
-        status = _run(program, title, commands, arguments)
+        if name in ("-h", "--help"):
+            print(_overview(program, title, commands))
+        elif name == "--version":
+            print(f"{program} {own_version()}")
+        elif name in commands:
+            status = int(importlib.import_module(commands[name][0]).main(arguments[1:]))
+        else:
+            near = difflib.get_close_matches(name, commands, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            known = ", ".join(commands)
+            status = _refused(program, f"unknown command {name!r}; choose from {known}{hint}")
         sys.stdout.flush()
     except KeyboardInterrupt:  # while it starts; a command that is at work says so itself
         print(f"\n{program}: interrupted", file=sys.stderr)
@@ -72,22 +77,9 @@ def run_command(program: str, title: str, commands: Commands, arguments: list[st
     return status
 
 
-def _run(program: str, title: str, commands: Commands, arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview(program, title, commands))
-        return 0
-    if arguments[0] == "--version":
-        print(f"{program} {own_version()}")
-        return 0
-    name, *rest = arguments
-    if name not in commands:
-        known = ", ".join(commands)
-        near = difflib.get_close_matches(name, commands, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        print(f"{program}: unknown command {name!r}; choose from {known}{hint}", file=sys.stderr)
-        return 2
-    command = importlib.import_module(commands[name][0])
-    return int(command.main(rest))
+def _refused(program: str, message: str) -> int:
+    print(f"{program}: {message}", file=sys.stderr)
+    return 2
 
 
 def _overview(program: str, title: str, commands: Commands) -> str:

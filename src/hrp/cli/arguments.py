@@ -1,5 +1,7 @@
 """Adds the flags of `hrp sft`, `preheat` and `finetune` to TRL's, and parses them all."""
 
+# ruff: noqa: RUF009  # `HfArg` makes a field, as `dataclasses.field` does
+
 from __future__ import annotations
 
 import argparse
@@ -8,19 +10,20 @@ import itertools
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
+from transformers.hf_argparser import HfArg
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from hrp.adapters.bfloat16 import has_native_bfloat16
 from hrp.cli.failures import UsageError
-from hrp.cli.help_page import short_help
+from hrp.cli.help_page import Help, short_help
 from hrp.cli.outputs import say
 from hrp.cli.yaml_files import read_yaml
-from hrp.config import HRPConfig
+from hrp.config import Direction, HRPConfig, TrainFactors, Truncation
 from hrp.validation import check_integer, check_positive, check_type, has_type
 
 _PATHS = {"dataset_path", "dataset_name", "model_name_or_path", "spectrum", "chat_template_path"}
@@ -36,70 +39,50 @@ _LAUNCHER = {
 class HRPArguments:
     """Holds HRP's settings; see `hrp.HRPConfig`."""
 
-    preheat_rank: int = field(default=128, metadata={"help": "Rank R of the temporary LoRA."})
-    preheat_steps: str | None = field(
+    preheat_rank: int = HfArg(default=128, help="Rank R of the temporary LoRA.")
+    preheat_steps: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Steps K of preheating; a share of fine-tuning's steps, by default 0.2, or "
-            "0.05 for classifiers; or 'auto': until its directions settle."
-        },
+        help="Steps K of preheating; a share of fine-tuning's steps, by default 0.2, or 0.05 for "
+        "classifiers; or 'auto': until its directions settle.",
     )
-    preheat_learning_rate: float | None = field(
+    preheat_learning_rate: float | None = HfArg(
         default=None,
-        metadata={
-            "help": "Learning rate of preheating; if not given, --learning_rate times "
-            "sqrt(lora_r / preheat_rank)."
-        },
+        help="Learning rate of preheating; if not given, --learning_rate times "
+        "sqrt(lora_r / preheat_rank).",
     )
-    preheat_seed: int | None = field(
-        default=None, metadata={"help": "Seed of preheating; --seed if not given."}
-    )
-    preheat_warmup_share: float = field(
+    preheat_seed: int | None = HfArg(default=None, help="Seed of preheating; --seed if not given.")
+    preheat_warmup_share: float = HfArg(
         default=HRPConfig.warmup_share,
-        metadata={"help": "Share of preheating's steps over which its learning rate rises."},
+        help="Share of preheating's steps over which its learning rate rises.",
     )
-    direction: Literal["A", "B", "AB"] = field(
+    direction: Direction = HfArg(
         default=HRPConfig.direction,
-        metadata={"help": "Start lora_A (A), lora_B (B) or both (AB) from what preheating found."},
+        help="Start lora_A (A), lora_B (B) or both (AB) from what preheating found.",
     )
-    scale: float = field(default=1.0, metadata={"help": "Norm of each direction; 1 with AB."})
-    truncation: Literal["loss", "frobenius"] = field(
+    scale: float = HfArg(default=1.0, help="Norm of each direction; 1 with AB.")
+    truncation: Truncation = HfArg(
         default=HRPConfig.truncation,
-        metadata={
-            "help": "How the preheated update is cut to --lora_r: in the metric of the loss, or by "
-            "the plain SVD."
-        },
+        help="How the preheated update is cut to --lora_r: in the metric of the loss, or by SVD.",
     )
-    statistics_steps: int = field(
+    statistics_steps: int = HfArg(
         default=HRPConfig.statistics_steps,
-        metadata={"help": "Last steps of preheating over which that metric is observed."},
+        help="Last steps of preheating over which that metric is observed.",
     )
-    keep: bool = field(
+    keep: bool = HfArg(
         default=HRPConfig.keep,
-        metadata={
-            "help": "With AB: keep what preheating trained beside the factors (heads, DoRA "
-            "magnitudes, biases, token rows)."
-        },
+        help="With AB: keep what preheating trained beside the factors (heads, DoRA magnitudes, "
+        "biases, token rows).",
     )
-    train_factors: Literal["both", "A", "B"] = field(
-        default=HRPConfig.train_factors, metadata={"help": "Factors trained in preheating."}
+    train_factors: TrainFactors = HfArg(default="both", help="Factors trained in preheating.")
+    max_preheat_steps: int = HfArg(default=200, help="With 'auto': most steps of preheating.")
+    subspace_tolerance: float = HfArg(
+        default=0.05, help="With 'auto': settled means turning by less than this (0 to 1)."
     )
-    max_preheat_steps: int = field(
-        default=200, metadata={"help": "With 'auto': most steps of preheating."}
+    subspace_window: int = HfArg(
+        default=10, help="With 'auto': steps between two looks at the directions."
     )
-    subspace_tolerance: float = field(
-        default=0.05,
-        metadata={"help": "With 'auto': settled means turning by less than this (0 to 1)."},
-    )
-    subspace_window: int = field(
-        default=10, metadata={"help": "With 'auto': steps between two looks at the directions."}
-    )
-    preheat_save_steps: int = field(
-        default=10, metadata={"help": "Steps between two checkpoints of preheating."}
-    )
-    spectrum: str | None = field(
-        default=None, metadata={"help": "Folder from `hrp preheat`; skips preheating."}
-    )
+    preheat_save_steps: int = HfArg(default=10, help="Steps between two checkpoints of preheating.")
+    spectrum: str | None = HfArg(default=None, help="Folder from `hrp preheat`; skips preheating.")
 
     def hrp_config(self, seed: int) -> HRPConfig:
         """Return the settings as the core takes them; raise ``ValueError`` on one out of range."""
@@ -108,22 +91,14 @@ class HRPArguments:
             check_integer("preheat_seed", self.preheat_seed, minimum=0)
         if self.preheat_learning_rate is not None:
             check_positive("preheat_learning_rate", self.preheat_learning_rate)
-        return HRPConfig(
-            preheat_rank=self.preheat_rank,
-            preheat_steps=_steps(self.preheat_steps),
-            direction=self.direction,
-            scale=self.scale,
-            truncation=self.truncation,
-            statistics_steps=self.statistics_steps,
-            keep=self.keep,
-            warmup_share=self.preheat_warmup_share,
-            train_factors=self.train_factors,
-            learning_rate=self.preheat_learning_rate,
-            seed=seed if self.preheat_seed is None else self.preheat_seed,
-            max_preheat_steps=self.max_preheat_steps,
-            subspace_tolerance=self.subspace_tolerance,
-            subspace_window=self.subspace_window,
-        )
+        same = {field.name for field in fields(HRPConfig)} & vars(self).keys()
+        settings = {name: getattr(self, name) for name in same} | {
+            "preheat_steps": _steps(self.preheat_steps),
+            "warmup_share": self.preheat_warmup_share,
+            "learning_rate": self.preheat_learning_rate,
+            "seed": seed if self.preheat_seed is None else self.preheat_seed,
+        }
+        return HRPConfig(**settings)
 
 
 def _steps(value: str | float | None) -> Any:
@@ -138,18 +113,15 @@ def _steps(value: str | float | None) -> Any:
 class DataArguments:
     """Names local files, and files whose columns TRL does not know."""
 
-    dataset_path: str | None = field(
+    dataset_path: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Local JSON, JSONL, CSV or Parquet file, or folder, instead of --dataset_name."
-        },
+        help="Local JSON, JSONL, CSV or Parquet file, or folder, instead of --dataset_name.",
     )
-    prompt_template: str | None = field(
-        default=None,
-        metadata={"help": r"Makes the prompt from other columns: 'Question: {question}\nAnswer:'."},
+    prompt_template: str | None = HfArg(
+        default=None, help=r"Makes the prompt from other columns: 'Question: {question}\nAnswer:'."
     )
-    completion_template: str | None = field(
-        default=None, metadata={"help": "Makes the completion likewise: ' {answer}'."}
+    completion_template: str | None = HfArg(
+        default=None, help="Makes the completion likewise: ' {answer}'."
     )
 
 
@@ -157,21 +129,18 @@ class DataArguments:
 class OutputArguments:
     """Says what to do with an output folder that has something in it."""
 
-    overwrite: bool = field(
-        default=False, metadata={"help": "Throw away what an earlier run left in --output_dir."}
+    overwrite: bool = HfArg(
+        default=False, help="Throw away what an earlier run left in --output_dir."
     )
-    resume: bool = field(
-        default=False, metadata={"help": "Go on with the interrupted run in --output_dir."}
-    )
+    resume: bool = HfArg(default=False, help="Go on with the interrupted run in --output_dir.")
 
 
 @dataclass
 class LoraModelConfig(ModelConfig):
     """Holds TRL's flags of the base model and its LoRA, and one that TRL lacks."""
 
-    lora_exclude_modules: list[str] | None = field(
-        default=None,
-        metadata={"help": "Modules that get no LoRA, though --lora_target_modules covers them."},
+    lora_exclude_modules: list[str] | None = HfArg(
+        default=None, help="Modules that get no LoRA, though --lora_target_modules covers them."
     )
 
     def lora_config(self) -> Any:
@@ -190,10 +159,6 @@ class _Parser(TrlParser):
     def error(self, message: str) -> Any:
         """Raise what is wrong with the flags, for `hrp.cli.failures` to tell."""
         raise UsageError(message)
-
-    def print_help(self, file: Any = None) -> None:
-        """Print the help of one screen; ``--help-all`` prints the rest."""
-        print(short_help(self), file=file)
 
     def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
         """Parse, refuse unknown flags, and settle the precision where nobody asked for one."""
@@ -237,19 +202,12 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     return value
 
 
-class _HelpAll(argparse.Action):
-    """Prints every flag and stops."""
+class _ShortHelp(argparse.Action):
+    """Prints the flags that people use, and stops; ``--help-all`` prints every flag."""
 
     def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
-        print(parser.format_help())
+        print(short_help(parser), end="")
         parser.exit()
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults beside the flags, but for None, and the example as it was written."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def parse(
@@ -266,16 +224,18 @@ def parse(
         prog=f"hrp {command}",
         description=description,
         epilog=f"example:\n{example}",
-        formatter_class=_Help,
+        formatter_class=Help,
         usage=f"hrp {command} [--config FILE.yaml] [--flag value ...]",
+        add_help=False,
     )
-    parser.add_argument(
-        "--help-all", action=_HelpAll, nargs=0, dest=argparse.SUPPRESS, help="show every flag"
-    )
+    hidden = {"dest": argparse.SUPPRESS}
+    parser.add_argument("-h", "--help", action=_ShortHelp, nargs=0, help="show few flags", **hidden)
+    parser.add_argument("--help-all", action="help", help="show every flag", **hidden)
+    parser.add_argument("--config", help="YAML file of flags", **hidden)  # TRL reads it
     arguments = [part for text in argv for part in _split_config(text)]
     for flag, path in itertools.pairwise(arguments):
         if flag == "--config":
-            check_config(Path(path))
+            _check_config(Path(path))
     try:
         parsed = parser.parse_args_and_config(arguments)
     except UsageError:
@@ -293,18 +253,14 @@ def parse(
     return tuple(parsed)
 
 
-def check_config(path: Path) -> None:
-    """Raise ``UsageError`` on a file that is no YAML mapping, or too large; see `read_yaml`."""
+def _check_config(path: Path) -> None:
+    """Raise ``UsageError`` on a file that is no YAML mapping of flags, or too large."""
     try:
         content = read_yaml(path)
     except ValueError as error:
         raise UsageError(f"`--config`: {error}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"`--config` '{path}' must hold a mapping, got {type(content).__name__}")
-    if odd := [key for key in content if not isinstance(key, str)]:
-        raise UsageError(f"`--config` '{path}' must have names of flags as keys, got {odd[0]!r}")
-    if not isinstance(content.get("env", {}), dict):
-        raise UsageError(f"`--config` '{path}': `env` must be a mapping, got {content['env']!r}")
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UsageError(f"`--config` '{path}' must hold a mapping, its keys names of flags")
 
 
 def _split_config(text: str) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import datasets
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from trl import get_dataset
 
 from hrp.cli.arguments import DataArguments
 from hrp.cli.failures import UsageError
@@ -25,18 +26,11 @@ _ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
 def load_splits(script: Any, data: DataArguments, mixture: Any = None) -> Any:
     """Load the data that the flags name, as a mapping of split name to dataset.
 
-    Args:
-        script: TRL's ``ScriptArguments``.
-        data: our own flags.
-        mixture: TRL's ``DatasetMixtureConfig``, if the command takes one.
-
     Raises:
         UsageError: no data, or two; an unknown suffix, an empty file, a broken line.
         FileNotFoundError: the path, or the data set on the hub, is not there.
     """
     if mixture is not None and mixture.datasets:
-        from trl import get_dataset
-
         return get_dataset(mixture)
     if bool(data.dataset_path) == bool(script.dataset_name):
         given = "both" if data.dataset_path else "neither"
@@ -61,33 +55,34 @@ def _load_local(path: Path, streaming: bool) -> Any:
         raise FileNotFoundError(f"`--dataset_path` '{path}' does not exist")
     if path.is_dir():
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            try:
-                loaded = datasets.load_from_disk(str(path))
-            except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-                raise UsageError(
-                    f"`--dataset_path` '{path}' is no whole data set of `save_to_disk`, save it "
-                    f"again ({error!r})"
-                ) from error
-            splits = loaded if isinstance(loaded, dict) else {"train": loaded}
-            return {
-                name: split.to_iterable_dataset() if streaming else split
-                for name, split in splits.items()
-            }
+            return _load_saved(path, streaming)
         _check_literal(path)
         files = [file for file in path.rglob("*") if file.is_file()]
         return _checked_load(str(path), files, streaming=streaming)
     if not path.is_file():
         raise UsageError(f"`--dataset_path` '{path}' is neither a file nor a folder")
-    if path.suffix.lower() not in FORMATS:
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
         known = ", ".join(FORMATS)
         raise UsageError(f"`--dataset_path` must be a folder or end in {known}, got '{path}'")
     if path.stat().st_size == 0:
         raise UsageError(f"`--dataset_path` '{path}' is an empty file")
     _check_literal(path, _CHAINS)
     # `datasets` takes every path for a pattern.
-    literal = glob.escape(str(path))
-    kind = FORMATS[path.suffix.lower()]
-    return _checked_load(kind, [path], data_files=literal, streaming=streaming)
+    return _checked_load(kind, [path], data_files=glob.escape(str(path)), streaming=streaming)
+
+
+def _load_saved(path: Path, streaming: bool) -> Any:
+    """Load what `save_to_disk` of `datasets` wrote."""
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UsageError(
+            f"`--dataset_path` '{path}' is no whole data set of `save_to_disk`, save it again "
+            f"({error!r})"
+        ) from error
+    splits = loaded if isinstance(loaded, dict) else {"train": loaded}
+    return {n: split.to_iterable_dataset() if streaming else split for n, split in splits.items()}
 
 
 def _check_literal(path: Path, marks: tuple[str, ...] = (*_CHAINS, *"[*?")) -> None:
@@ -106,7 +101,8 @@ def _checked_load(builder: str, files: list[Path], **settings: Any) -> Any:
         return datasets.load_dataset(builder, **settings)
     except (DatasetGenerationError, ValueError) as error:
         for path in files:
-            _find_broken_line(path)
+            if path.suffix.lower() in (".json", ".jsonl"):
+                _find_broken_line(path)
         cause = error.__cause__ or error
         if "corresponds to no data" in str(cause):
             cause = UsageError("there must be at least one row, got none")
@@ -115,27 +111,20 @@ def _checked_load(builder: str, files: list[Path], **settings: Any) -> Any:
 
 
 def _find_broken_line(path: Path) -> None:
-    if path.suffix.lower() not in (".json", ".jsonl"):
-        return
+    """Raise ``UsageError`` that names the first line that is no JSON object."""
     with path.open(encoding="utf-8", errors="replace") as lines:
-        if path.suffix.lower() == ".json" and next(iter(lines), "").lstrip()[:1] == "[":
-            return  # one array over many lines
-        lines.seek(0)
         for number, line in enumerate(lines, start=1):
-            if line.strip():
-                _check_line(path, number, line)
-
-
-def _check_line(path: Path, number: int, line: str) -> None:
-    try:
-        row = json.loads(line.rstrip("\r\n"))
-    except json.JSONDecodeError as error:
-        fault = f"{error.msg} at column {error.colno}"
-        raise UsageError(f"'{path}', line {number} is not JSON ({fault}); mend it") from error
-    if not isinstance(row, dict):
-        raise UsageError(
-            f"'{path}', line {number} must be a JSON object, got {type(row).__name__}; mend it"
-        )
+            if number == 1 and path.suffix.lower() == ".json" and line.lstrip()[:1] == "[":
+                return  # one array over many lines
+            fault = ""
+            try:
+                row = json.loads(line.rstrip("\r\n")) if line.strip() else {}
+                if not isinstance(row, dict):
+                    fault = f"must be a JSON object, got {type(row).__name__}"
+            except json.JSONDecodeError as error:
+                fault = f"is not JSON ({error.msg} at column {error.colno})"
+            if fault:
+                raise UsageError(f"'{path}', line {number} {fault}; mend it")
 
 
 def split_of(splits: Any, name: str, flag: str) -> Any:
@@ -191,8 +180,8 @@ def with_templates(
     """Replace all columns but ``keep`` by those that ``templates`` (name -> template) make.
 
     ``{name}`` stands for a column's text, ``{name.part}`` for that of a part of an object, ``{{``
-    for a brace; ``\\n``, ``\\t`` and ``\\\\`` as a
-    shell passes them are a line end, a tab and a backslash.
+    for a brace; ``\\n``, ``\\t`` and ``\\\\`` as a shell passes them are a line end, a tab and a
+    backslash.
 
     Raises:
         UsageError: only some templates are given, or one names an unknown column.
@@ -207,11 +196,17 @@ def with_templates(
     features = dataset.features or {key: {} for key in columns}  # not known if streamed
     objects = [name for name in columns if isinstance(features[name], dict)]
     compiled = {name: _compile(name, text, columns, objects) for name, text in given.items()}
-    return dataset.map(
-        lambda row, number: {name: _fill(parts, row, number) for name, parts in compiled.items()},
-        with_indices=True,
-        remove_columns=[name for name in columns if name not in keep],
-    )
+
+    def fill(row: dict[str, Any], number: int) -> dict[str, str]:
+        return {
+            name: "".join(
+                text + ("" if field is None else _cell(row, field, number)) for text, field in parts
+            )
+            for name, parts in compiled.items()
+        }
+
+    others = [name for name in columns if name not in keep]
+    return dataset.map(fill, with_indices=True, remove_columns=others)
 
 
 def _compile(
@@ -232,12 +227,6 @@ def _compile(
                 f"`--{name}_template` has the field {field!r}, but the columns are {columns}"
             )
     return [(literal, field) for literal, field, _, _ in pieces]
-
-
-def _fill(parts: list[tuple[str, str | None]], row: dict[str, Any], number: int) -> str:
-    return "".join(
-        text + ("" if field is None else _cell(row, field, number)) for text, field in parts
-    )
 
 
 def _cell(row: dict[str, Any], field: str, number: int) -> str:

@@ -5,23 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import sys
 import textwrap
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hrp.cli.failures import reported
+from hrp.cli.help_page import Help
 from hrp.cli.locks import held, lock_beside
-from hrp.demo.settings import RECORD, DemoConfig, check_earlier
-from hrp.files import settle
+from hrp.demo.settings import ARMS, FILES, RECORD, DemoConfig, Run, check_earlier
+from hrp.files import digests, settle, write_folder
+from hrp.versions import installed_versions
 
 if TYPE_CHECKING:
-    from hrp.demo.runs import Finished
+    from hrp.demo.runs import Finished, Task
 
 _ANSWERS = ("before", "after", "reference")
 QUICK = {"steps": 60, "seeds": 1}
@@ -55,109 +55,118 @@ def main(argv: list[str]) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    config = _config(options)
-    _check_place(options.out, options.overwrite)
-    with held(lock_beside(options.out), "hrp demo", options.out):
-        _demo(config, options.out, options.overwrite)
-    return 0
+    from hrp.cli.outputs import check_place
 
-
-def _check_place(out: Path, overwrite: bool) -> None:
+    given = {"steps": options.steps, "seeds": options.seeds}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    config = replace(DemoConfig(seed=options.seed), **(QUICK if options.quick else {}) | chosen)
+    out = options.out
     settle(out, clear=True)
-    if out.exists() and not overwrite:
+    if out.exists() and not options.overwrite:
         raise FileExistsError(
             f"output folder '{out}' exists; name another with --out, or pass --overwrite"
         )
-    from hrp.cli.outputs import check_place
-
     check_place(out, "--out")
     check_earlier(out)
+    with held(lock_beside(out), "hrp demo", out):
+        run_demo(config, out, options.overwrite)
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    defaults = DemoConfig()
     parser = argparse.ArgumentParser(
         prog="hrp demo",
         description="Fine-tune a tiny embedded model from PEFT's start and from HRP's, offline.",
         epilog="example: hrp demo --steps 80 --seed 3 --out /tmp/hrp-demo",
+        formatter_class=Help,
     )
-    parser.add_argument(
-        "--steps",
-        type=int,
-        help=f"steps of each run, preheating included (default: {defaults.steps})",
-    )
-    parser.add_argument("--seeds", type=int, help=f"runs of each start (default: {defaults.seeds})")
-    parser.add_argument(
-        "--seed", type=int, default=defaults.seed, help="first seed (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="{steps} steps, {seeds} seed".format(**QUICK)
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("hrp-demo"), help="folder to write (default: %(default)s)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the demo that is there")
+    steps, seeds = (f"(default: {n})" for n in (DemoConfig.steps, DemoConfig.seeds))
+    add = parser.add_argument
+    add("--steps", type=int, help=f"steps of each run, preheating included {steps}")
+    add("--seeds", type=int, help=f"runs of each start {seeds}")
+    add("--seed", type=int, default=DemoConfig.seed, help="first seed")
+    add("--quick", action="store_true", help="{steps} steps, {seeds} seed".format(**QUICK))
+    add("--out", type=Path, default=Path("hrp-demo"), help="folder to write")
+    add("--overwrite", action="store_true", help="replace the demo that is there")
     return parser
 
 
-def _config(options: argparse.Namespace) -> DemoConfig:
-    given = {"steps": options.steps, "seeds": options.seeds}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    return replace(DemoConfig(seed=options.seed), **(QUICK if options.quick else {}) | chosen)
+def run_demo(config: DemoConfig, out: Path, overwrite: bool) -> list[Run]:
+    """Train every arm on every seed, and print what came out.
 
-
-def _demo(config: DemoConfig, out: Path, overwrite: bool) -> None:
-    """Run, then print what came out; torch and transformers load only here."""
-    from tqdm import tqdm
-
-    from hrp.demo.runs import run_demo
-    from hrp.demo.summary import reading, table
-
-    best: list[Finished] = []
-
-    def finish(folder: Path, finished: Finished) -> None:
-        best.append(finished)
-        _add_card_and_page(folder, finished, out)
+    ``out`` gets ``adapter``, the run of the lowest test loss of the best HRP arm, ``spectrum``,
+    what it started from, ``results.json`` with every run and a few answers, and the page, all of
+    it or nothing. `check_earlier` has told whether it may be written.
+    """
+    from hrp.demo.runs import make_task, train_all
+    from hrp.demo.summary import best_arm, reading, table
 
     print(INTRODUCTION.format(preheat_steps=config.preheat_steps, **vars(config)), flush=True)
     began = time.perf_counter()
-    # The bar, with the time left, is for people only: not drawn where stderr is no terminal.
-    with _quiet(), tqdm(total=config.total_steps, unit="step", disable=None, leave=False) as bar:
-        runs = run_demo(config, out, overwrite, say=_above(bar), tick=bar.update, finish=finish)
+    finished: list[Finished] = []
+    with _quiet():
+        task, total = make_task(config), config.seeds * len(ARMS)
+        for latest in train_all(config, task):
+            finished.append(latest)
+            done, run = len(finished), latest.run
+            left = (time.perf_counter() - began) * (total - done) / done
+            print(
+                f"[{done}/{total}] seed {run.seed}  {run.arm:<16}  test loss {run.test_loss:.4f}"
+                f"  ({run.seconds:.0f} s; about {left:.0f} s left)",
+                flush=True,
+            )
+        runs = [each.run for each in finished]
+        of_best_arm = [each for each in finished if each.run.arm == best_arm(runs)]
+        best = min(of_best_arm, key=lambda each: each.run.test_loss)
+        record = _record(config, runs, best, task)
+        write_folder(out, lambda folder: _write(folder, record, best, out), overwrite, FILES)
     print(f"\n{table(runs)}\n\n{reading(runs)}\n")
-    print(_written(out, time.perf_counter() - began))
+    print(_written(out, record, time.perf_counter() - began))
+    return runs
 
 
-def _above(bar: Any) -> Callable[[str], None]:
-    def say(line: str) -> None:
-        bar.write(line)
-        sys.stdout.flush()
+def _record(config: DemoConfig, runs: list[Run], best: Finished, task: Task) -> dict[str, Any]:
+    """Return what ``results.json`` holds, but for the digests of the other files."""
+    from hrp.demo.runs import answers
 
-    return say
+    answered = zip(task.shown, answers(task.base, task), answers(best.model, task), strict=True)
+    return {
+        "config": asdict(config),
+        "preheat_steps": config.preheat_steps,
+        "saved": {"arm": best.run.arm, "seed": best.run.seed},
+        "samples": [
+            {"question": row["question"], "before": was, "after": now, "reference": row["answer"]}
+            for row, was, now in answered
+        ],
+        "runs": [asdict(run) for run in runs],
+        "versions": installed_versions(),
+    }
 
 
-def _add_card_and_page(folder: Path, best: Finished, out: Path) -> None:
-    """Add our model card and, where matplotlib is there, the run's page to a demo's folder."""
-    from hrp.cli.modelcard import CardFacts, card
+def _write(folder: Path, record: dict[str, Any], best: Finished, out: Path) -> None:
+    """Fill the folder that will be ``out``: adapter and card, spectrum, record, page."""
+    from hrp.cli.modelcard import card
     from hrp.cli.report import write_own_page
-    from hrp.demo.base_model import BASE
 
-    facts = CardFacts(
+    best.model.save_pretrained(folder / "adapter")
+    best.spectrum.save(folder / "spectrum")
+    readme = card(
         command="demo",
-        base=str(BASE),
         adapter=str(out / "adapter"),
         lora_config=best.model.peft_config["default"].to_dict(),
         provenance=best.spectrum.provenance,
         start={"direction": best.arm.direction, "scale": 1.0},
         data="made arithmetic word problems",
     )
-    (folder / "adapter" / "README.md").write_text(card(facts), encoding="utf-8")
+    (folder / "adapter" / "README.md").write_text(readme, encoding="utf-8")
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     write_own_page(folder, str(out))
+    files = {name: [value] for name, value in digests(folder).items() if name != RECORD}
+    (folder / RECORD).write_text(json.dumps(record | {"files": files}, indent=2) + "\n")
 
 
-def _written(out: Path, seconds: float) -> str:
+def _written(out: Path, record: dict[str, Any], seconds: float) -> str:
     """Say what was saved, what the saved adapter answers, and what to do next."""
-    record = json.loads((out / RECORD).read_text(encoding="utf-8"))
     shown = "".join(
         f"\n{sample['question']}\n"
         + "".join(f"  {when + ':':<11}{_one_line(sample[when])}\n" for when in _ANSWERS)
@@ -175,15 +184,13 @@ def _one_line(answer: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep loading bars, and PEFT's use of names that transformers renamed, off the screen."""
+    """Keep loading bars off the screen."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
+        yield
     finally:
         if shown:
             logging.enable_progress_bar()

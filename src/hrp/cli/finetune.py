@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import transformers
@@ -11,10 +11,10 @@ from peft import get_peft_model
 from transformers import (
     AutoTokenizer,
     DataCollatorForSeq2Seq,
-    DataCollatorWithPadding,
     Seq2SeqTrainingArguments,
     set_seed,
 )
+from transformers.hf_argparser import HfArg
 from trl import ScriptArguments, get_quantization_config
 
 from hrp.cli.arguments import (
@@ -33,8 +33,9 @@ from hrp.cli.datasets import (
     with_templates,
 )
 from hrp.cli.failures import UsageError, reported
-from hrp.cli.sft import Request, carry_out, check_common, held_out
-from hrp.cli.trainers import HRPClassifierTrainer, HRPSeq2SeqTrainer, preheating
+from hrp.cli.running import Request, carry_out
+from hrp.cli.sft import check_common, held_out
+from hrp.cli.trainers import HRPClassifierTrainer, HRPSeq2SeqTrainer
 
 DESCRIPTION = """\
 Fine-tune an encoder-decoder (--task seq2seq: columns prompt, completion) or a classifier (--task
@@ -52,20 +53,13 @@ _TEXTS = ("text", "text_pair")
 class FinetuneArguments:
     """Adds what TRL's and HF's arguments lack for these tasks."""
 
-    task: Literal["seq2seq", "classification"] = field(
-        metadata={"help": "Kind of model; required."}
+    task: Literal["seq2seq", "classification"] = HfArg(help="Kind of model; required.")
+    label_column: str = HfArg(default="label", help="Column of the classes.")
+    max_length: int = HfArg(default=512, help="Most tokens of a text; the rest is cut.")
+    test_split_size: float | None = HfArg(
+        default=None, help="Share of the training rows to hold out as the test split."
     )
-    label_column: str = field(default="label", metadata={"help": "Column of the classes."})
-    max_length: int = field(
-        default=512, metadata={"help": "Most tokens of a text; the rest is cut."}
-    )
-    test_split_size: float | None = field(
-        default=None,
-        metadata={"help": "Share of the training rows to hold out as the test split."},
-    )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run code that comes with the model."}
-    )
+    trust_remote_code: bool = HfArg(default=False, help="Run code that comes with the model.")
 
 
 @dataclass
@@ -88,18 +82,7 @@ def _run(argv: list[str]) -> int:
     check_common(request.training, request.model)
     classifies = request.finetune.task == "classification"
     request.model.lora_task_type = "SEQ_CLS" if classifies else "SEQ_2_SEQ_LM"
-    return carry_out("finetune", request, _classifier if classifies else _seq2seq, preheating)
-
-
-def _splits(request: FinetuneRequest) -> tuple[Any, Any]:
-    """Return training data and, where evaluation is asked for, test data (else None)."""
-    script = request.script
-    share, seed = request.finetune.test_split_size, request.training.seed
-    splits = held_out(load_splits(script, request.data), script, share, seed)
-    train = split_of(splits, script.dataset_train_split, "dataset_train_split")
-    if request.training.eval_strategy == "no":
-        return train, None
-    return train, split_of(splits, script.dataset_test_split, "dataset_test_split")
+    return carry_out("finetune", request, _classifier if classifies else _seq2seq)
 
 
 def _seq2seq(request: FinetuneRequest) -> Any:
@@ -121,34 +104,31 @@ def _seq2seq(request: FinetuneRequest) -> Any:
 
     train, test = (split and prepared(split) for split in _splits(request))
     model = _lora_model(request, "AutoModelForSeq2SeqLM", tokenizer)
-    return HRPSeq2SeqTrainer(
-        model=model,
-        args=request.training,
-        train_dataset=train,
-        eval_dataset=test,
-        processing_class=tokenizer,
-        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
-    )
+    collator = DataCollatorForSeq2Seq(tokenizer, model=model)
+    return HRPSeq2SeqTrainer(model, request.training, collator, train, test, tokenizer)
 
 
 def _classifier(request: FinetuneRequest) -> Any:
-    flags = request.finetune
+    flags, template = request.finetune, request.data.prompt_template
     if request.data.completion_template is not None:
         raise UsageError("`--completion_template` goes with `--task seq2seq`")
     splits = _splits(request)
-    labels = Labels.of(splits[0], flags.label_column)
+    labels = _labels(splits[0], flags.label_column)
     tokenizer = _tokenizer(request)
 
     def encode(rows: dict[str, list[Any]]) -> Any:
         texts = [rows[name] for name in _TEXTS if name in rows]
         encoded = tokenizer(*texts, truncation=True, max_length=flags.max_length)
-        encoded["labels"] = [labels.index(value) for value in rows[flags.label_column]]
+        given = rows[flags.label_column]
+        if unknown := [value for value in given if value not in labels]:
+            names = list(labels.values())
+            raise UsageError(f"label {unknown[0]!r} is none of the training data's {names}")
+        encoded["labels"] = [list(labels).index(value) for value in given]
         return encoded
 
     def prepared(split: Any) -> Any:
-        template = {"prompt": request.data.prompt_template}
-        rows = with_templates(split, template, keep=(flags.label_column,))
-        if request.data.prompt_template is not None:
+        rows = with_templates(split, {"prompt": template}, keep=(flags.label_column,))
+        if template is not None:
             rows = rows.rename_column("prompt", "text")
         check_columns(rows, [{"text", flags.label_column}], "for others, pass --prompt_template")
         check_texts(rows, _TEXTS)
@@ -159,51 +139,44 @@ def _classifier(request: FinetuneRequest) -> Any:
         request,
         "AutoModelForSequenceClassification",
         tokenizer,
-        id2label=dict(enumerate(labels.names)),
+        id2label=dict(enumerate(labels.values())),
         ignore_mismatched_sizes=True,  # a base's head for other classes gives way to a fresh one
-        label2id={name: number for number, name in enumerate(labels.names)},
+        label2id={name: number for number, name in enumerate(labels.values())},
     )
-    return HRPClassifierTrainer(
-        model=model,
-        args=request.training,
-        train_dataset=train,
-        eval_dataset=test,
-        processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=_accuracy,
+    return HRPClassifierTrainer(  # which pads, as it is given a tokenizer
+        model, request.training, None, train, test, tokenizer, compute_metrics=_accuracy
     )
 
 
-@dataclass(frozen=True)
-class Labels:
-    """Holds a label column's values, in the order of the classifier's outputs, and their names."""
+def _splits(request: FinetuneRequest) -> tuple[Any, Any]:
+    """Return training data and, where evaluation is asked for, test data (else None)."""
+    script = request.script
+    share, seed = request.finetune.test_split_size, request.training.seed
+    splits = held_out(load_splits(script, request.data), script, share, seed)
+    train = split_of(splits, script.dataset_train_split, "dataset_train_split")
+    if request.training.eval_strategy == "no":
+        return train, None
+    return train, split_of(splits, script.dataset_test_split, "dataset_test_split")
 
-    values: tuple[Any, ...]
-    names: tuple[str, ...]
 
-    @classmethod
-    def of(cls, dataset: Any, column: str) -> Labels:
-        """Read them from the training data; raises ``UsageError`` where they are no classes."""
-        columns = column_names(dataset)
-        if column not in columns:
-            raise UsageError(f"`--label_column` must be one of {columns}, got {column!r}")
-        names = getattr(dataset.features[column], "names", None)
-        if names is not None:
-            return cls(tuple(range(len(names))), tuple(names))
-        values = set(dataset.unique(column))
-        if not all(isinstance(value, int | str) for value in values) or len(values) < 2:
-            raise UsageError(
-                f"column {column!r} must hold two or more classes, numbers or words, got "
-                f"{sorted(map(str, values))[:5]}"
-            )
-        ordered = tuple(sorted(values, key=lambda value: (str(type(value)), value)))
-        return cls(ordered, tuple(map(str, ordered)))
+def _labels(dataset: Any, column: str) -> dict[Any, str]:
+    """Return the names of the classes by their value, in the order of the classifier's outputs.
 
-    def index(self, value: Any) -> int:
-        """Return the place of a value; raises ``UsageError`` if training data do not have it."""
-        if value not in self.values:
-            raise UsageError(f"label {value!r} is none of the training data's {list(self.names)}")
-        return self.values.index(value)
+    Raises ``UsageError`` where the training data's column holds no classes.
+    """
+    columns = column_names(dataset)
+    if column not in columns:
+        raise UsageError(f"`--label_column` must be one of {columns}, got {column!r}")
+    names = getattr(dataset.features[column], "names", None)
+    if names is not None:
+        return dict(enumerate(names))
+    values = set(dataset.unique(column))
+    if not all(isinstance(value, int | str) for value in values) or len(values) < 2:
+        raise UsageError(
+            f"column {column!r} must hold two or more classes, numbers or words, got "
+            f"{sorted(map(str, values))[:5]}"
+        )
+    return {value: str(value) for value in sorted(values, key=lambda v: (str(type(v)), v))}
 
 
 def _tokenizer(request: FinetuneRequest) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from functools import partial
 
 # Group -> flag -> what it says; a command shows those that it has.
 GROUPS: dict[str, dict[str, str]] = {
@@ -31,7 +31,6 @@ GROUPS: dict[str, dict[str, str]] = {
         "learning_rate": "preheating's follows from it; sweep it",
         "num_train_epochs": "passes over the data",
         "per_device_train_batch_size": "rows a step on each device",
-        "bf16": "train in bfloat16",
     },
     "output, and more": {
         "output_dir": "adapter folder to write",
@@ -41,41 +40,34 @@ GROUPS: dict[str, dict[str, str]] = {
         "help-all": "every flag, TRL's and HF's included",
     },
 }
-_METAVARS = {"config": "FILE", "dataset_path": "PATH", "spectrum": "DIR", "output_dir": "DIR"}
-_WITHOUT = ("config", "help-all", "resume", "overwrite")  # whose defaults tell nothing
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults beside the flags, but for None, and the example as it was written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def short_help(parser: argparse.ArgumentParser) -> str:
-    """Return the description, the usage, the flags of `GROUPS` that ``parser`` has, the example."""
-    actions = {option: a for a in parser._actions for option in a.option_strings}
-    parts = [str(parser.description).strip(), f"usage: {parser.usage}"]
+    """Return the help of ``parser`` with only those of its flags that are in `GROUPS`."""
+    short = argparse.ArgumentParser(
+        usage=parser.usage,
+        description=parser.description,
+        epilog=parser.epilog,
+        formatter_class=partial(Help, max_help_position=36, width=100),
+        add_help=False,
+    )
+    actions = {option: action for action in parser._actions for option in action.option_strings}
     for title, flags in GROUPS.items():
-        rows = [_row(name, text, actions.get(f"--{name}")) for name, text in flags.items()]
-        shown = [row for row in rows if row]
-        parts += ["", f"{title}:", *shown] if shown else []
-    return "\n".join([*parts, "", str(parser.epilog).rstrip()])
-
-
-def _row(name: str, text: str, action: argparse.Action | None) -> str:
-    if action is None and name != "config":
-        return ""
-    flag = f"--{name} {_METAVARS.get(name, '')}"
-    return f"  {flag:<32}{' '.join(_told(name, text, action))}"
-
-
-def _told(name: str, text: str, action: argparse.Action | None) -> Iterator[str]:
-    """Give what a flag does, its choices where they are few, and its true default."""
-    yield text
-    if action is None or name in _WITHOUT or "default:" in text:
-        return
-    if name == "bf16" and action.default is None:  # TRL's way to say so
-        yield "(default: True; False on a CPU that lacks it)"
-        return
-    choices = list(map(str, action.choices or ()))
-    few = f"{', '.join(choices)}; " if choices else ""
-    if action.default not in (None, argparse.SUPPRESS):
-        default = getattr(action.default, "value", action.default)
-        shown = ", ".join(map(str, default)) if isinstance(default, list) else str(default)
-        yield f"({few}default: {shown})"
-    elif few:
-        yield f"({few.removesuffix('; ')})"
+        group = short.add_argument_group(title)
+        for name, text in flags.items():
+            if action := actions.get(f"--{name}"):
+                group.add_argument(
+                    f"--{name}",
+                    metavar=None if action.choices else "",
+                    choices=action.choices,
+                    default=action.default,
+                    help=text,
+                )
+    return short.format_help()

@@ -5,127 +5,99 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
 
 from hrp.report.table import markdown_text
 from hrp.versions import installed_versions
 
-LOADING = """\
-```python
-base = AutoModel{kind}.from_pretrained({base!r})
-model = PeftModel.from_pretrained(base, {adapter!r})
-```
-"""
-LOADING_CLASSIFIER = """\
-```python
-config = AutoConfig.from_pretrained({adapter!r})  # with the number and names of the classes
-base = AutoModelForSequenceClassification.from_pretrained(
-    {base!r}, config=config, ignore_mismatched_sizes=True
-)
-model = PeftModel.from_pretrained(base, {adapter!r})
-```
-"""
-KINDS = {"CAUSAL_LM": "ForCausalLM", "SEQ_2_SEQ_LM": "ForSeq2SeqLM"}
+AUTO_CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+}
 
 
-@dataclass(frozen=True)
-class CardFacts:
-    """Holds what a card says.
+def card(
+    command: str,
+    adapter: str,
+    lora_config: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    start: Mapping[str, Any],
+    data: str | None = None,
+) -> str:
+    """Write the card as Markdown with the metadata that the hub reads.
 
     Args:
         command: that wrote the adapter, without ``hrp``.
-        base: id or path of the base model.
-        adapter: id or path of the adapter, for the loading example.
+        adapter: its id or path, for the loading example.
         lora_config: PEFT's config of the adapter, as a dict.
         provenance: of the spectrum.
-        start: direction and scale of the start.
+        start: the flags of the start to show, such as its direction.
         data: what was trained on.
     """
-
-    command: str
-    base: str
-    adapter: str
-    lora_config: Mapping[str, Any]
-    provenance: Mapping[str, Any]
-    start: Mapping[str, Any]
-    data: str | None = None
-
-
-def card(facts: CardFacts) -> str:
-    """Write the card as Markdown with the metadata that the hub reads."""
-    trained = facts.command != "init"
-    task = str(facts.lora_config.get("task_type"))
-    parts = [
-        _metadata(facts),
-        f"# LoRA adapter of {_code(_public(facts.base))}\n",
-        f"{'Trained' if trained else 'Made'} with `hrp {facts.command}`"
-        + (f" on {_code(_public(facts.data))}" if facts.data else "")
-        + ": its LoRA starts from the leading directions of a high-rank preheating (HRP, "
-        "[arXiv 2502.07739](https://arxiv.org/abs/2502.07739)). It is a plain PEFT adapter"
-        + (".\n" if trained else ", not yet fine-tuned: pass `is_trainable=True` to go on.\n"),
-        (LOADING_CLASSIFIER if task == "SEQ_CLS" else LOADING).format(
-            kind=KINDS.get(task, ""), base=_public(facts.base), adapter=_public(facts.adapter)
-        ),
-        _table("Settings", _settings(facts)),
-        _table("Preheating cost", _cost(facts.provenance)),
-        _table("Versions", installed_versions()),
-    ]
-    return "\n".join(parts)
+    base = str(lora_config.get("base_model_name_or_path"))
+    on_hub = not (Path(base).is_absolute() or Path(base).exists())  # which refuses a path here
+    settings = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # noqa: S701  # of HTML; `code` and `plain` quote for Markdown
+        trim_blocks=True,
+    )
+    settings.filters |= {"code": _code, "plain": _plain, "repr": repr, "shown": _shown}
+    return settings.get_template("card.md").render(
+        command=command,
+        base=_public(base),
+        hub_base=json.dumps(base) if on_hub else None,
+        adapter=_public(adapter),
+        auto_class=AUTO_CLASSES.get(str(lora_config.get("task_type")), "AutoModel"),
+        data=data and _public(data),
+        tables={
+            "Settings": _lora(lora_config) | dict(start) | _preheating(provenance),
+            "Preheating cost": _cost(provenance),
+            "Versions": installed_versions(),
+        },
+    )
 
 
-def _metadata(facts: CardFacts) -> str:
-    lines = ["---", "library_name: peft", "tags: [lora, hrp]"]
-    base = Path(facts.base)
-    if not (base.is_absolute() or base.exists()):  # the hub refuses a path here
-        lines.append(f"base_model: {json.dumps(facts.base)}")
-    return "\n".join([*lines, "---", ""])
-
-
-def _settings(facts: CardFacts) -> dict[str, Any]:
-    config = facts.lora_config
+def _lora(config: Mapping[str, Any]) -> dict[str, Any]:
     shown = ("r", "lora_alpha", "use_rslora", "use_dora", "lora_dropout", "target_modules")
     settings = {name: config.get(name) for name in shown}
     if config.get("rank_pattern"):
         ranks = config["rank_pattern"].values()
         settings["rank_pattern"] = f"{len(ranks)} modules of {min(ranks)} to {max(ranks)}"
-    hrp = dict(facts.provenance.get("config") or {})
+    return settings
+
+
+def _preheating(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    config = provenance.get("config") or {}
     names = ["preheat_rank", "preheat_steps", "train_factors"]
-    if hrp.get("preheat_steps") == "auto":
+    if config.get("preheat_steps") == "auto":
         names += ["max_preheat_steps", "subspace_tolerance", "subspace_window"]
-    preheating = {name: hrp.get(name) for name in names}
-    rate = facts.provenance.get("learning_rate") or hrp.get("learning_rate")  # older spectra
-    is_number = isinstance(rate, int | float)
-    preheating["preheat_learning_rate"] = float(f"{rate:.3g}") if is_number else rate
-    preheating["preheat_seed"] = hrp.get("seed")
-    return settings | dict(facts.start) | preheating
+    rate = provenance.get("learning_rate") or config.get("learning_rate")  # older spectra
+    return {name: config.get(name) for name in names} | {
+        "preheat_learning_rate": rate and float(f"{rate:.3g}"),
+        "preheat_seed": config.get("seed"),
+    }
 
 
 def _cost(provenance: Mapping[str, Any]) -> dict[str, Any]:
     cost = {"optimizer steps": provenance.get("steps")} | dict(provenance.get("cost") or {})
-    losses = provenance.get("losses") or []
-    if losses:
+    if losses := provenance.get("losses"):
         cost["loss, first and last step"] = f"{losses[0]:.4f}, {losses[-1]:.4f}"
     if stopping := provenance.get("stopping"):
         cost["subspaces settled"] = stopping.get("settled")
     return cost
 
 
-def _table(title: str, rows: Mapping[str, Any]) -> str:
-    lines = [f"## {title}\n", "| | |", "| --- | --- |"]
-    return "\n".join(
-        [
-            *lines,
-            *(f"| {_plain(name)} | {_code(_text(v))} |" for name, v in rows.items()),
-            "",
-        ]
-    )
-
-
 def _plain(name: str) -> str:
-    """Return a key as it is where it is a plain word, and as dead text elsewhere."""
+    """Return a name as it is where it is plain words, and as dead text elsewhere."""
     return name if re.fullmatch(r"[\w ,-]+", name) else markdown_text(name)
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(sorted(map(str, value))) if isinstance(value, list | set) else str(value)
 
 
 def _public(name: str) -> str:
@@ -134,10 +106,6 @@ def _public(name: str) -> str:
     A card is published, and where things lie on the user's machine is nobody's business.
     """
     return Path(name).name if Path(name).is_absolute() else name
-
-
-def _text(value: Any) -> str:
-    return ", ".join(sorted(map(str, value))) if isinstance(value, list | set) else str(value)
 
 
 def _code(text: str) -> str:

@@ -136,32 +136,19 @@ class Output:
         return True
 
     def begin(self, overwrite: bool) -> None:
-        """Make the folder ready, after `check`; raises ``UsageError`` where it is not writable."""
-        try:
-            self._clear_dead_staging()
-            if overwrite or self.state() == "absent":
-                self._clear()
-            earlier = self.read_record() or {"run": uuid4().hex, "files": {}}
-            self._write_record(
-                {
-                    "command": self.command,
-                    "finished": False,
-                    "settings": self.settings,
-                    "length": self.length,
-                    "versions": installed_versions(),
-                    "run": earlier.get("run"),
-                    "files": earlier.get("files", {}),
-                }
-            )
-        except OSError as error:
-            raise UsageError(
-                f"`--output_dir` '{self.folder}' cannot be written ({error.strerror}); choose "
-                "another"
-            ) from error
-
-    def run(self) -> str | None:
-        """Return the name of the run that is recorded, by which its spectrum is known."""
-        return (self.read_record() or {}).get("run")
+        """Make the folder ready, after `check`."""
+        self._clear_dead_staging()
+        if overwrite or self.state() == "absent":
+            self._clear()
+        begun = {} if self.read_record() else {"run": uuid4().hex, "files": {}}
+        self.update(
+            command=self.command,
+            finished=False,
+            settings=self.settings,
+            length=self.length,
+            versions=installed_versions(),
+            **begun,
+        )
 
     def publish(self, write: Callable[[Path], None]) -> None:
         """Let ``write`` fill a staging folder, then move its files here, what makes it load last.
@@ -200,14 +187,12 @@ class Output:
 
     def update(self, **changes: Any) -> None:
         """Change fields of the record."""
-        self._write_record((self.read_record() or {}) | changes)
+        content = (self.read_record() or {}) | changes
+        write_text(self.folder / RECORD, json.dumps(content, indent=2) + "\n")
 
     def _clear_dead_staging(self) -> None:
         staged = (RECORD, _CLEARED, _PUBLISHED, SPECTRUM, PAGE)
         clear_dead_staging(*(self.folder / name for name in staged))
-
-    def _write_record(self, content: dict[str, Any]) -> None:
-        write_text(self.folder / RECORD, json.dumps(content, indent=2) + "\n")
 
     def _check_same(self, record: Any, state: str, more: dict[str, Any]) -> None:
         before = {"command": record["command"]} | record["settings"] | record.get("length", {})
@@ -292,28 +277,24 @@ class Output:
         path = self.folder / RECORD
         if not os.path.lexists(path):
             return None
-        if not path.is_file():
-            raise _broken(path, "is no file")
+        fault = "is not the record of a run of hrp"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         except (ValueError, RecursionError) as error:
-            raise _broken(path, f"is not JSON ({error})") from error
-        kinds = {"command": str, "finished": bool, "settings": dict}
-        optional = {"files": dict, "length": dict}
-        if (
-            not isinstance(content, dict)
-            or any(not isinstance(content.get(name), kind) for name, kind in kinds.items())
-            or any(not isinstance(content.get(name, {}), kind) for name, kind in optional.items())
-        ):
-            raise _broken(path, "is not the record of a run of hrp")
-        return content
-
-
-def _broken(path: Path, fault: str) -> UsageError:
-    return UsageError(
-        f"'{path}' {fault}, so what is in its folder cannot be told; choose another --output_dir, "
-        "or remove the file, after which its folder counts as another program's"
-    )
+            content, fault = None, f"is not JSON ({error})"
+        if isinstance(content, dict):
+            whole: dict[str, Any] = {"files": {}, "length": {}} | content
+            mappings = [whole.get(name) for name in ("settings", "files", "length")]
+            if (
+                isinstance(whole.get("command"), str)
+                and isinstance(whole.get("finished"), bool)
+                and all(isinstance(mapping, dict) for mapping in mappings)
+            ):
+                return content
+        raise UsageError(
+            f"'{path}' {fault}, so what is in its folder cannot be told; choose another "
+            "--output_dir, or remove the file, after which its folder counts as another program's"
+        )
 
 
 def spectrum_provenance(folder: Path) -> dict[str, Any]:

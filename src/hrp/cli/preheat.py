@@ -8,9 +8,9 @@ from pathlib import Path
 from hrp.cli.failures import UsageError, reported
 from hrp.cli.locks import lock_beside
 from hrp.cli.outputs import Output, locked, say, spectrum_provenance
-from hrp.cli.running import Job, preheat_into, with_steps
-from hrp.cli.sft import build_trainer, built, parse_sft
-from hrp.cli.trainers import sft_preheating
+from hrp.cli.running import preheat_into, with_steps
+from hrp.cli.sft import build_trainer, parse_sft
+from hrp.cli.trainers import built
 from hrp.files import check_replaceable, settle
 from hrp.preheating.binding import changed
 from hrp.preheating.checkpoints import Checkpoints
@@ -45,14 +45,13 @@ def _run(argv: list[str]) -> int:
         work.check(request.output.overwrite, request.output.resume)
         request.training.output_dir = str(work.folder)
         trainer = built(request, build_trainer)
-        job = Job(trainer, sft_preheating(trainer), config, request.hrp.preheat_save_steps)
-        job = with_steps(job, work.preheating if request.output.resume else None)
+        config = with_steps(trainer, config, work.preheating if request.output.resume else None)
         if trainer.is_world_process_zero():
             work.begin(request.output.overwrite)
         trainer.accelerator.wait_for_everyone()
-        checkpoints = Checkpoints(work.folder, job.save_steps)
+        checkpoints = Checkpoints(work.folder, request.hrp.preheat_save_steps)
         facts = {"settings": work.settings | work.length}
-        preheat_into(job, folder, checkpoints, facts, request.output.overwrite)
+        preheat_into(trainer, config, folder, checkpoints, facts, request.output.overwrite)
         if trainer.is_world_process_zero():
             work.discard()
         trainer.accelerator.print(f"Spectrum saved to {folder}; `hrp inspect {folder}` shows it")

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from huggingface_hub import HfApi
 from transformers import TrainerState
+from trl import ScriptArguments
 
 from hrp.adapters.checks import check_preheatable
 from hrp.adapters.layers import lora_modules
-from hrp.cli.modelcard import CardFacts, card
-from hrp.cli.outputs import Output
-from hrp.cli.report import write_own_page
-from hrp.cli.trainers import warn_of_repeats
+from hrp.cli.arguments import DataArguments, HRPArguments, LoraModelConfig, OutputArguments
+from hrp.cli.failures import UsageError
+from hrp.cli.modelcard import card
+from hrp.cli.outputs import Output, locked
+from hrp.cli.report import PAGE, write_own_page
+from hrp.cli.trainers import built, preheating, reporting, warn_of_repeats
 from hrp.config import HRPConfig
 from hrp.initialization import initialize_lora_hrp_weights
+from hrp.preheating.binding import BASE, DATA, files_digest, settings_of
 from hrp.preheating.checkpoints import (
     Checkpoints,
     CompletionMarker,
@@ -32,62 +38,112 @@ from hrp.preheating.rates import rates_of
 from hrp.spectra.allocation import parameter_count
 from hrp.spectra.spectrum import Spectrum
 
-LOSS_NAME = "preheat/loss"
-_REPORTERS = "transformers.integrations"
+# Checkpoints, locks and work in progress stay at home, as with HF Trainer.
+_NOT_PUSHED = ["_*", "checkpoint-*/**", ".hrp-*/**"]
 STATE = "trainer_state.json"
 
 
-@dataclass(frozen=True)
-class Job:
-    """Describes what to train.
+@dataclass
+class Request:
+    """Holds all that a command was given, by the class that TRL, HF or we define for it."""
 
-    Args:
-        trainer: of the real run, its model a ``PeftModel``.
-        preheating: ``trainer_cls`` and the other keyword arguments that `hrp.preheat` takes.
-        config: of HRP.
-        save_steps: steps between two checkpoints of preheating.
-    """
+    hrp: HRPArguments
+    data: DataArguments
+    output: OutputArguments
+    script: ScriptArguments
+    training: Any
+    model: LoraModelConfig
 
-    trainer: Any
-    preheating: dict[str, Any]
-    config: HRPConfig
-    save_steps: int
+    @property
+    def data_name(self) -> str | None:
+        """Return the path, or the name on the hub, of the data; None for a mixture."""
+        return self.data.dataset_path or self.script.dataset_name
+
+    def settings(self) -> dict[str, Any]:
+        """Return what a resumed run must have in common, the content of local files included.
+
+        Raises ``UsageError`` where the run would write into what it reads.
+        """
+        groups = [getattr(self, field.name) for field in fields(self)]
+        settings = settings_of(*groups)
+        output = Path(self.training.output_dir)
+        for key, name in ((DATA, self.data_name), (BASE, self.model.model_name_or_path)):
+            given = Path(name or "")
+            if not name or not given.exists():
+                continue
+            if given.is_dir() and output.resolve().is_relative_to(given.resolve()):
+                raise UsageError(
+                    f"`--output_dir` must be outside '{given}', whose files a resumed run "
+                    f"compares, got '{output}'; choose another"
+                )
+            settings[key] = files_digest(given, whole=key == DATA)
+        return settings
+
+    def output_for(self, command: str, folder: Path) -> Output:
+        """Describe the run's output ``folder``."""
+        given = Path(self.hrp.spectrum) if self.hrp.spectrum else None
+        training = self.training
+        length = {"max_steps": training.max_steps, "num_train_epochs": training.num_train_epochs}
+        pushes = bool(training.push_to_hub)
+        return Output(folder, command, self.settings(), given, length, pushes)
 
 
-def run(job: Job, output: Output, given: Spectrum | None, data: str) -> None:
-    """Carry out ``job`` into ``output``, going on with what an interrupted run left there.
+def carry_out(command: str, request: Request, build: Callable[[Any], Any]) -> int:
+    """Do what ``request`` asks for, with the trainer that ``build`` makes; returns 0.
 
-    With a spectrum ``given``, the adapter starts from it already (`start`).
+    What an interrupted run left in the output is gone on with.
 
     Raises:
         ValueError: what `hrp.preheat` and `hrp.initialize_lora_hrp_weights` refuse.
         PreheatingError: preheating failed.
         OSError: the output cannot be written; what is there is not half a result.
     """
-    trainer = job.trainer
-    spectrum = _own_spectrum(job, output) if given is None else given
-    finetune(trainer, output.folder)
-    _publish(job, output, spectrum, data)
-    trainer.accelerator.print(f"Adapter saved to {output.folder}")
-    if trainer.is_world_process_zero() and (page := write_own_page(output.folder)):
-        print(f"What the run did: {page}")
+    config = request.hrp.hrp_config(request.training.seed)
+    training, flags = request.training, request.output
+    output = request.output_for(command, Path(training.output_dir))
+    with locked(output.lock, command, output.folder):
+        if not output.check(flags.overwrite, flags.resume):
+            if not (output.folder / PAGE).exists() and PartialState().is_main_process:
+                write_own_page(output.folder)  # it was killed right before
+            if training.push_to_hub and not (output.read_record() or {}).get("pushed"):
+                push(output, training)
+            return 0
+        spectrum = None if output.given is None else Spectrum.load(output.given)
+        trainer = built(request, build)
+        # What can be refused is refused before `begin` removes what an earlier run has left.
+        if spectrum is None:
+            config = with_steps(trainer, config, output.preheating if flags.resume else None)
+            modules = lora_modules(trainer.model, "default")
+            check_preheatable(trainer.model, "default", modules, config)
+        else:
+            start(trainer, config, spectrum, output.given)
+        if trainer.is_world_process_zero():
+            output.begin(flags.overwrite)
+        trainer.accelerator.wait_for_everyone()
+        if spectrum is None:
+            checkpoints = Checkpoints(output.folder, request.hrp.preheat_save_steps)
+            if not output.spectrum.exists():
+                facts = {"run": (output.read_record() or {}).get("run")}  # whose spectrum it is
+                preheat_into(trainer, config, output.spectrum, checkpoints, facts)
+            elif trainer.is_world_process_zero():
+                checkpoints.remove()  # left by a run that was killed right after saving
+            spectrum = Spectrum.load(output.spectrum)
+            start(trainer, config, spectrum, output.spectrum)
+        finetune(trainer, output.folder)
+        data = request.data_name or "a mixture of data sets"
+        publish(trainer, config, output, spectrum, data)
+        trainer.accelerator.print(f"Adapter saved to {output.folder}")
+        if trainer.is_world_process_zero() and (page := write_own_page(output.folder)):
+            print(f"What the run did: {page}")
+        if training.push_to_hub:
+            push(output, training)
+        if hasattr(trainer, "end"):  # since transformers 5.18: closes the reporters
+            trainer.end()
+    return 0
 
 
-def _own_spectrum(job: Job, output: Output) -> Spectrum:
-    """Preheat, unless an interrupted run has done so, and start the adapter from what was found."""
-    checkpoints = Checkpoints(output.folder, job.save_steps)
-    if not output.spectrum.exists():
-        preheat_into(job, output.spectrum, checkpoints, {"run": output.run()})
-    elif job.trainer.is_world_process_zero():
-        checkpoints.remove()  # left by a run that was killed right after saving
-    spectrum = Spectrum.load(output.spectrum)
-    start(job, spectrum, output.spectrum)
-    return spectrum
-
-
-def start(job: Job, spectrum: Spectrum, folder: Path) -> None:
+def start(trainer: Any, config: HRPConfig, spectrum: Spectrum, folder: Path | None) -> None:
     """Start the adapter from ``spectrum``, read in ``folder``; ``ValueError`` if they don't fit."""
-    trainer, config = job.trainer, job.config
     initialize_lora_hrp_weights(
         trainer.model,
         spectrum,
@@ -99,40 +155,38 @@ def start(job: Job, spectrum: Spectrum, folder: Path) -> None:
     trainer.accelerator.print(f"LoRA starts from {folder}, direction {config.direction}")
 
 
-def with_steps(job: Job, interrupted: Path | None) -> Job:
+def with_steps(trainer: Any, config: HRPConfig, interrupted: Path | None) -> HRPConfig:
     """Make preheating's share of the run a number of steps, as it was where it was interrupted.
 
     Args:
-        job: what to train; its config may have a share.
+        trainer: of the real run, its model a ``PeftModel``.
+        config: it may have a share.
         interrupted: folder of the checkpoints of the preheating to go on with, if any: its length
             stays, though fine-tuning may be longer now.
 
     Raises:
         ValueError: the run's length is not known beforehand.
     """
-    warn_of_repeats(job.trainer, job.config)
+    warn_of_repeats(trainer, config)
     begun = None if interrupted is None else last_complete(interrupted)
-    if job.config.is_share and begun is not None:
-        steps = made_by(begun).get("preheat_steps")
-        return replace(job, config=replace(job.config, preheat_steps=steps))
-    given, lora = job.preheating, job.trainer.model.peft_config["default"]
-    return replace(job, config=of_trainer(job.config, given["args"], given["train_dataset"], lora))
-
-
-def check_preheating(job: Job) -> None:
-    """Raise ``ValueError`` where the adapter and the settings do not allow preheating."""
-    model = job.trainer.model
-    check_preheatable(model, "default", lora_modules(model, "default"), job.config)
+    if config.is_share and begun is not None:
+        return replace(config, preheat_steps=made_by(begun).get("preheat_steps"))
+    given, lora = preheating(trainer), trainer.model.peft_config["default"]
+    return of_trainer(config, given["args"], given["train_dataset"], lora)
 
 
 def preheat_into(
-    job: Job, folder: Path, checkpoints: Checkpoints, facts: dict[str, Any], overwrite: bool = False
+    trainer: Any,
+    config: HRPConfig,
+    folder: Path,
+    checkpoints: Checkpoints,
+    facts: dict[str, Any],
+    overwrite: bool = False,
 ) -> None:
     """Preheat with ``checkpoints``, save the spectrum in ``folder``, and remove them.
 
     ``facts`` about the run go into the spectrum's provenance.
     """
-    trainer, config = job.trainer, job.config
     rank = trainer.model.peft_config["default"].r
     rate = rates_of(trainer.args.learning_rate, config, rank).factors
     resumed = last_complete(checkpoints.folder, before=config.step_limit)
@@ -142,8 +196,8 @@ def preheat_into(
     )
     began = time.perf_counter()
     _forget_peak()
-    settings = dict(job.preheating)
-    settings["trainer_cls"] = _reporting(settings["trainer_cls"], trainer)
+    settings = preheating(trainer)
+    settings["trainer_cls"] = reporting(settings["trainer_cls"], trainer)
     spectrum = preheat(trainer.model, config, checkpoints=checkpoints, **settings)
     cost = _cost(trainer, spectrum, time.perf_counter() - began)
     spectrum.provenance.update({"cost": cost, **facts})
@@ -167,30 +221,55 @@ def finetune(trainer: Any, folder: Path) -> None:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
-def _publish(job: Job, output: Output, spectrum: Spectrum, data: str) -> None:
-    trainer = job.trainer
+def publish(trainer: Any, config: HRPConfig, output: Output, spectrum: Spectrum, data: str) -> None:
+    """Put the adapter, its card and the losses into ``output``, and record that it is finished."""
     if not trainer.is_world_process_zero():
         trainer.save_model(str(output.folder))  # takes part in gathering; writes nothing
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
-    lora_config = model.peft_config["default"]
-    facts = CardFacts(
-        command=output.command,
-        base=str(lora_config.base_model_name_or_path),
-        adapter=trainer.args.hub_model_id or str(output.folder),
-        lora_config=lora_config.to_dict(),
-        provenance=spectrum.provenance,
-        start={"direction": job.config.direction, "scale": job.config.scale},
-        data=data,
-    )
 
     def write(staging: Path) -> None:
         trainer.save_model(str(staging), _internal_call=True)
         trainer.state.save_to_json(str(staging / STATE))  # its losses, for `hrp report`
-        (staging / "README.md").write_text(card(facts), encoding="utf-8")
+        readme = card(
+            command=output.command,
+            adapter=trainer.args.hub_model_id or str(output.folder),
+            lora_config=model.peft_config["default"].to_dict(),
+            provenance=spectrum.provenance,
+            start={"direction": config.direction, "scale": config.scale},
+            data=data,
+        )
+        (staging / "README.md").write_text(readme, encoding="utf-8")
 
     output.publish(write)
     output.update(peak_memory_gib=_peak_memory())
+
+
+def push(output: Output, training: Any) -> None:
+    """Upload the output as HF Trainer would, and record that it is done.
+
+    Raises:
+        UsageError: the hub cannot be reached, or refuses; the output is finished all the same.
+    """
+    if not PartialState().is_main_process:
+        return
+    name = training.hub_model_id or output.folder.resolve().name
+    try:
+        api = HfApi(token=training.hub_token)
+        repo = api.create_repo(name, private=training.hub_private_repo, exist_ok=True).repo_id
+        api.upload_folder(
+            repo_id=repo,
+            folder_path=output.folder,
+            revision=training.hub_revision,
+            commit_message="End of training",
+            ignore_patterns=_NOT_PUSHED,
+        )
+    except Exception as error:  # the errors of its network library have no base that we know
+        raise UsageError(
+            f"'{output.folder}' is finished, but could not be pushed to '{name}' ({error}); run "
+            "the same command again to push it"
+        ) from error
+    output.update(pushed=True)
 
 
 def _cost(trainer: Any, spectrum: Spectrum, seconds: float) -> dict[str, Any]:
@@ -216,31 +295,3 @@ def _peak_memory() -> float | None:
     return (
         round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None
     )
-
-
-def _reporting(trainer_cls: Any, real: Any) -> Any:
-    """Subclass a trainer so that its loss goes to the real run's reporters, under its own name."""
-
-    class Reporting(trainer_cls):
-        def train(self, *args: Any, **kwargs: Any) -> Any:
-            _report(real, "on_train_begin", 0)  # TensorBoard's learns its folder there
-            return super().train(*args, **kwargs)
-
-        def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-            super().log(logs, *args, **kwargs)
-            if "loss" in logs:
-                _report(real, "on_log", self.state.global_step, logs={LOSS_NAME: logs["loss"]})
-
-    return Reporting
-
-
-def _report(trainer: Any, event: str, step: int, **facts: Any) -> None:
-    """Call the reporters (``report_to``) of ``trainer``, as at ``step`` of its training."""
-    state = copy.copy(trainer.state)
-    state.global_step = step
-    state.is_world_process_zero = trainer.is_world_process_zero()
-    for callback in trainer.callback_handler.callbacks:
-        if type(callback).__module__.startswith(_REPORTERS):
-            getattr(callback, event)(
-                trainer.args, state, trainer.control, model=trainer.model, **facts
-            )

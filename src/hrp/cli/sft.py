@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
-from accelerate import PartialState
 from trl import DatasetMixtureConfig, ScriptArguments, SFTConfig, get_quantization_config
 
 from hrp.cli.arguments import (
@@ -24,17 +21,11 @@ from hrp.cli.input_checks import (
     as_names,
     check_lora,
     check_model,
-    check_targets,
     check_training,
-    mistakes_told,
 )
-from hrp.cli.outputs import Output, locked, say
-from hrp.cli.pushing import push
-from hrp.cli.report import PAGE, write_own_page
-from hrp.cli.running import Job, check_preheating, run, start, with_steps
-from hrp.cli.trainers import HRPSFTTrainer, check_enough, sft_preheating
-from hrp.preheating.binding import BASE, DATA, files_digest, settings_of
-from hrp.spectra.spectrum import Spectrum
+from hrp.cli.outputs import say
+from hrp.cli.running import Request, carry_out
+from hrp.cli.trainers import HRPSFTTrainer
 
 DESCRIPTION = """\
 Supervised fine-tuning as `trl sft` does it, with LoRA started from a high-rank preheating. Takes
@@ -47,49 +38,6 @@ EXAMPLE = """\
 """
 # The columns that TRL's SFTTrainer recognises, each a set that suffices.
 SFT_FORMS = ({"messages"}, {"conversations"}, {"prompt", "completion"}, {"input_ids"})
-
-
-@dataclass
-class Request:
-    """Holds all that a command was given, by the class that TRL, HF or we define for it."""
-
-    hrp: HRPArguments
-    data: DataArguments
-    output: OutputArguments
-    script: ScriptArguments
-    training: Any
-    model: LoraModelConfig
-
-    def settings(self) -> dict[str, Any]:
-        """Return what a resumed run must have in common, the content of local files included."""
-        groups = [getattr(self, field.name) for field in fields(self)]
-        settings = settings_of(*groups)
-        data, base = (
-            self.data.dataset_path or self.script.dataset_name,
-            self.model.model_name_or_path,
-        )
-        for key, name in ((DATA, data), (BASE, base)):
-            if name and Path(name).exists():
-                self._check_outside(Path(name))
-                settings[key] = files_digest(Path(name), whole=key == DATA)
-        return settings
-
-    def _check_outside(self, given: Path) -> None:
-        """Raise ``UsageError`` where the run would write into what it reads."""
-        output = Path(self.training.output_dir)
-        if given.is_dir() and output.resolve().is_relative_to(given.resolve()):
-            raise UsageError(
-                f"`--output_dir` must be outside '{given}', whose files a resumed run compares, "
-                f"got '{output}'; choose another"
-            )
-
-    def output_for(self, command: str, folder: Path) -> Output:
-        """Describe the run's output ``folder``."""
-        given = Path(self.hrp.spectrum) if self.hrp.spectrum else None
-        training = self.training
-        length = {"max_steps": training.max_steps, "num_train_epochs": training.num_train_epochs}
-        pushes = bool(training.push_to_hub)
-        return Output(folder, command, self.settings(), given, length, pushes)
 
 
 @dataclass
@@ -106,47 +54,7 @@ def main(argv: list[str]) -> int:
 
 def _run(argv: list[str]) -> int:
     request = parse_sft("sft", DESCRIPTION, EXAMPLE, argv)
-    return carry_out("sft", request, build_trainer, sft_preheating)
-
-
-def carry_out(
-    command: str,
-    request: Request,
-    build: Callable[[Any], Any],
-    preheating: Callable[[Any], dict[str, Any]],
-) -> int:
-    """Do what ``request`` asks for, with the trainer that ``build`` makes; returns 0."""
-    config = request.hrp.hrp_config(request.training.seed)
-    training, flags = request.training, request.output
-    output = request.output_for(command, Path(training.output_dir))
-    with locked(output.lock, command, output.folder):
-        if not output.check(flags.overwrite, flags.resume):
-            if not (output.folder / PAGE).exists() and PartialState().is_main_process:
-                write_own_page(output.folder)  # it was killed right before
-            if training.push_to_hub and not (output.read_record() or {}).get("pushed"):
-                push(output, training)
-            return 0
-        given = output.given
-        spectrum = None if given is None else Spectrum.load(given)
-        trainer = built(request, build)
-        job = Job(trainer, preheating(trainer), config, request.hrp.preheat_save_steps)
-        if given is None:
-            job = with_steps(job, output.preheating if flags.resume else None)
-        # What can be refused is refused before `begin` removes what an earlier run has left.
-        if given is not None and spectrum is not None:
-            start(job, spectrum, given)
-        else:
-            check_preheating(job)
-        if trainer.is_world_process_zero():
-            output.begin(flags.overwrite)
-        trainer.accelerator.wait_for_everyone()
-        data = request.data.dataset_path or request.script.dataset_name or "a mixture of data sets"
-        run(job, output, spectrum, data)
-        if training.push_to_hub:
-            push(output, training)
-        if hasattr(trainer, "end"):  # since transformers 5.18: closes the reporters
-            trainer.end()
-    return 0
+    return carry_out("sft", request, build_trainer)
 
 
 def parse_sft(command: str, description: str, example: str, argv: list[str]) -> SFTRequest:
@@ -171,19 +79,6 @@ def check_common(training: Any, model: LoraModelConfig) -> None:
     if not model.use_peft:
         say("--use_peft is implied: HRP starts a LoRA")
         model.use_peft = True
-
-
-def built(request: Any, build: Callable[[Any], Any]) -> Any:
-    """Make the trainer; raises ``UsageError`` for unknown target modules and too few rows."""
-    flags = request.model
-    task = f"--task {request.finetune.task}" if hasattr(request, "finetune") else "hrp sft"
-    with mistakes_told(flags.lora_target_modules, task, flags.model_name_or_path):
-        trainer = build(request)
-    base = trainer.model.get_base_model()
-    check_targets(flags.lora_target_modules, base)
-    check_targets(flags.lora_exclude_modules, base, "lora_exclude_modules")
-    check_enough(trainer)
-    return trainer
 
 
 def build_trainer(request: SFTRequest) -> HRPSFTTrainer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
 from hrp.cli.failures import UsageError
+from hrp.cli.input_checks import check_targets, mistakes_told
 from hrp.config import HRPConfig
+
+LOSS_NAME = "preheat/loss"
+_REPORTERS = "transformers.integrations"
 
 logger = logging.getLogger(__name__)
 
@@ -45,29 +49,34 @@ class HRPClassifierTrainer(_HRPCard, Trainer):
             model.get_base_model().config.save_pretrained(folder)
 
 
-def sft_preheating(trainer: SFTTrainer) -> dict[str, Any]:
-    """Return arguments of `hrp.preheat` that train on the data ``trainer`` has prepared."""
-    args = copy.copy(trainer.args)
-    args.model_init_kwargs = None  # the model is there
-    args.chat_template_path = None  # likewise its template
-    args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
-    return {
-        "trainer_cls": HRPSFTTrainer,
-        "args": args,
-        "train_dataset": trainer.train_dataset,
-        "processing_class": trainer.processing_class,
-    }
+def built(request: Any, build: Callable[[Any], Any]) -> Any:
+    """Make the trainer; raises ``UsageError`` for unknown target modules and too few rows."""
+    flags = request.model
+    task = f"--task {request.finetune.task}" if hasattr(request, "finetune") else "hrp sft"
+    with mistakes_told(flags.lora_target_modules, task, flags.model_name_or_path):
+        trainer = build(request)
+    base = trainer.model.get_base_model()
+    check_targets(flags.lora_target_modules, base)
+    check_targets(flags.lora_exclude_modules, base, "lora_exclude_modules")
+    check_enough(trainer)
+    return trainer
 
 
 def preheating(trainer: Any) -> dict[str, Any]:
-    """Return arguments of `hrp.preheat` for one of HF's own trainers."""
-    return {
+    """Return arguments of `hrp.preheat` that train on the data ``trainer`` has prepared."""
+    settings = {
         "trainer_cls": type(trainer),
         "args": trainer.args,
         "train_dataset": trainer.train_dataset,
         "processing_class": trainer.processing_class,
-        "data_collator": trainer.data_collator,
     }
+    if not isinstance(trainer, SFTTrainer):
+        return settings | {"data_collator": trainer.data_collator}
+    args = copy.copy(trainer.args)
+    args.model_init_kwargs = None  # the model is there
+    args.chat_template_path = None  # likewise its template
+    args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
+    return settings | {"args": args}
 
 
 def check_enough(trainer: Any) -> None:
@@ -98,3 +107,31 @@ def warn_of_repeats(trainer: Any, config: HRPConfig) -> None:
             rows,
             wanted / rows,
         )
+
+
+def reporting(trainer_cls: Any, real: Any) -> Any:
+    """Subclass a trainer so that its loss goes to the real run's reporters, under its own name."""
+
+    class Reporting(trainer_cls):
+        def train(self, *args: Any, **kwargs: Any) -> Any:
+            _report(real, "on_train_begin", 0)  # TensorBoard's learns its folder there
+            return super().train(*args, **kwargs)
+
+        def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+            super().log(logs, *args, **kwargs)
+            if "loss" in logs:
+                _report(real, "on_log", self.state.global_step, logs={LOSS_NAME: logs["loss"]})
+
+    return Reporting
+
+
+def _report(trainer: Any, event: str, step: int, **facts: Any) -> None:
+    """Call the reporters (``report_to``) of ``trainer``, as at ``step`` of its training."""
+    state = copy.copy(trainer.state)
+    state.global_step = step
+    state.is_world_process_zero = trainer.is_world_process_zero()
+    for callback in trainer.callback_handler.callbacks:
+        if type(callback).__module__.startswith(_REPORTERS):
+            getattr(callback, event)(
+                trainer.args, state, trainer.control, model=trainer.model, **facts
+            )

@@ -27,23 +27,17 @@ def read_yaml(path: Path) -> Any:
     if path.stat().st_size > _MOST_BYTES:
         raise ValueError(f"'{path}' must have at most {_MOST_BYTES} bytes, got more")
     text = path.read_bytes()
+    fault = f"must have at most {MOST_NODES} values, got more"
     try:
         node = yaml.compose(text.decode("utf-8"), Loader=_LOADER)
-        if _size(node, {}) > MOST_NODES:
-            raise RecursionError
-        return yaml.load(text, Loader=_LOADER)  # noqa: S506  # it is a safe one
-    except RecursionError as error:
-        raise _too_large(path) from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"'{path}' is not a text in UTF-8 ({error})") from error
+        if _size(node, {}) <= MOST_NODES:
+            return yaml.load(text, Loader=_LOADER)  # noqa: S506  # it is a safe one
     except (yaml.YAMLError, *_FAULTS) as error:
-        if "nesting depth" in str(error):
-            raise _too_large(path) from error
-        raise ValueError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
-
-
-def _too_large(path: Path) -> ValueError:
-    return ValueError(f"'{path}' must have at most {MOST_NODES} values, got more")
+        if "nesting depth" not in str(error):
+            fault = f"is not YAML: {' '.join(str(error).split())}"
+    except RecursionError:
+        pass
+    raise ValueError(f"'{path}' {fault}")
 
 
 def _size(node: Any, sizes: dict[int, int]) -> int:

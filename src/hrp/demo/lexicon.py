@@ -22,11 +22,15 @@ class Person:
 
 @dataclass(frozen=True)
 class Thing:
-    """Names a countable thing: singular, plural, and what one keeps several of it in."""
+    """Names a countable thing, and what one keeps several of it in."""
 
     singular: str
-    plural: str
     container: str
+
+    @property
+    def plural(self) -> str:
+        """Return the plural of the thing."""
+        return f"{self.singular}s"
 
     @property
     def containers(self) -> str:
@@ -43,35 +47,12 @@ PEOPLE = [
     *_people("Adam Ben David Eric Frank Henry Jack Leo Max Oscar Paul Tom", "he him his"),
 ]
 
-THINGS = [
-    Thing(*row.split())
-    for row in (
-        "apple apples basket",
-        "pear pears basket",
-        "lemon lemons bag",
-        "orange oranges bag",
-        "plum plums bowl",
-        "egg eggs tray",
-        "cake cakes tray",
-        "cookie cookies jar",
-        "candle candles box",
-        "pencil pencils box",
-        "pen pens cup",
-        "book books crate",
-        "card cards pack",
-        "stamp stamps album",
-        "coin coins jar",
-        "marble marbles bag",
-        "button buttons tin",
-        "shell shells bucket",
-        "stone stones bucket",
-        "flower flowers vase",
-        "rose roses vase",
-        "ticket tickets pack",
-        "sticker stickers sheet",
-        "toy toys box",
-    )
-]
+_THINGS = """
+apple basket, pear basket, lemon bag, orange bag, plum bowl, egg tray, cake tray, cookie jar,
+candle box, pencil box, pen cup, book crate, card pack, stamp album, coin jar, marble bag,
+button tin, shell bucket, stone bucket, flower vase, rose vase, ticket pack, sticker sheet, toy box
+"""
+THINGS = [Thing(*pair.split()) for pair in _THINGS.split(",")]
 
 PLACES = ["park", "school", "market", "garden", "kitchen", "library", "forest", "village"]
 PLACES += ["town", "shop", "yard", "house"]

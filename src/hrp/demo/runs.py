@@ -6,33 +6,102 @@ optimizer steps: what HRP spends on preheating is taken out of its fine-tuning.
 
 from __future__ import annotations
 
-import json
+import copy
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
-from peft import PeftModel
-from transformers import PreTrainedModel, Trainer
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_callback import PrinterCallback
 
 from hrp.config import HRPConfig
-from hrp.demo.settings import ARMS, FILES, RECORD, Arm, DemoConfig, Run
-from hrp.demo.summary import best_arm
-from hrp.demo.task import (
-    Task,
-    answers,
-    copy_base,
-    fine_tune,
-    make_adapter,
-    make_task,
-    trainer_settings,
-)
-from hrp.files import digests, write_folder
+from hrp.demo.base_model import load_base
+from hrp.demo.data import IGNORED, answer_collator, answer_dataset
+from hrp.demo.settings import ARMS, Arm, DemoConfig, Run
+from hrp.demo.wordproblems import make_problems
 from hrp.initialization import initialize_lora_hrp_weights
 from hrp.preheating.pipeline import preheat
 from hrp.spectra.spectrum import Spectrum
-from hrp.versions import installed_versions
+
+SHOWN = 3
+"""Number of test problems whose answers are shown."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Holds the base model, itself never trained, and the encoded word problems."""
+
+    base: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    train: list[dict[str, list[int]]]
+    test: list[dict[str, list[int]]]
+    shown: list[dict[str, str]]  # the first test problems, as text
+
+
+def make_task(config: DemoConfig) -> Task:
+    """Make the problems, the same for every seed: seeds vary LoRA's start and the order."""
+    base, tokenizer = load_base()
+    train = make_problems(config.train_problems, seed=0, split="train")
+    test = make_problems(config.test_problems, seed=0, split="test")
+    return Task(
+        base,
+        tokenizer,
+        train=answer_dataset(tokenizer, train),
+        test=answer_dataset(tokenizer, test),
+        shown=test[:SHOWN],
+    )
+
+
+def copy_base(task: Task, seed: int) -> PreTrainedModel:
+    """Return a copy of the base, all of it trainable; the global generators start from ``seed``."""
+    set_seed(seed)
+    return copy.deepcopy(task.base)
+
+
+def make_adapter(config: DemoConfig, task: Task, seed: int) -> PeftModel:
+    """Return a copy of the base with a LoRA of PEFT's default start, drawn by ``seed``."""
+    base = copy_base(task, seed)
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.lora_alpha,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(base, lora)
+
+
+def trainer_settings(
+    config: DemoConfig, task: Task, seed: int, learning_rate: float, scratch: str
+) -> dict[str, Any]:
+    """Return what the HF Trainer is given, for preheating and for fine-tuning alike."""
+    args = TrainingArguments(
+        output_dir=scratch,
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=len(task.test),  # one batch: a mean over tokens, not of means
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        seed=seed,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,  # the same numbers on every machine, as far as that goes
+    )
+    collator = answer_collator(task.tokenizer)
+    return {"args": args, "train_dataset": task.train, "data_collator": collator}
 
 
 @dataclass(frozen=True)
@@ -45,98 +114,52 @@ class Finished:
     spectrum: Spectrum
 
 
-Finish = Callable[[Path, Finished], object]
-
-
-def run_demo(
-    config: DemoConfig,
-    out: Path,
-    overwrite: bool = False,
-    say: Callable[[str], object] = print,
-    tick: Callable[[int], object] = lambda steps: None,
-    finish: Finish = lambda folder, best: None,
-) -> list[Run]:
-    """Train every arm on every seed; write the best HRP arm's run of the lowest test loss.
-
-    ``out`` gets ``adapter`` (a plain PEFT adapter), ``spectrum`` (what it started from) and
-    ``results.json`` (every run, and a few questions with answers before and after), all of it or
-    nothing. ``tick`` is told of optimizer steps as they are done; ``finish`` may add files, named
-    in `FILES`, to the folder before it is put in place. The caller has looked whether ``out`` may
-    be written (`settings.check_earlier`).
-    """
-    task = make_task(config)
-    finished: list[Finished] = []
-    began = time.perf_counter()
-    for latest in train_all(config, task, tick):
-        finished.append(latest)
-        run, total = latest.run, config.seeds * len(ARMS)
-        left = (time.perf_counter() - began) * (total - len(finished)) / len(finished)
-        say(
-            f"[{len(finished)}/{total}] seed {run.seed}  {run.arm:<16}  "
-            f"test loss {run.test_loss:.4f}  ({run.seconds:.0f} s; about {left:.0f} s left)"
-        )
-    runs = [f.run for f in finished]
-    best = min((f for f in finished if f.run.arm == best_arm(runs)), key=lambda f: f.run.test_loss)
-
-    def write(folder: Path) -> None:
-        _write(folder, config, runs, best, task, finish)
-
-    write_folder(out, write, overwrite, FILES)
-    return runs
-
-
-def train_all(
-    config: DemoConfig, task: Task, tick: Callable[[int], object] = lambda steps: None
-) -> Iterator[Finished]:
+def train_all(config: DemoConfig, task: Task) -> Iterator[Finished]:
     """Yield each run as it ends; the HRP starts of one seed share one preheating."""
     for seed in range(config.seed, config.seed + config.seeds):
-        began = time.perf_counter()
         spectrum = preheat_once(config, task, seed)
-        tick(config.preheat_steps)
-        seconds = time.perf_counter() - began
-        spectrum.provenance["cost"] = {
-            "seconds": round(seconds, 1),
-            "examples": config.preheat_steps * config.batch_size,
-        }
         for arm in ARMS:
-            yield _train_one(config, task, seed, arm, (spectrum, seconds), tick)
+            yield train_one(config, task, seed, arm, spectrum)
 
 
 def preheat_once(config: DemoConfig, task: Task, seed: int) -> Spectrum:
     """Preheat for one seed, by the Trainer and the arguments that fine-tuning uses."""
-    hrp_config = HRPConfig(
-        preheat_rank=config.preheat_rank,
-        preheat_steps=config.preheat_steps,
-        learning_rate=config.preheat_learning_rate,
-        seed=seed,
-    )
+    began = time.perf_counter()
+    rate = config.preheat_learning_rate
+    hrp_config = HRPConfig(config.preheat_rank, config.preheat_steps, learning_rate=rate, seed=seed)
+    model = make_adapter(config, task, seed)
     with tempfile.TemporaryDirectory() as scratch:
-        settings = trainer_settings(config, task, seed, config.preheat_learning_rate, scratch)
-        return preheat(
-            make_adapter(config, task, seed), hrp_config, trainer_cls=Trainer, **settings
-        )
+        settings = trainer_settings(config, task, seed, rate, scratch)
+        spectrum = preheat(model, hrp_config, trainer_cls=Trainer, **settings)
+    spectrum.provenance["cost"] = {
+        "seconds": round(time.perf_counter() - began, 1),
+        "examples": config.preheat_steps * config.batch_size,
+    }
+    return spectrum
 
 
-def _train_one(
-    config: DemoConfig,
-    task: Task,
-    seed: int,
-    arm: Arm,
-    preheated: tuple[Spectrum, float],
-    tick: Callable[[int], object],
-) -> Finished:
-    """Train one arm from a spectrum that took some seconds, where the arm wants one."""
-    spectrum, preheat_seconds = preheated
+def train_one(config: DemoConfig, task: Task, seed: int, arm: Arm, spectrum: Spectrum) -> Finished:
+    """Train one arm, from the spectrum where the arm wants one, and test it."""
     began = time.perf_counter()
     model = make_adapter(config, task, seed) if arm.adapter else copy_base(task, seed)
     spent, waited = 0, 0.0
     if arm.direction is not None:
         initialize_lora_hrp_weights(model, spectrum, arm.direction)
-        spent, waited = config.preheat_steps, preheat_seconds
+        spent, waited = config.preheat_steps, spectrum.provenance["cost"]["seconds"]
     with tempfile.TemporaryDirectory() as scratch:
         settings = trainer_settings(config, task, seed, arm.learning_rate, scratch)
         settings["args"].max_steps = config.steps - spent
-        metrics, losses = fine_tune(model, task, settings, tick)
+        trainer = Trainer(
+            model=model,
+            eval_dataset=task.test,
+            compute_metrics=exact_answers,
+            # The likeliest next token at every position: whole logits stay out of the metrics.
+            preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(dim=-1),
+            **settings,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        metrics = trainer.evaluate()
     run = Run(
         arm=arm.name,
         seed=seed,
@@ -146,34 +169,39 @@ def _train_one(
         test_loss=metrics["eval_loss"],
         exact=metrics["eval_exact"],
         seconds=time.perf_counter() - began + waited,
-        losses=losses,
+        losses=[row["loss"] for row in trainer.state.log_history if "loss" in row],
     )
     return Finished(run, arm, model, spectrum)
 
 
-def _write(
-    folder: Path,
-    config: DemoConfig,
-    runs: list[Run],
-    best: Finished,
-    task: Task,
-    finish: Finish,
-) -> None:
-    best.model.save_pretrained(folder / "adapter")
-    best.spectrum.save(folder / "spectrum")
-    after = answers(best.model, task)
-    record = {
-        "config": asdict(config),
-        "preheat_steps": config.preheat_steps,
-        "saved": {"arm": best.run.arm, "seed": best.run.seed},
-        "samples": [
-            {"question": row["question"], "before": was, "after": now, "reference": row["answer"]}
-            for row, was, now in zip(task.shown, answers(task.base, task), after, strict=True)
-        ],
-        "runs": [asdict(run) for run in runs],
-        "versions": installed_versions(),
-    }
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-    finish(folder, best)
-    record["files"] = {n: [value] for n, value in digests(folder).items() if n != RECORD}
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+@torch.no_grad()
+def answers(model: PreTrainedModel | PeftModel, task: Task) -> list[str]:
+    """Return the model's greedy answer to each question of ``task.shown``, at most 64 tokens."""
+    model.eval()
+    said = []
+    for problem in task.shown:
+        prompt = task.tokenizer(
+            problem["question"] + "\n", add_special_tokens=False, return_tensors="pt"
+        )
+        ids = prompt["input_ids"]
+        written = model.generate(
+            input_ids=ids,
+            attention_mask=prompt["attention_mask"],
+            max_new_tokens=64,
+            do_sample=False,
+            pad_token_id=task.tokenizer.eos_token_id,
+        )
+        answer = task.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
+        said.append(answer.strip())
+    return said
+
+
+def exact_answers(prediction: EvalPrediction) -> dict[str, float]:
+    """Return the share of problems whose worked answer greedy decoding gives in full.
+
+    One pass over the references tells: greedy decoding gives the reference exactly where the
+    likeliest token after each of its prefixes is its own next token.
+    """
+    greedy, labels = prediction.predictions[:, :-1], prediction.label_ids[:, 1:]
+    right = (greedy == labels) | (labels == IGNORED)
+    return {"exact": float(np.all(right, axis=1).mean())}

@@ -91,12 +91,6 @@ class DemoConfig:
         check_integer("seeds", self.seeds, minimum=1)
 
     @property
-    def total_steps(self) -> int:
-        """Return the steps of all runs; preheating that arms of a seed share counts once."""
-        hrp_arms = sum(arm.direction is not None for arm in ARMS)
-        return self.seeds * (self.steps * len(ARMS) - (hrp_arms - 1) * self.preheat_steps)
-
-    @property
     def preheat_steps(self) -> int:
         """Return preheating's part of ``steps``; at least one step is left to fine-tuning."""
         return max(1, round(self.preheat_share * self.steps))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Sequence
 from statistics import mean
@@ -32,54 +31,55 @@ def table(runs: Sequence[Run]) -> str:
     ``spread`` is the largest minus the smallest test loss over the seeds; ``against default`` the
     difference of the mean test losses, both over the same seeds.
     """
-    rows = [_row(arm, runs) for arm in _arms(runs)]
-    return "\n".join([HEADER, *rows])
+    rows = [HEADER]
+    for arm in _arms(runs):
+        own = _of(arm, runs)
+        first, losses = own[0], [run.test_loss for run in own]
+        against = mean(losses) - _loss(runs[0].arm, runs)
+        rows.append(
+            f"{arm:<17}{first.preheat_steps:>11}{first.steps:>12}{first.learning_rate:>10.0e}"
+            f"{mean(losses):>11.4f}{max(losses) - min(losses):>8.4f}{against:>+9.4f}"
+            f"{mean(run.exact for run in own):>9.1%}{mean(run.seconds for run in own):>7.1f}"
+        )
+    return "\n".join(rows)
 
 
 def reading(runs: Sequence[Run]) -> str:
     """Say what the numbers say, for HRP and against it; the first arm is PEFT's default start."""
-    default, best = runs[0].arm, best_arm(runs)
-    difference = _loss(best, runs) - _loss(default, runs)
+    arms, default, best = _arms(runs), runs[0].arm, best_arm(runs)
+    losses = {arm: _loss(arm, runs) for arm in arms}
+    difference = losses[best] - losses[default]
     if difference < 0:
         said = f"{best} is the best HRP start, {-difference:.4f} below {default}"
     else:
         said = f"no HRP start wins; the best, {best}, is {difference:.4f} above {default}"
     lines = [f"Reading: {said} (lower on {_wins(best, runs)})."]
-    if best != OURS and OURS in _arms(runs):
+    if best != OURS and OURS in arms:
         lines.append(
-            f"{OURS}, the default direction, is {_loss(OURS, runs) - _loss(default, runs):+.4f} "
-            f"against {default} (lower on {_wins(OURS, runs)})."
+            f"{OURS}, the default direction, is {losses[OURS] - losses[default]:+.4f} against "
+            f"{default} (lower on {_wins(OURS, runs)})."
         )
-    lines.append(_against(best, default, runs))
+    worse = [arm for arm in _preheated(runs) if losses[arm] > losses[default]]
+    lower = [arm for arm in arms if losses[arm] < losses[best]]
+    right, usual = (mean(run.exact for run in _of(arm, runs)) for arm in (best, default))
+    against = [f"exact answers are {right:.1%} with {best} and {usual:.1%} with {default}"]
+    if worse:
+        against.append(f"{' and '.join(worse)} {'end' if worse[1:] else 'ends'} above {default}")
+    if lower:
+        reach = "reach" if lower[1:] else "reaches"
+        against.append(f"{' and '.join(lower)} {reach} a lower loss still")
+    lines.append(f"Beside it: {'; '.join(against)}.")
     caution = CAUTION.format(seeds=len(_of(best, runs)), steps=DemoConfig().steps)
     return "\n".join([*(textwrap.fill(line, 96) for line in lines), caution])
 
 
 def best_arm(runs: Sequence[Run]) -> str:
     """Return the preheated arm of the lowest mean test loss, whose run is also the one saved."""
-    preheated = _arms([run for run in runs if run.preheat_steps])
-    return min(preheated, key=lambda arm: _loss(arm, runs))
+    return min(_preheated(runs), key=lambda arm: _loss(arm, runs))
 
 
-def _against(best: str, default: str, runs: Sequence[Run]) -> str:
-    """Say what goes against HRP: exact answers, preheated arms that lose, arms that beat it."""
-    right, usual = (mean(run.exact for run in _of(arm, runs)) for arm in (best, default))
-    # Chance is two standard errors of a difference of shares; all seeds share one set of problems.
-    share = (right + usual) / 2
-    chance = 2 * math.sqrt(2 * share * (1 - share) / DemoConfig().test_problems)
-    said = f"Against it: exact answers are {right:.1%} with {best} and {usual:.1%} with {default}, "
-    if abs(right - usual) <= chance:
-        said += f"no evidence either way (within {chance:.1%} is chance)"
-    else:
-        said += "more, which speaks for it" if right > usual else "fewer"
-    preheated = _arms([run for run in runs if run.preheat_steps])
-    worse = [arm for arm in preheated if _loss(arm, runs) > _loss(default, runs)]
-    if worse:
-        said += f"; {' and '.join(worse)} {'end' if worse[1:] else 'ends'} above {default}"
-    lower = [arm for arm in _arms(runs) if _loss(arm, runs) < _loss(best, runs)]
-    if lower:
-        said += f"; {' and '.join(lower)} {'reach' if lower[1:] else 'reaches'} a lower loss still"
-    return f"{said}."
+def _preheated(runs: Sequence[Run]) -> list[str]:
+    return _arms([run for run in runs if run.preheat_steps])
 
 
 def _wins(arm: str, runs: Sequence[Run]) -> str:
@@ -98,19 +98,3 @@ def _of(arm: str, runs: Sequence[Run]) -> list[Run]:
 
 def _loss(arm: str, runs: Sequence[Run]) -> float:
     return mean(run.test_loss for run in _of(arm, runs))
-
-
-def _spread(arm: str, runs: Sequence[Run]) -> float:
-    losses = [run.test_loss for run in _of(arm, runs)]
-    return max(losses) - min(losses)
-
-
-def _row(arm: str, runs: Sequence[Run]) -> str:
-    own = _of(arm, runs)
-    first = own[0]
-    against = _loss(arm, runs) - _loss(_arms(runs)[0], runs)
-    return (
-        f"{arm:<17}{first.preheat_steps:>11}{first.steps:>12}{first.learning_rate:>10.0e}"
-        f"{_loss(arm, runs):>11.4f}{_spread(arm, runs):>8.4f}{against:>+9.4f}"
-        f"{mean(run.exact for run in own):>9.1%}{mean(run.seconds for run in own):>7.1f}"
-    )

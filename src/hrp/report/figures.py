@@ -13,6 +13,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from hrp.files import write_file
@@ -124,7 +125,7 @@ def _write_cells(axes: Any, mesh: Any, values: np.ndarray, texts: np.ndarray) ->
         axes.text(column + 0.5, row + 0.5, texts[row, column], fontsize=7, **centred)
 
 
-def to_svg(figure: Figure, name: str, description: str) -> str:
+def to_svg(figure: Figure, name: str, description: str) -> Markup:
     """Return an inline ``<svg>`` that takes the page's text colour.
 
     ``name`` (letters, digits, dashes) keeps the ids of several figures in one page apart.
@@ -138,7 +139,8 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     svg = svg.replace(INK, "currentColor")
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" OPENING>', svg, count=1)
-    return svg.replace("OPENING", f'role="img" aria-label="{html.escape(description)}"', 1).strip()
+    label = f'role="img" aria-label="{html.escape(description)}"'
+    return Markup(svg.replace("OPENING", label, 1).strip())  # noqa: S704  # its text is escaped
 
 
 def save(figure: Figure, path: Path) -> Path:

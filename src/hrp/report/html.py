@@ -1,87 +1,28 @@
 """Renders sections as a safe HTML page: no script, no network, light and dark.
 
-Text becomes HTML only through `tag`, which escapes whatever is not `Html` already; the page's
-content security policy forbids scripts and all loading besides.
+All text is escaped by Jinja, but for the SVG of figures; the page's content security policy forbids
+scripts and all loading besides.
 """
 
 from __future__ import annotations
 
-import html
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hrp.report.blocks import Block, FigureBlock, Heading, Section, Sentences, TableBlock
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from hrp.report.blocks import Block, Section
 from hrp.report.figures import to_svg
-from hrp.report.table import Table
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-_STYLE = """
-:root { color-scheme: light dark; --page: #ffffff; --ink: #101418; --soft: #57606a;
-  --line: #d0d7de; --panel: #f6f8fa; --good: #00704f; --bad: #b34700; --link: #0a58ca; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #14181d; --ink: #e6e9ed; --soft: #9aa4af; --line: #343b44; --panel: #1b2027;
-    --good: #3fc79a; --bad: #ff9a5c; --link: #7db4ff; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1200px; margin: 0 auto; padding: 16px; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: .4em 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.25rem; margin: 2em 0 .5em; padding-top: .6em; border-top: 1px solid var(--line);
-  overflow-wrap: anywhere; }
-h3 { font-size: 1.05rem; margin: 1.4em 0 .4em; overflow-wrap: anywhere; }
-a { color: var(--link); }
-nav ul { display: flex; flex-wrap: wrap; gap: .2em 1.2em; padding: 0; list-style: none; }
-p, li, figcaption, summary, td.long { overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
-table { border-collapse: collapse; width: 100%; font-size: .84rem;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: .4em .7em; text-align: left; white-space: nowrap;
-  border-bottom: 1px solid var(--line); }
-td.long { white-space: pre-line; min-width: min(16em, 50vw); }
-tbody tr:last-child td { border-bottom: 0; }
-th { background: var(--panel); font-weight: 600; white-space: normal; }
-th:first-child, td:first-child { position: sticky; left: 0; background: var(--panel);
-  min-width: 5.5em; max-width: 12em; white-space: normal; overflow-wrap: break-word; }
-td.long:first-child { min-width: 10em; }
-@media (min-width: 700px) {
-  th:first-child, td:first-child { max-width: 30em; }
-  td:first-child:not(.long) { white-space: nowrap; } }
-.better { color: var(--good); font-weight: 600; }
-.worse { color: var(--bad); font-weight: 600; }
-.caption, figcaption { color: var(--soft); font-size: .84rem; margin: .4em 0 1em; }
-.figures { display: grid; gap: 16px; align-items: start;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); }
-figure { margin: 0; max-width: 620px; }
-figure svg { width: 100%; height: auto; display: block; }
-details { margin: .6em 0; }
-summary { cursor: pointer; color: var(--soft); }
-"""
-
-
-class Html(str):
-    """Marks a string that is HTML already: built by `tag`, or the SVG of a figure."""
-
-    __slots__ = ()
-
-
-def tag(name: str, *children: str, **attributes: str) -> Html:
-    """Return an element; text children and attribute values are escaped, `Html` is kept as it is.
-
-    A trailing underscore lets Python's words be attributes (``class_``).
-
-    >>> tag("b", "1 < 2", class_="x")
-    '<b class="x">1 &lt; 2</b>'
-    """
-    given = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{html.escape(value)}"'
-        for key, value in attributes.items()
-    )
-    if name == "meta":  # has no end
-        return Html(f"<{name}{given}>")
-    inner = "".join(child if isinstance(child, Html) else html.escape(child) for child in children)
-    return Html(f"<{name}{given}>{inner}</{name}>")
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+)
 
 
 def check_page(out: Path, generator: str) -> None:
@@ -100,61 +41,17 @@ def page(title: str, lead: str, sections: Iterable[Section], generator: str = "h
 
     ``generator`` names the program that made the page, in its head.
     """
-    numbered = [(f"part-{number}", section) for number, section in enumerate(sections)]
-    head = [
-        tag("meta", charset="utf-8"),
-        tag("meta", name_="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("meta", name_="generator", content=generator),
-        tag("title", title),
-        tag("style", Html(_STYLE)),
-    ]
-    menu = [tag("li", tag("a", part.title, href=f"#{name}")) for name, part in numbered]
-    body = [tag("h1", title), tag("p", lead), tag("nav", tag("ul", *menu))]
-    body += [_section(name, section) for name, section in numbered]
-    document = tag("html", tag("head", *head), tag("body", tag("main", *body)), lang="en")
-    return f"<!DOCTYPE html>\n{document}\n"
+    return _TEMPLATES.get_template("page.html").render(
+        title=title,
+        lead=lead,
+        sections=list(sections),
+        generator=generator,
+        grouped=_grouped,
+        svg=to_svg,
+    )
 
 
-def _section(identifier: str, section: Section) -> Html:
-    """Return the section, with figures that follow each other side by side."""
-    rendered = [
-        (isinstance(block, FigureBlock), _rendered(block, f"{identifier}-{number}"))
-        for number, block in enumerate(section.blocks)
-    ]
-    content: list[Html] = []
-    for figures, group in itertools.groupby(rendered, key=lambda pair: pair[0]):
-        parts = [part for _, part in group]
-        content += [tag("div", *parts, class_="figures")] if figures else parts
-    return tag("section", tag("h2", section.title), *content, id=identifier)
-
-
-def _rendered(block: Block, identifier: str) -> Html:
-    match block:
-        case Sentences(lines):
-            return tag("ul", *(tag("li", line) for line in lines))
-        case Heading(text):
-            return tag("h3", text)
-        case FigureBlock(figure, _, text):
-            caption = f"{text}."
-            drawing = Html(to_svg(figure, identifier, caption))
-            return tag("figure", drawing, tag("figcaption", caption))
-        case TableBlock(content, ""):
-            return _table(content)
-        case TableBlock(content, summary):
-            return tag("details", tag("summary", summary), _table(content))
-
-
-def _table(content: Table) -> Html:
-    """Return a table that scrolls sideways in itself, its caption below."""
-    head = tag("tr", *(tag("th", name, scope="col") for name in content.header))
-    rows = [tag("tr", *map(_cell, row)) for row in content.rows]
-    table = tag("table", tag("thead", head), tag("tbody", *rows))
-    caption = tag("p", content.caption, class_="caption")
-    return Html(tag("div", table, class_="scroll", tabindex="0") + caption)
-
-
-def _cell(text: str) -> Html:
-    if text in ("better", "worse"):
-        return tag("td", text, class_=text)
-    return tag("td", text, class_="long") if len(text) > 40 else tag("td", text)
+def _grouped(blocks: Iterable[Block]) -> Iterator[tuple[str, list[tuple[int, Block]]]]:
+    """Yield blocks of a kind that follow each other, with the kind's name and their numbers."""
+    for kind, group in itertools.groupby(enumerate(blocks), lambda pair: type(pair[1]).__name__):
+        yield kind, list(group)

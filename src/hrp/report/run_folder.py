@@ -1,12 +1,8 @@
-"""Reads what a finished run left in its folder: losses, spectrum, cost, settings, answers.
-
-Nothing here trusts a file: what cannot be read counts as not there.
-"""
+"""Reads what a finished run left in its folder: losses, spectrum, cost, settings, answers."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from hrp.errors import SpectrumFormatError
 from hrp.spectra.artefact import PROVENANCE_FILE
 from hrp.spectra.spectrum import Spectrum
 
@@ -65,44 +62,46 @@ def read_run(folder: Path) -> RunFolder:
     """Read a folder of `hrp sft`, `finetune`, `preheat` or `demo`, or of HF's Trainer.
 
     Raises:
-        ValueError: it holds nothing to show; the message says what was looked for.
+        ValueError: it holds nothing to show, or a record that none of them writes; the message
+            says what was looked for.
         SpectrumFormatError: its spectrum is damaged.
     """
     if not folder.is_dir():
         raise ValueError(f"'{folder}' is no folder; name that of a run or of a spectrum")
-    record, demo = _json(folder / RUN_RECORD), _json(folder / DEMO_RECORD)
-    settings = _mapping(record.get("settings")) | _mapping(record.get("length"))
-    settings |= _mapping(demo.get("config"))
-    spectrum = _spectrum(folder, settings)
-    if spectrum is not None:
-        settings = _mapping(spectrum.provenance.get("settings")) | settings
-    losses = () if spectrum is None else _numbers(spectrum.provenance.get("losses"))
-    state = _state(folder)
-    arms = _dicts(demo.get("runs"))
-    saved = _mapping(demo.get("saved"))
-    curves = tuple(_demo_curves(arms, saved, losses)) or _curves(losses, _logged(state))
-    if spectrum is None and not curves:
+    try:
+        run = _read(folder)
+    except SpectrumFormatError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"'{folder}' has a record of another form: looked for {_LOOKED_FOR}"
+        ) from error
+    if run.spectrum is None and not run.curves:
         raise ValueError(f"'{folder}' holds nothing to show: looked for {_LOOKED_FOR}")
+    return run
+
+
+def _read(folder: Path) -> RunFolder:
+    record, demo, state = _json(folder / RUN_RECORD), _json(folder / DEMO_RECORD), _state(folder)
+    settings = record.get("settings", {}) | record.get("length", {}) | demo.get("config", {})
+    places = [folder, folder / _SPECTRUM]
+    if settings.get("spectrum"):
+        places.append(Path(settings["spectrum"]))
+    place = next((place for place in places if (place / PROVENANCE_FILE).is_file()), None)
+    spectrum = None if place is None else Spectrum.load(place)
+    provenance = {} if spectrum is None else spectrum.provenance
+    arms = tuple(demo.get("runs", ()))
     adapter = folder / _ADAPTER if arms else folder
     return RunFolder(
         spectrum,
-        curves,
-        settings,
+        tuple(_curves(tuple(provenance.get("losses") or ()), state, demo)),
+        (provenance.get("settings") or {}) | settings,
         _json(adapter / "adapter_config.json"),
         _ranks(adapter / "adapter_model.safetensors"),
-        tuple(_costs(spectrum, state, record, arms, saved)),
+        tuple(_costs(provenance, state, record, demo)),
         arms,
-        _dicts(demo.get("samples")),
+        tuple(demo.get("samples", ())),
     )
-
-
-def _spectrum(folder: Path, settings: Mapping[str, Any]) -> Spectrum | None:
-    given = settings.get("spectrum")
-    places = [folder, folder / _SPECTRUM, *([Path(given)] if isinstance(given, str) else [])]
-    for place in places:
-        if (place / PROVENANCE_FILE).is_file():
-            return Spectrum.load(place)
-    return None
 
 
 def _state(folder: Path) -> dict[str, Any]:
@@ -114,49 +113,43 @@ def _state(folder: Path) -> dict[str, Any]:
 
 
 def _logged(state: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:
-    rows = _dicts(state.get("log_history"))
-    pairs = [(row.get("step"), _finite(row.get("loss"))) for row in rows]
-    return tuple((s, loss) for s, loss in pairs if isinstance(s, int) and loss is not None)
+    rows = state.get("log_history", ())
+    return tuple((row["step"], float(row["loss"])) for row in rows if "loss" in row)
 
 
-def _curves(losses: tuple[float, ...], logged: tuple[tuple[int, float], ...]) -> tuple[Curve, ...]:
-    return (Curve("", losses, logged),) if losses or logged else ()
-
-
-def _demo_curves(
-    arms: tuple[dict[str, Any], ...], saved: Mapping[str, Any], losses: tuple[float, ...]
+def _curves(
+    losses: tuple[float, ...], state: Mapping[str, Any], demo: Mapping[str, Any]
 ) -> Iterator[Curve]:
-    """Yield a curve an arm, on the seed of the saved run, whose preheating the spectrum is of."""
-    for arm in arms:
-        trained = _numbers(arm.get("losses"))
-        if trained and arm.get("seed") == saved.get("seed"):
-            preheated = losses if arm.get("preheat_steps") else ()
-            yield Curve(str(arm.get("arm")), preheated, tuple(enumerate(trained, 1)))
+    """Yield the run's curve; of a demo one an arm, on the seed that the spectrum is of."""
+    for arm in demo.get("runs", ()):
+        if arm["seed"] == demo["saved"]["seed"]:
+            preheated = losses if arm["preheat_steps"] else ()
+            yield Curve(arm["arm"], preheated, tuple(enumerate(arm["losses"], 1)))
+    if "runs" not in demo and (losses or _logged(state)):
+        yield Curve("", losses, _logged(state))
 
 
 def _costs(
-    spectrum: Spectrum | None,
+    provenance: Mapping[str, Any],
     state: Mapping[str, Any],
     record: Mapping[str, Any],
-    arms: tuple[dict[str, Any], ...],
-    saved: Mapping[str, Any],
+    demo: Mapping[str, Any],
 ) -> Iterator[tuple[str, str, str]]:
     """Yield steps, time, memory and other costs of preheating and of fine-tuning."""
-    provenance = {} if spectrum is None else spectrum.provenance
-    cost = _mapping(provenance.get("cost"))
-    ran = next((a for a in arms if {k: a.get(k) for k in ("arm", "seed")} == dict(saved)), {})
-    logged = _dicts(state.get("log_history"))
+    cost = dict(provenance.get("cost") or {})
+    steps = state.get("global_step")
+    logged = state.get("log_history", ())
     seconds = next((row["train_runtime"] for row in logged if "train_runtime" in row), None)
-    if _finite(ran.get("seconds")) is not None and _finite(cost.get("seconds")) is not None:
-        seconds = ran["seconds"] - cost["seconds"]
-    steps = ran.get("steps", state.get("global_step"))
+    for arm in demo.get("runs", ()):
+        if (arm["arm"], arm["seed"]) == (demo["saved"]["arm"], demo["saved"]["seed"]):
+            steps = arm.get("steps")
+            seconds = arm.get("seconds", 0) - cost.get("seconds", 0)
     yield "optimizer steps", _text(provenance.get("steps")), _text(steps)
-    yield "seconds", _text(cost.get("seconds")), _text(seconds)
-    peaks = _text(cost.get("peak_memory_gib")), _text(record.get("peak_memory_gib"))
+    yield "seconds", _text(cost.pop("seconds", None)), _text(seconds)
+    peaks = _text(cost.pop("peak_memory_gib", None)), _text(record.get("peak_memory_gib"))
     yield "peak GPU memory, GiB", *peaks
     for name, value in cost.items():
-        if name not in ("seconds", "peak_memory_gib"):
-            yield str(name), _text(value), ""
+        yield name, _text(value), ""
 
 
 def _ranks(weights: Path) -> dict[str, int]:
@@ -176,30 +169,11 @@ def _ranks(weights: Path) -> dict[str, int]:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; what is not there, or is no JSON, counts as an empty one."""
     try:
-        return _mapping(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}
-
-
-def _mapping(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _dicts(value: object) -> tuple[dict[str, Any], ...]:
-    return tuple(v for v in value if isinstance(v, dict)) if isinstance(value, list) else ()
-
-
-def _numbers(value: object) -> tuple[float, ...]:
-    """Return a list of numbers as floats, those that are none as NaN; else nothing."""
-    if not isinstance(value, list):
-        return ()
-    return tuple(math.nan if (number := _finite(v)) is None else number for v in value)
-
-
-def _finite(value: object) -> float | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and math.isfinite(value) else None  # type: ignore[arg-type]
 
 
 def _text(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -204,17 +205,15 @@ def _arm_table(run: RunFolder) -> Table:
     rows = tuple(
         (
             *(str(arm.get(name, DASH)) for name in ("arm", "seed", "preheat_steps", "steps")),
-            *(_number(arm.get("test_loss"), 4), _number(arm.get("exact"), 3)),
-            _number(arm.get("seconds"), 1),
+            *(
+                number(arm.get(name, math.nan), digits)
+                for name, digits in (("test_loss", 4), ("exact", 3), ("seconds", 1))
+            ),
         )
         for arm in run.arms
     )
     caption = "All runs. Loss in nats a token of the answer, exact answers as a share, on problems "
     return Table(caption + "not trained on; seconds count the preheating.", header, rows)
-
-
-def _number(value: object, digits: int) -> str:
-    return number(float(value), digits) if isinstance(value, int | float) else DASH
 
 
 def _sample_table(run: RunFolder) -> Table:

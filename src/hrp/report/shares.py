@@ -85,11 +85,9 @@ class Recommendation:
     def sentence(self) -> str:
         """Say what is recommended and by which rule, in one line."""
         where = "in the metric of the loss" if self.in_loss else "of the plain energy"
-        share = f"{_percent(self.kept[self.rank])} {where}"
-        if self.reached:
-            said = f"recommended rank {self.rank} (the median module keeps {share})"
-        else:
-            said = f"recommended rank {self.rank} or more (the median module keeps only {share})"
+        more, only = ("", "") if self.reached else (" or more", "only ")
+        share = f"{only}{_percent(self.kept[self.rank])} {where}"
+        said = f"recommended rank {self.rank}{more} (the median module keeps {share})"
         said += f", preheat rank {self.preheat_rank}"
         if self.preheat_rank <= self.present:
             said += f" (the present {self.present} is enough)"

@@ -82,7 +82,7 @@ def test_several_runs_are_side_by_side_with_their_names(tmp_path, monkeypatch):
 def test_a_folder_with_nothing_usable_says_what_was_looked_for(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "hrp.json").write_text("not JSON")
-    (tmp_path / "run" / "trainer_state.json").write_text('{"log_history": [3, {"loss": "x"}]}')
+    (tmp_path / "run" / "trainer_state.json").write_text('{"log_history": []}')
     assert report.main([str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert "holds nothing to show: looked for a spectrum ('spectrum.json' here" in error
@@ -90,6 +90,15 @@ def test_a_folder_with_nothing_usable_says_what_was_looked_for(tmp_path, capsys)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "hrp.json", "trainer_state.json",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "history", ["[3]", '[{"step": 1, "loss": "x"}]', '[{"loss": 1.0}]', "7", '{"a": 1}']
+)
+def test_a_record_of_another_form_is_refused_in_one_line(tmp_path, capsys, history):
+    (tmp_path / "trainer_state.json").write_text(f'{{"log_history": {history}}}')
+    assert report.main([str(tmp_path)]) == 2
+    assert "looked for a spectrum ('spectrum.json' here" in capsys.readouterr().err
 
 
 def test_a_page_that_fails_does_not_fail_the_finished_run(tmp_path, capsys):

@@ -170,9 +170,9 @@ def test_the_card_tells_settings_cost_versions_and_how_to_load(
 
 
 def test_a_name_cannot_break_out_of_the_card():
-    from hrp.cli.modelcard import CardFacts, card
+    from hrp.cli.modelcard import card
 
-    text = card(CardFacts("sft", "x`<script>|\n# y", "a", {}, {}, {}))
+    text = card("sft", "a", {"base_model_name_or_path": "x`<script>|\n# y"}, {}, {})
     assert "\n# y" not in text
     assert "# LoRA adapter of `x'<script>\\| # y`" in text
 
@@ -348,17 +348,18 @@ def test_a_base_of_absurd_size_is_refused_before_it_takes_memory(
 
 
 def test_no_key_of_a_spectrum_is_live_in_the_card_and_no_path_of_the_user_s_is_in_it():
-    from hrp.cli.modelcard import CardFacts, card
+    from hrp.cli.modelcard import card
 
     provenance = {"cost": {"<img src=x onerror=alert(1)>": 1, "[a](http://evil)": "`<b>`"}}
     base, data = "/home/me/secret/base", "/home/me/secret/rows.jsonl"
-    text = card(CardFacts("sft", base, "/home/me/secret/out", {}, provenance, {}, data))
+    lora = {"base_model_name_or_path": base}
+    text = card("sft", "/home/me/secret/out", lora, provenance, {}, data)
     assert "&lt;img src=x onerror=alert(1)&gt;" in text
     assert "\\[a\\](http://evil)" in text
     assert "secret" not in text
     assert "from_pretrained(base, 'out')" in text
     assert "`rows.jsonl`" in text
-    assert "org/model" in card(CardFacts("sft", "org/model", "runs/out", {}, {}, {}))
+    assert "org/model" in card("sft", "out", {"base_model_name_or_path": "org/model"}, {}, {})
 
 
 @fault(

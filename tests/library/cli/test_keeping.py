@@ -361,10 +361,10 @@ def test_a_finished_run_whose_push_failed_is_pushed_again(
 ):
     from transformers import Trainer
 
-    from hrp.cli import pushing
+    from hrp.cli import running
 
     hub = Hub(failures=2)
-    monkeypatch.setattr(pushing, "HfApi", hub)
+    monkeypatch.setattr(running, "HfApi", hub)
     monkeypatch.setattr(Trainer, "init_hf_repo", lambda *_: None)
     monkeypatch.setattr(Trainer, "_push_from_checkpoint", lambda *_: None)
     output = tmp_path / "run"
@@ -386,13 +386,13 @@ def test_files_that_hf_trainer_copies_for_a_push_do_not_stop_the_run(
 ):
     from transformers import Trainer
 
-    from hrp.cli import pushing
+    from hrp.cli import running
 
     def copied(self, checkpoint):
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copy(Path(checkpoint) / name, Path(self.args.output_dir) / name)
 
-    monkeypatch.setattr(pushing, "HfApi", Hub(failures=0))
+    monkeypatch.setattr(running, "HfApi", Hub(failures=0))
     monkeypatch.setattr(Trainer, "init_hf_repo", lambda *_: None)
     monkeypatch.setattr(Trainer, "_push_from_checkpoint", copied)
     flags = training(data, tmp_path / "run", "--spectrum", made / "spectrum", "--push_to_hub")

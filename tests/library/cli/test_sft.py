@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 import hrp
 from helpers.commands import QUICK, assert_same_spectrum, call, questions, training
 from hrp.cli import arguments
-from hrp.cli.running import Job, with_steps
+from hrp.cli.running import with_steps
 from hrp.cli.sft import parse_sft
 from hrp.demo import BASE, load_base
 from hrp.preheating.checkpoints import MARKER
@@ -279,15 +279,16 @@ def test_a_share_counts_the_rows_that_trl_has_packed(data, tmp_path):
 def test_an_interrupted_preheating_keeps_its_length_where_fine_tuning_gets_longer(tmp_path):
     args = TrainingArguments(output_dir=str(tmp_path), max_steps=30, use_cpu=True)
     model = SimpleNamespace(peft_config={"default": LoraConfig(task_type="CAUSAL_LM")})
-    trainer = SimpleNamespace(train_dataset=[{}], args=args, model=model)
-    job = Job(trainer, {"args": args, "train_dataset": [{}]}, hrp.HRPConfig(), 10)
-    assert with_steps(job, tmp_path).config.preheat_steps == 6
+    trainer = SimpleNamespace(
+        train_dataset=[{}], args=args, model=model, processing_class=None, data_collator=None
+    )
+    share = hrp.HRPConfig()
+    assert with_steps(trainer, share, tmp_path).preheat_steps == 6
     (tmp_path / "checkpoint-2").mkdir()
     (tmp_path / "checkpoint-2" / MARKER).write_text('{"run": {"preheat_steps": 4}}')
-    assert with_steps(job, tmp_path).config.preheat_steps == 4
-    assert with_steps(job, None).config.preheat_steps == 6
-    fixed = dataclasses.replace(job, config=hrp.HRPConfig(preheat_steps=7))
-    assert with_steps(fixed, tmp_path).config.preheat_steps == 7
+    assert with_steps(trainer, share, tmp_path).preheat_steps == 4
+    assert with_steps(trainer, share, None).preheat_steps == 6
+    assert with_steps(trainer, hrp.HRPConfig(preheat_steps=7), tmp_path).preheat_steps == 7
 
 
 def test_preheating_losses_are_reported_under_their_own_name(data, tmp_path, monkeypatch):
