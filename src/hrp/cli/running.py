@@ -26,9 +26,9 @@ from hrp.preheating.checkpoints import (
     last_complete,
     made_by,
 )
-from hrp.preheating.length import of_trainer
 from hrp.preheating.pipeline import preheat
 from hrp.preheating.rates import rates_of
+from hrp.preheating.with_trainer import of_trainer
 from hrp.spectra.allocation import parameter_count
 from hrp.spectra.spectrum import Spectrum
 
@@ -115,8 +115,8 @@ def with_steps(job: Job, interrupted: Path | None) -> Job:
     if job.config.is_share and begun is not None:
         steps = made_by(begun).get("preheat_steps")
         return replace(job, config=replace(job.config, preheat_steps=steps))
-    given, lora = job.preheating, job.trainer.model.peft_config["default"]
-    return replace(job, config=of_trainer(job.config, given["args"], given["train_dataset"], lora))
+    lora = job.trainer.model.peft_config["default"]
+    return replace(job, config=of_trainer(job.config, job.trainer, lora))
 
 
 def check_preheating(job: Job) -> None:

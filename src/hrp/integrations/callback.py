@@ -9,12 +9,11 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from hrp.adapters.interrupts import interrupts_allowed, interrupts_held
 from hrp.adapters.layers import lora_modules
+from hrp.adapters.restoring import restored_loader
 from hrp.config import HRPConfig
 from hrp.initialization import apply_hrp
 from hrp.integrations.own_loss import check_args, check_batch, check_columns
-from hrp.preheating.length import default_share
-from hrp.preheating.plan import adapted_model, checked_config
-from hrp.preheating.restored_trainer import restored_loader
+from hrp.preheating.plan import adapted_model, checked_config, with_steps
 
 
 class HRPCallback(TrainerCallback):
@@ -70,13 +69,13 @@ class HRPCallback(TrainerCallback):
         check_columns(loader.dataset)
         peft_model = adapted_model(model)
         lora_modules(peft_model, "default")
-        share = default_share(peft_model.peft_config["default"])
+        lora = peft_model.peft_config["default"]
         args = copy.copy(args)
         args.neftune_noise_alpha = None  # the run has put its noise on already
         with interrupts_held(), restored_loader(loader), interrupts_allowed():
             apply_hrp(
                 model,
-                self.config.of_run(state.max_steps, share),
+                with_steps(self.config, state.max_steps, lora),
                 trainer_cls=_loader_trainer(loader),
                 args=args,
                 train_dataset=loader.dataset,

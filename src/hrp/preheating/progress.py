@@ -1,19 +1,31 @@
-"""Follows preheating step by step: losses, progress bar, stopping, what is observed."""
+"""Follows preheating step by step, and judges what it has come to."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from statistics import mean, median
+from typing import Any
 
+import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
+from hrp.adapters.layers import LoraModule
 from hrp.adapters.moments import Moments
 from hrp.config import HRPConfig
 from hrp.errors import NonFiniteLossError, PreheatingError
-from hrp.preheating.empty_batches import EmptyBatches
 from hrp.preheating.stopping import SubspaceStopping
+from hrp.spectra.spectrum import Spectrum
 
 _FIRST_STEPS = 5
+_IGNORED = -100
+_ENDS = 0.1  # share of the steps that are averaged at either end
+_FEW = 10  # steps under which the two ends say nothing
+_DESTROYED_LOSS = 2.0  # times the loss at the beginning
+_DESTROYED_UPDATE = 1.0  # singular value over the norm of the base weight
 
 
 class Progress:
@@ -21,21 +33,53 @@ class Progress:
 
     Args:
         config: its number of steps is known, or it is "auto".
-        moments: observed over the last ``config.statistics_steps`` steps; with "auto", where the
-            last one is not known, over the last ones before each look at the subspaces.
-        stopping: tells when "auto" may stop; None otherwise.
+        modules: of the temporary adapter, whose moments are observed over the last
+            ``config.statistics_steps`` steps; with "auto", where the last one is not known, over
+            the last ones before each look at the subspaces.
+        targets: of the real adapter.
     """
 
     def __init__(
-        self, config: HRPConfig, moments: Moments, stopping: SubspaceStopping | None = None
+        self,
+        config: HRPConfig,
+        modules: dict[str, LoraModule],
+        targets: Mapping[str, LoraModule],
     ) -> None:
         self.losses: list[float] = []
         self.empty_batches = EmptyBatches()
+        self.moments = Moments(modules)
+        self.stopping: SubspaceStopping | None = None
+        if config.preheat_steps == "auto":
+            ranks = {name: module.useful_rank for name, module in targets.items()}
+            self.stopping = SubspaceStopping(config, modules, ranks)
         self._waiting = 0  # steps without labels before the first with some
-        self.moments = moments
-        self.stopping = stopping
         self._config = config
         self._bar: tqdm | None = None
+
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """Observe, within, what training does.
+
+        Raises:
+            PreheatingError: it has ended early, or no batch had a label.
+        """
+        try:
+            with self.moments.hooked():
+                yield
+        finally:
+            if self._bar is not None:
+                self._bar.close()
+        settled = self.stopping is not None and self.stopping.settled
+        if self._waiting:
+            raise PreheatingError(
+                f"no batch had a label other than -100 in {self._waiting} steps of preheating; "
+                "look at the data, and at the longest length allowed"
+            )
+        if len(self.losses) < self._config.step_limit and not settled:
+            raise PreheatingError(
+                f"training ended after {len(self.losses)} of {self._config.step_limit} preheating "
+                "steps; give more data or lower `preheat_steps`"
+            )
 
     def start(self, done: Iterable[float] = (), hidden: bool = False) -> None:
         """Open the bar, going on after the steps whose losses are ``done``."""
@@ -94,21 +138,64 @@ class Progress:
             )
         return self.stopping is not None and self.stopping.update(step)
 
-    def close(self) -> None:
-        """Close the bar, also where training ended early."""
-        if self._bar is not None:
-            self._bar.close()
 
-    def check_complete(self) -> None:
-        """Raise `PreheatingError` unless all steps were taken, or the subspaces have settled."""
-        settled = self.stopping is not None and self.stopping.settled
-        if self._waiting:
-            raise PreheatingError(
-                f"no batch had a label other than -100 in {self._waiting} steps of preheating; "
-                "look at the data, and at the longest length allowed"
-            )
-        if len(self.losses) < self._config.step_limit and not settled:
-            raise PreheatingError(
-                f"training ended after {len(self.losses)} of {self._config.step_limit} preheating "
-                "steps; give more data or lower `preheat_steps`"
-            )
+class EmptyBatches:
+    """Makes the loss of batches without a label zero, and tells steps that had no other batch."""
+
+    def __init__(self) -> None:
+        self._flags: list[Tensor | bool] = []
+
+    def passed_over(self, loss: Tensor, batch: Any) -> Tensor:
+        """Return ``loss``, or zero where it is NaN for want of labels; waits for no device."""
+        labels = batch.get("labels") if isinstance(batch, Mapping) else None
+        if not isinstance(labels, Tensor) or labels.is_floating_point():
+            self._flags.append(False)
+            return loss
+        counted = labels[..., 1:] if labels.dim() > 1 else labels  # the first one is not predicted
+        empty = (counted == _IGNORED).all().to(loss.device) & loss.isnan().all()
+        self._flags.append(empty)
+        return torch.where(empty, torch.zeros_like(loss), loss)
+
+    def watch(self, trainer: Any) -> None:
+        """Let a trainer's steps go through `passed_over`."""
+        training_step = trainer.training_step
+
+        def step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            return self.passed_over(training_step(model, inputs, *args, **kwargs), inputs)
+
+        trainer.training_step = step
+
+    def since_last(self, loss: float) -> bool:
+        """Return whether the step of this loss had no batch with a label."""
+        flags, self._flags = self._flags, []
+        return loss == 0 and bool(flags) and all(map(bool, flags))
+
+
+def check_outcome(
+    losses: list[float], spectrum: Spectrum, modules: Mapping[str, LoraModule], rate: float
+) -> None:
+    """Refuse a preheating that has plainly ruined the model, and warn of one that made it worse.
+
+    It is ruined where the loss at the end is not below that at the beginning and the updates are
+    larger than the weights that they change, or where the loss has doubled.
+
+    Raises:
+        PreheatingError: the model was ruined.
+
+    Warns:
+        UserWarning: the mean loss at the end is above that at the beginning.
+    """
+    if len(losses) < _FEW:
+        return
+    width = max(1, round(_ENDS * len(losses)))
+    first, last = mean(losses[:width]), mean(losses[-width:])
+    if last < first:
+        return
+    said = f"the loss was {first:.4g} at the beginning of preheating and {last:.4g} at its end"
+    norms = {name: modules[name].base_norm() for name in spectrum}
+    sizes = [float(spectrum[name].S[0]) / norm for name, norm in norms.items() if norm]
+    remedy = f"lower `learning_rate` of the HRPConfig (it was {rate:g})"
+    destroyed = bool(sizes) and median(sizes) > _DESTROYED_UPDATE
+    if destroyed or last > _DESTROYED_LOSS * first:
+        raise PreheatingError(f"{said}, so that the model is ruined; {remedy}")
+    warnings.warn(f"{said}; {remedy}, or preheat longer", stacklevel=3)
