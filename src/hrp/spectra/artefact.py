@@ -7,7 +7,7 @@ No pickle anywhere. A folder appears whole or not at all.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,7 @@ from torch import Tensor
 from hrp.errors import SpectrumFormatError
 from hrp.files import check_replaceable, named, read_folder, write_folder
 from hrp.spectra.module_spectrum import ModuleSpectrum
-from hrp.spectra.provenance import odd_value
-from hrp.spectra.soundness import fault_of
+from hrp.spectra.soundness import fault_of, fault_of_kept, fault_of_provenance
 
 TENSORS_FILE = "spectrum.safetensors"
 PROVENANCE_FILE = "spectrum.json"
@@ -30,10 +29,9 @@ FILES = (TENSORS_FILE, PROVENANCE_FILE, KEPT_FILE)
 FORMAT = "hrp-spectrum"
 FORMAT_VERSION = 2
 _READABLE_VERSIONS = (1, 2)  # 1 had no metric and kept nothing
-_PARTS = ("U", "S", "Vh")
-_METRICS = ("left_metric", "right_metric")
+_PARTS = ("U", "S", "Vh", "left_metric", "right_metric")
 _LARGEST_HEADER = 1 << 26  # bytes of the JSON; 100,000 modules take a third of it
-_RESERVED = "__metadata__"  # safetensors' own
+_RESERVED = b"__metadata__"  # safetensors' own
 
 
 def save(
@@ -65,15 +63,17 @@ def _header(
     kept: Mapping[str, Tensor],
 ) -> str:
     """Return the JSON of a spectrum that `load` will read, or raise; see `save`."""
-    _check_names((*modules, *kept))
-    if odd := odd_value(provenance):
+    for name in (*modules, *kept):
+        if not _is_name(name):
+            raise ValueError(f"a name in a spectrum must be text in Unicode, got {name!r}")
+    if odd := fault_of_provenance(provenance):
         raise TypeError(f"the spectrum cannot be saved: {odd}")
     for name, module in modules.items():
         metrics = (module.left_metric, module.right_metric) if module.has_metric else ()
         if fault := fault_of(module.U, module.S, module.Vh, module.scaling, *metrics):
             raise ValueError(f"the spectrum of module {name!r} cannot be saved: {fault}")
     for name, value in kept.items():
-        if fault := _fault_of_kept(value):
+        if fault := fault_of_kept(value):
             raise ValueError(f"{name!r} in `kept` cannot be saved: {fault}")
     header = {
         "format": FORMAT,
@@ -101,26 +101,11 @@ def _header(
     return text
 
 
-def _check_names(names: Iterable[object]) -> None:
-    """Raise ``ValueError`` for a name that the file format cannot hold."""
-    for name in names:
-        if not isinstance(name, str) or name == _RESERVED or not _is_text(name):
-            raise ValueError(f"a name in a spectrum must be text in Unicode, got {name!r}")
-
-
-def _is_text(name: str) -> bool:
-    with suppress(UnicodeEncodeError):
-        name.encode()
-        return True
-    return False  # half of a surrogate pair
-
-
-def _fault_of_kept(value: Any) -> str | None:
-    if not isinstance(value, Tensor) or value.layout != torch.strided:
-        return "it must be a dense tensor"
-    if value.device.type == "meta":
-        return "a tensor on the meta device holds nothing"
-    return None if bool(value.isfinite().all()) else "it must be finite"
+def _is_name(name: object) -> bool:
+    """Return whether the file format can hold ``name``."""
+    with suppress(UnicodeEncodeError):  # half of a surrogate pair
+        return isinstance(name, str) and name.encode() != _RESERVED
+    return False
 
 
 def _check_ours(folder: Path) -> None:
@@ -158,7 +143,7 @@ def _write_files(
     tensors = {
         f"{name}.{part}": getattr(module, part)
         for name, module in modules.items()
-        for part in (*_PARTS, *(_METRICS if module.has_metric else ()))
+        for part in _parts(module.has_metric)
     }
     if kept:
         save_file(_apart(kept), folder / KEPT_FILE, metadata={"format": FORMAT})
@@ -167,17 +152,11 @@ def _write_files(
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors on the CPU, none in memory that it shares: safetensors refuses those."""
-    apart: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for name, tensor in tensors.items():
-        value = tensor.detach().cpu().contiguous()
-        storage = value.untyped_storage()
-        if storage.nbytes() != value.nbytes or storage.data_ptr() in storages:
-            value = value.clone()
-        storages.add(value.untyped_storage().data_ptr())
-        apart[name] = value
-    return apart
+    """Copy the tensors, as safetensors refuses those that share memory."""
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
 
 
 def load(
@@ -200,7 +179,7 @@ def _load(folder: Path) -> tuple[dict[str, ModuleSpectrum], dict[str, Any], dict
     expected = {
         f"{name}.{part}"
         for name, entry in header["modules"].items()
-        for part in (*_PARTS, *(_METRICS if _has_metric(entry) else ()))
+        for part in _parts(_has_metric(entry))
     }
     if set(tensors) != expected:
         differing = sorted(set(tensors) ^ expected)[:3]
@@ -212,7 +191,7 @@ def _load(folder: Path) -> tuple[dict[str, ModuleSpectrum], dict[str, Any], dict
     if sorted(kept) != header.get("kept", []):
         raise _bad(folder, f"{KEPT_FILE} does not hold what {PROVENANCE_FILE} says")
     for name, value in kept.items():
-        if fault := _fault_of_kept(value):
+        if fault := fault_of_kept(value):
             raise _bad(folder, f"{name!r} in {KEPT_FILE}: {fault}")
     return modules, header["provenance"], kept
 
@@ -244,7 +223,7 @@ def _read_header(folder: Path) -> dict[str, Any]:
     modules, provenance = header.get("modules"), header.get("provenance")
     if not isinstance(modules, dict) or not modules or not isinstance(provenance, dict):
         raise _bad(folder, "`modules` and `provenance` must be JSON objects, `modules` not empty")
-    if odd := odd_value(provenance):
+    if odd := fault_of_provenance(provenance):
         raise _bad(folder, odd)
     return header
 
@@ -258,13 +237,16 @@ def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
         raise _bad(folder, f"{name} is not a safetensors file ({error})") from error
 
 
+def _parts(with_metric: bool) -> tuple[str, ...]:
+    return _PARTS if with_metric else _PARTS[:3]
+
+
 def _has_metric(entry: Any) -> bool:
     return isinstance(entry, dict) and entry.get("metric") is True
 
 
 def _module(folder: Path, name: str, entry: Any, tensors: dict[str, Tensor]) -> ModuleSpectrum:
-    U, S, Vh = (tensors[f"{name}.{part}"] for part in _PARTS)
-    metrics = [tensors[f"{name}.{part}"] for part in _METRICS] if _has_metric(entry) else []
+    U, S, Vh, *metrics = (tensors[f"{name}.{part}"] for part in _parts(_has_metric(entry)))
     try:
         (d_out, d_in), rank, scaling = entry["shape"], entry["rank"], float(entry["scaling"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:

@@ -1,7 +1,8 @@
-"""Tells what is wrong with the parts of a module's spectrum: one list for reading and writing."""
+"""Tells what is wrong with the parts of a spectrum: one list for reading and writing."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,13 @@ from hrp.validation import is_finite
 
 _DTYPES = (torch.float32, torch.float64)
 _ORTHONORMAL_TOLERANCE = 1e-3
+# What HRP writes into the provenance, where something reads it.
+_KINDS: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys(("config", "cost", "settings", "stopping", "versions"), (dict, "an object")),
+    **dict.fromkeys(("base_model", "run", "adapter_name"), (str, "text")),
+    **dict.fromkeys(("steps", "seed", "learning_rate"), (int | float, "a number")),
+    **dict.fromkeys(("losses", "unreached", "without_metric"), (list | tuple, "a list")),
+}
 
 
 def fault_of(U: Any, S: Any, Vh: Any, scaling: Any, *metrics: Any) -> str | None:
@@ -52,3 +60,28 @@ def _is_svd(U: Tensor, S: Tensor, Vh: Tensor) -> bool:
     identity = torch.eye(len(S), dtype=U.dtype, device=U.device)
     errors = [(gram - identity).abs().max() for gram in (U.mT @ U, (Vh @ Vh.mT).to(U))]
     return all(bool(error < _ORTHONORMAL_TOLERANCE) for error in errors)
+
+
+def fault_of_kept(value: Any) -> str | None:
+    """Return what keeps ``value`` from being a tensor kept beside the factors, in words."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return "it must be a dense tensor"
+    if value.device.type == "meta":
+        return "a tensor on the meta device holds nothing"
+    return None if bool(value.isfinite().all()) else "it must be finite"
+
+
+def fault_of_provenance(provenance: Mapping[str, Any]) -> str | None:
+    """Return what is of another kind than HRP writes, in words; None where nothing is."""
+    for name, value in provenance.items():
+        if name not in _KINDS or value is None:
+            continue
+        kind, said = _KINDS[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return f"`{name}` of the provenance must be {said}, got {type(value).__name__}"
+        entries = value if isinstance(value, list | tuple) else ()
+        entry_kind = int | float if name == "losses" else str
+        for entry in entries:
+            if not isinstance(entry, entry_kind) or isinstance(entry, bool):
+                return f"`{name}` of the provenance must not hold {type(entry).__name__}"
+    return None

@@ -9,7 +9,7 @@ import hrp
 from helpers.factors import factors, module_spectrum, sine
 from helpers.tiny import unchecked
 from hrp.spectra.factorization import factored_svd
-from hrp.spectra.measures import effective_rank, principal_cosines
+from hrp.spectra.module_spectrum import effective_rank, principal_cosines
 
 
 @pytest.mark.parametrize("seed", range(5))
