@@ -61,7 +61,7 @@ def restored_model(model: nn.Module) -> Iterator[None]:
 def restored_trainer(trainer: Any) -> Iterator[None]:
     """Undo, on exit, every change to a trainer, its accelerator, its collator and its data set.
 
-    The model and the global generators are left to `restored_model` and `restored_rng`.
+    The model and the global generators are left to `restored_model` and `restored_globals`.
     """
     accelerator, collator = trainer.accelerator, trainer.data_collator
     scaler = getattr(accelerator, "scaler", None)
@@ -117,14 +117,21 @@ def restored_attributes(*holders: Any, depth: int = 3) -> Iterator[None]:
 
 
 @contextmanager
-def restored_rng() -> Iterator[None]:
-    """Restore, on exit, the global generators of Python, NumPy and torch, on all its devices."""
+def restored_globals() -> Iterator[None]:
+    """Restore, on exit, the generators of Python, NumPy and torch, and gradient accumulation.
+
+    That is the user's own Accelerator's: Accelerate keeps it once a process, and any later
+    Accelerator, a Trainer's too, overwrites it.
+    """
+    accumulation = accumulation_state()
     restorers: list[Restorer] = [
         partial(random.setstate, random.getstate()),
         partial(np.random.set_state, np.random.get_state()),
         partial(torch.set_rng_state, torch.get_rng_state()),
         *_accelerator_generators(),
     ]
+    if accumulation:
+        restorers.append(partial(_restore_content, accumulation, dict(accumulation), []))
     try:
         yield
     finally:
@@ -152,22 +159,6 @@ def _accelerator_generators() -> list[Restorer]:
         partial(module.set_rng_state, module.get_rng_state(index), index)
         for index in range(module.device_count())
     ]
-
-
-@contextmanager
-def restored_accumulation() -> Iterator[None]:
-    """Restore, on exit, the gradient accumulation that the user's own Accelerator has set.
-
-    Accelerate keeps it once a process: any later Accelerator, a Trainer's too, overwrites it.
-    """
-    shared = accumulation_state()
-    before = dict(shared)
-    try:
-        yield
-    finally:
-        if before:
-            shared.clear()
-            shared.update(before)
 
 
 def _restorers(attributes: dict[str, Any], depth: int) -> list[Restorer]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
-from hrp.adapters.restoring import restored_rng
+from hrp.adapters.restoring import restored_globals
 from hrp.files import digest
 
 # Every other setting may change what is trained. Longer training is allowed, and so is what is
@@ -105,7 +105,7 @@ def data_digest(dataset: Any) -> str | None:
         for table in dataset.with_format("arrow").iter(batch_size=1000):
             _feed_table(state, table)
         return state.hexdigest()
-    with restored_rng():
+    with restored_globals():
         for row in _sampled_rows(dataset):
             _feed(state, row)
     return state.hexdigest()

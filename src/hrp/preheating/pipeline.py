@@ -19,12 +19,7 @@ from hrp.adapters.interrupts import interrupts_allowed, interrupts_held
 from hrp.adapters.kept import read_kept
 from hrp.adapters.layers import lora_modules
 from hrp.adapters.reading import read_spectrum
-from hrp.adapters.restoring import (
-    restored_accumulation,
-    restored_loader,
-    restored_model,
-    restored_rng,
-)
+from hrp.adapters.restoring import restored_globals, restored_loader, restored_model
 from hrp.adapters.sharding import check_engine
 from hrp.adapters.temporary import temporary_adapter
 from hrp.config import HRPConfig
@@ -115,7 +110,7 @@ def preheat(
     check_preheatable(adapted, adapter_name, targets, config)
     warn_of_slow_bfloat16(adapted)
     args = model.args if isinstance(model, Trainer) else trainer_kwargs.get("args")
-    spent = check_engine(args, spend_model) is not None
+    spent = check_engine(args, spend_model)
     lora = adapted.peft_config[adapter_name]
     with _left_as_found(adapted, dataloader, spent, config) as scratch:
         source: DataloaderSource | TrainerSource
@@ -161,8 +156,7 @@ def _left_as_found(
     """
     with (
         interrupts_held(),
-        restored_rng(),
-        restored_accumulation(),
+        restored_globals(),
         restored_loader(dataloader),
         nullcontext() if spent else restored_model(model),
         tempfile.TemporaryDirectory(prefix="hrp-preheating-") as scratch,

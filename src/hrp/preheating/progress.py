@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainingArguments
 
 from hrp.adapters.layers import LoraModule
 from hrp.adapters.moments import Moments
@@ -28,8 +29,8 @@ _DESTROYED_LOSS = 2.0  # times the loss at the beginning
 _DESTROYED_UPDATE = 1.0  # singular value over the norm of the base weight
 
 
-class Progress:
-    """Holds the state of one preheating that both ways to train it share.
+class Progress(TrainerCallback):
+    """Follows one preheating, by its methods or as a callback of a trainer.
 
     Args:
         config: its number of steps is known, or it is "auto".
@@ -137,6 +138,55 @@ class Progress:
                 "loss: does it depend on the adapted modules?"
             )
         return self.stopping is not None and self.stopping.update(step)
+
+    @property
+    def observing(self) -> bool:
+        """Return whether hooks observe this step, so that it must run, and not be replayed."""
+        return self.moments.observing
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: Any, control: Any, optimizer: Any = None, **_: Any
+    ) -> None:
+        """Check the optimizer's rate, and open the bar."""
+        _check_rate(optimizer, self._config.learning_rate)
+        # What was trained before an interruption is in the checkpoint's history.
+        done = [float(entry["loss"]) for entry in state.log_history if _is_step(entry)]
+        self.start(done, hidden=args.disable_tqdm or not state.is_world_process_zero)
+
+    def on_step_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        """Say which step begins."""
+        self.begin_step(state.global_step + 1)
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        """Stop the trainer once the subspaces have settled."""
+        if self.may_stop(state.global_step):
+            control.should_training_stop = True
+
+    def on_log(
+        self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **_: Any
+    ) -> None:
+        """Take the loss of a step."""
+        if _is_step(logs or {}):
+            self.record(float(logs["loss"]), state.global_step)
+
+
+def _is_step(logs: dict[str, Any]) -> bool:
+    """Return whether a training step logged ``logs``; trainers may log another ``loss`` too."""
+    return "loss" in logs and "learning_rate" in logs
+
+
+def _check_rate(optimizer: Any, asked: float | None) -> None:
+    """Raise ``ValueError`` where a trainer's own optimizer passes over the rate asked for."""
+    groups = getattr(optimizer, "param_groups", None)
+    if asked is None or not groups:
+        return
+    # A trainer's own schedule may begin at 0; `initial_lr` is the rate that it scales.
+    rates = sorted({float(group.get("initial_lr", group["lr"])) for group in groups})
+    if not any(math.isclose(rate, asked) for rate in rates):
+        raise ValueError(
+            f"`learning_rate` of the HRPConfig must be the optimizer's, got {asked:g} where the "
+            f"trainer's own optimizer has {rates}; set it there and leave `learning_rate` None"
+        )
 
 
 class EmptyBatches:

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 from hrp.adapters.interrupts import interrupts_allowed, interrupts_held
-from hrp.adapters.restoring import restored_rng, restored_trainer
+from hrp.adapters.restoring import restored_globals, restored_trainer
 from hrp.config import HRPConfig
 from hrp.preheating.checkpoints import (
     Checkpoints,
@@ -78,7 +78,7 @@ def of_trainer(config: HRPConfig, trainer: Trainer, lora: LoraConfig) -> HRPConf
     if args.max_steps > 0:
         steps = args.max_steps
     else:
-        with interrupts_held(), restored_trainer(trainer), restored_rng():
+        with interrupts_held(), restored_trainer(trainer), restored_globals():
             loader = trainer.get_train_dataloader()
             with suppress(TypeError):  # of streamed data
                 per_epoch = max(1, math.ceil(len(loader) / args.gradient_accumulation_steps))
@@ -130,7 +130,7 @@ class TrainerSource:
         args = _preheating_arguments(trainer.args, config, self.scratch)
         args.max_steps, args.warmup_steps = config.step_limit, config.warmup_steps
         args.learning_rate = rates.factors
-        callbacks = [DefaultFlowCallback(), StepsToProgress(config, progress)]
+        callbacks: list[TrainerCallback] = [DefaultFlowCallback(), progress]
         resume_from = None
         if self.checkpoints is not None:
             checkpointing_arguments(args, self.checkpoints)
@@ -178,60 +178,3 @@ def _preheating_arguments(
     for name, value in (_OVERRIDES | seeds).items():
         setattr(changed, name, copy.copy(value))
     return changed
-
-
-class StepsToProgress(TrainerCallback):
-    """Passes the trainer's steps on to `Progress`."""
-
-    def __init__(self, config: HRPConfig, progress: Progress) -> None:
-        self._config = config
-        self._progress = progress
-
-    @property
-    def observing(self) -> bool:
-        """Return whether hooks observe this step, so that it must run, and not be replayed."""
-        return self._progress.moments.observing
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: Any, control: Any, optimizer: Any = None, **_: Any
-    ) -> None:
-        """Check the optimizer's rate, and open the bar."""
-        _check_rate(optimizer, self._config.learning_rate)
-        # What was trained before an interruption is in the checkpoint's history.
-        done = [float(entry["loss"]) for entry in state.log_history if _is_step(entry)]
-        self._progress.start(done, hidden=args.disable_tqdm or not state.is_world_process_zero)
-
-    def on_step_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
-        """Say which step begins."""
-        self._progress.begin_step(state.global_step + 1)
-
-    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
-        """Stop the trainer once the subspaces have settled."""
-        if self._progress.may_stop(state.global_step):
-            control.should_training_stop = True
-
-    def on_log(
-        self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **_: Any
-    ) -> None:
-        """Take the loss of a step."""
-        if _is_step(logs or {}):
-            self._progress.record(float(logs["loss"]), state.global_step)
-
-
-def _is_step(logs: dict[str, Any]) -> bool:
-    """Return whether a training step logged ``logs``; trainers may log another ``loss`` too."""
-    return "loss" in logs and "learning_rate" in logs
-
-
-def _check_rate(optimizer: Any, asked: float | None) -> None:
-    """Raise ``ValueError`` where a trainer's own optimizer passes over the rate asked for."""
-    groups = getattr(optimizer, "param_groups", None)
-    if asked is None or not groups:
-        return
-    # A trainer's own schedule may begin at 0; `initial_lr` is the rate that it scales.
-    rates = sorted({float(group.get("initial_lr", group["lr"])) for group in groups})
-    if not any(math.isclose(rate, asked) for rate in rates):
-        raise ValueError(
-            f"`learning_rate` of the HRPConfig must be the optimizer's, got {asked:g} where the "
-            f"trainer's own optimizer has {rates}; set it there and leave `learning_rate` None"
-        )
