@@ -44,7 +44,13 @@ def restored_model(model: nn.Module) -> Iterator[None]:
     configs = [getattr(module, name, None) for module in model.modules() for name in names]
     unique = {id(holder): holder for holder in (*model.modules(), *configs)}
     parameters = [(p, p.requires_grad, p.grad, p.data) for p in model.parameters()]
-    buffers = _copied_buffers(model)
+    buffers = [
+        (module, name, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+        and (buffer.is_floating_point() or buffer.numel() < _PACKED_WEIGHT_NUMEL)
+    ]
     try:
         with restored_attributes(*unique.values(), depth=1):
             yield
@@ -101,19 +107,22 @@ def restored_attributes(*holders: Any, depth: int = 3) -> Iterator[None]:
     The content of lists, dicts and sets is put back too, down to ``depth``: 3 is that of TRL's
     buffers of metrics, which are by mode and by name.
     """
-    saved = [
-        (attributes, dict(attributes), _restorers(attributes, depth))
-        for holder in holders
-        if isinstance(attributes := getattr(holder, "__dict__", None), dict)
-    ]
+    restorers: list[Restorer | None] = []
+    for holder in holders:
+        attributes = getattr(holder, "__dict__", None)
+        if not isinstance(attributes, dict):
+            continue
+        restorers += [partial(attributes.clear), partial(attributes.update, dict(attributes))]
+        for name, value in attributes.items():
+            if name in _TENSOR_DICTS:
+                restorers.append(partial(_restore_tensor_keys, value, dict(value)))
+            else:
+                restorers.append(_restorer(value, 0 if name in _DATA else depth))
     try:
         yield
     finally:
-        for attributes, before, restorers in saved:
-            attributes.clear()
-            attributes.update(before)
-            for restore in restorers:
-                restore()
+        for restore in filter(None, restorers):
+            restore()
 
 
 @contextmanager
@@ -159,17 +168,6 @@ def _accelerator_generators() -> list[Restorer]:
         partial(module.set_rng_state, module.get_rng_state(index), index)
         for index in range(module.device_count())
     ]
-
-
-def _restorers(attributes: dict[str, Any], depth: int) -> list[Restorer]:
-    """Return what puts back what some attributes hold."""
-    restorers: list[Restorer | None] = []
-    for name, value in attributes.items():
-        if name in _TENSOR_DICTS:
-            restorers.append(partial(_restore_tensor_keys, value, dict(value)))
-        else:
-            restorers.append(_restorer(value, 0 if name in _DATA else depth))
-    return [restore for restore in restorers if restore is not None]
 
 
 def _restorer(value: Any, depth: int) -> Restorer | None:
@@ -229,16 +227,6 @@ def _restore_data(parameter: nn.Parameter, data: Tensor) -> None:
             parameter.data = data
     elif not same and type(parameter) is nn.Parameter:  # others are packed when they move
         parameter.data = data.to(current.device)
-
-
-def _copied_buffers(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
-    return [
-        (module, name, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-        and (buffer.is_floating_point() or buffer.numel() < _PACKED_WEIGHT_NUMEL)
-    ]
 
 
 def _restore_buffer(module: nn.Module, name: str, value: Tensor) -> None:

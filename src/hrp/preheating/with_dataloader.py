@@ -134,17 +134,6 @@ def _loss(model: nn.Module, batch: Any, loss_fn: LossFn | None) -> Tensor:
     return loss
 
 
-def _check_together(processes: PartialState) -> None:
-    """Raise ``ValueError`` where processes that were launched together would each train alone."""
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched > 1 and processes.num_processes == 1:
-        raise ValueError(
-            f"{launched} processes were launched, and Accelerate would let each of them preheat "
-            "alone: on CPUs set ACCELERATE_USE_CPU=true, or call "
-            "`accelerate.PartialState(cpu=True)` first of all"
-        )
-
-
 @contextmanager
 def _own_accelerator() -> Iterator[Accelerator]:
     """Yield an Accelerator that leaves Accelerate's process-wide state as it was.
@@ -153,7 +142,13 @@ def _own_accelerator() -> Iterator[Accelerator]:
     """
     fresh = not accelerate_is_set_up()
     processes = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    _check_together(processes)
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1 and processes.num_processes == 1:
+        raise ValueError(
+            f"{launched} processes were launched, and Accelerate would let each of them preheat "
+            "alone: on CPUs set ACCELERATE_USE_CPU=true, or call "
+            "`accelerate.PartialState(cpu=True)` first of all"
+        )
     launched_as = processes.distributed_type
     accelerator = Accelerator(device_placement=processes.num_processes > 1)
     try:

@@ -109,28 +109,20 @@ def _cholesky(name: str, metric: Tensor, weights: Tensor, damping: float) -> Ten
     make up for that, eigenvalues that are not positive are lifted to a tiny positive share of the
     largest, so that the factor always exists; the other members of a batch are left as they are.
     """
-    _check_finite(name, metric)
+    if not bool(metric.isfinite().all()):
+        raise ValueError(
+            f"`{name}` must be finite, got {int((~metric.isfinite()).sum())} NaN or infinite "
+            "entries; leave out the batches whose gradients overflowed"
+        )
     metric = (metric + metric.mT) / 2
     mean = (metric.diagonal(dim1=-2, dim2=-1) * weights).sum(-1)[..., None, None]
     eye = torch.eye(metric.shape[-1], dtype=metric.dtype, device=metric.device)
     scaled = torch.where(mean > 0, metric / mean.clamp(min=torch.finfo(mean.dtype).tiny), eye)
     factor, info = torch.linalg.cholesky_ex(scaled + damping * eye)
     if bool((info != 0).any()):
+        values, vectors = torch.linalg.eigh(scaled)
+        floor = values[..., -1:].clamp(min=0) * _SMALLEST_SHARE
+        lifted = (vectors * torch.maximum(values, floor)[..., None, :]) @ vectors.mT
         failed = (info != 0)[..., None, None]
-        factor = torch.linalg.cholesky(torch.where(failed, _lifted(scaled), scaled) + damping * eye)
+        factor = torch.linalg.cholesky(torch.where(failed, lifted, scaled) + damping * eye)
     return factor
-
-
-def _lifted(metric: Tensor) -> Tensor:
-    """Return the metric with its eigenvalues raised to a small share of the largest."""
-    values, vectors = torch.linalg.eigh(metric)
-    floor = values[..., -1:].clamp(min=0) * _SMALLEST_SHARE
-    return (vectors * torch.maximum(values, floor)[..., None, :]) @ vectors.mT
-
-
-def _check_finite(name: str, metric: Tensor) -> None:
-    if not bool(metric.isfinite().all()):
-        raise ValueError(
-            f"`{name}` must be finite, got {int((~metric.isfinite()).sum())} NaN or infinite "
-            "entries; leave out the batches whose gradients overflowed"
-        )
