@@ -177,7 +177,9 @@ def test_training_arguments_that_allow_no_step_are_refused(model, tmp_path, name
 def test_what_is_no_config_or_no_loader_is_refused(model):
     with pytest.raises(TypeError, match=r"`config` must be an `hrp.HRPConfig`, got dict"):
         preheat(model, {"preheat_rank": 8}, dataloader=UnreadLoader())
-    with pytest.raises(TypeError, match=r"must give batches, got the string 'rows.jsonl'"):
+    with pytest.raises(
+        TypeError, match=r"`dataloader` must give mappings .* got batches of type str"
+    ):
         preheat(model, dataloader="rows.jsonl")
 
 

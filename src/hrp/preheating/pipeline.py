@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import torch
 from peft import PeftModel
 from torch import nn
 from transformers import Trainer, set_seed
@@ -29,7 +28,7 @@ from hrp.preheating.progress import Progress, check_outcome
 from hrp.preheating.with_dataloader import DataloaderSource, LossFn
 from hrp.preheating.with_trainer import TrainerSource, built_trainer
 from hrp.spectra.spectrum import Spectrum
-from hrp.versions import installed_versions, warn_of_old_versions
+from hrp.versions import installed_versions
 
 
 def preheat(
@@ -95,7 +94,6 @@ def preheat(
         PreheatingError: training ended early, left a module untrained, or ruined the model.
     """
     config = checked_config(config)
-    warn_of_old_versions()
     data = {
         "dataloader": dataloader,
         "loss_fn": loss_fn,
@@ -112,15 +110,15 @@ def preheat(
     args = model.args if isinstance(model, Trainer) else trainer_kwargs.get("args")
     spent = check_engine(args, spend_model)
     lora = adapted.peft_config[adapter_name]
-    with _left_as_found(adapted, dataloader, spent, config) as scratch:
+    with _left_as_found(adapted, dataloader, spent) as scratch:
         source: DataloaderSource | TrainerSource
         if dataloader is not None:
             source = DataloaderSource(dataloader, loss_fn, total_steps, learning_rate)
-        else:
-            trainer: Any = model
-            if trainer_cls is not None:
-                trainer = built_trainer(trainer_cls, trainer_kwargs, adapted, config, scratch)
+        elif trainer_cls is not None:
+            trainer = built_trainer(trainer_cls, trainer_kwargs, adapted, config, scratch)
             source = TrainerSource(trainer, scratch, checkpoints)
+        else:
+            source = TrainerSource(model, scratch, checkpoints)
         config, rates = source.resolved(config, lora)
         set_seed(config.seed)
         with temporary_adapter(adapted, config, adapter_name, targets) as modules:
@@ -147,9 +145,7 @@ def preheat(
 
 
 @contextmanager
-def _left_as_found(
-    model: PeftModel, dataloader: object, spent: bool, config: HRPConfig
-) -> Iterator[str]:
+def _left_as_found(model: PeftModel, dataloader: object, spent: bool) -> Iterator[str]:
     """Yield a scratch folder; put back, on exit, whatever training touches in this process.
 
     These are the model, unless it is ``spent``, the random generators, and Accelerate's state.
@@ -162,12 +158,4 @@ def _left_as_found(
         tempfile.TemporaryDirectory(prefix="hrp-preheating-") as scratch,
         interrupts_allowed(),
     ):
-        try:
-            yield scratch
-        except torch.OutOfMemoryError as error:
-            error.add_note(
-                "HRP: memory ran out while preheating; lower `preheat_rank` "
-                f"({config.preheat_rank}), the batch size (with gradient accumulation), or use "
-                "gradient checkpointing; preheating needs little more than LoRA itself"
-            )
-            raise
+        yield scratch

@@ -66,8 +66,6 @@ def check_data(model: Any, data: Mapping[str, Any], trainer_kwargs: Mapping[str,
         raise ValueError("`checkpoints` go with `trainer_cls`; a dataloader cannot be resumed")
     if trainer_kwargs:
         raise TypeError(f"{sorted(trainer_kwargs)} go with `trainer_cls`, not `dataloader`")
-    if isinstance(data["dataloader"], str):
-        raise TypeError(f"`dataloader` must give batches, got the string {data['dataloader']!r}")
     _check_not_empty("dataloader", data["dataloader"])
     if "total_steps" in given:
         check_integer("total_steps", data["total_steps"], minimum=1)

@@ -59,10 +59,11 @@ class DataloaderSource:
         """Return ``config`` with its number of steps, and the learning rates of preheating."""
         if config.preheat_steps is None and self.total_steps is None:
             config = dataclasses.replace(config, preheat_steps=DEFAULT_STEPS)
+        config = with_steps(config, self.total_steps, lora)
         if config.learning_rate is None and self.learning_rate is None:
-            config = dataclasses.replace(config, learning_rate=DEFAULT_LEARNING_RATE)
-        rates = rates_of(self.learning_rate or 0.0, config, lora.r)
-        return with_steps(config, self.total_steps, lora), rates
+            default = dataclasses.replace(config, learning_rate=DEFAULT_LEARNING_RATE)
+            return config, rates_of(0.0, default, lora.r)
+        return config, rates_of(self.learning_rate or 0.0, config, lora.r)
 
     def train(self, model: nn.Module, config: HRPConfig, rates: Rates, progress: Progress) -> None:
         """Run up to ``config.step_limit`` AdamW steps, gradient norm clipped to 1.

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hrp.errors import SpectrumFormatError
-from hrp.files import check_replaceable, named, read_folder, write_folder
+from hrp.files import named, read_folder, write_folder
 from hrp.spectra.module_spectrum import ModuleSpectrum
 from hrp.spectra.soundness import fault_of, fault_of_kept, fault_of_provenance
 
@@ -110,7 +110,6 @@ def _is_name(name: object) -> bool:
 
 def _check_ours(folder: Path) -> None:
     """Raise ``FileExistsError`` where the folder holds anything but a spectrum."""
-    check_replaceable(folder, FILES)
     foreign = []
     for name in FILES:
         path = folder / name

@@ -55,8 +55,8 @@ def loss_truncation(
     [[0.0, 0.0], [0.0, 1.0]]
     """
     check_integer("rank", rank, minimum=1, maximum=S.shape[-1])
-    L_u, L_v = _metric_factors(S, left_metric, right_metric, damping)
-    X, values, Yh = torch.linalg.svd(_core(S, L_u, L_v), full_matrices=False)
+    L_u, L_v, core = _in_the_metric(S, left_metric, right_metric, damping)
+    X, values, Yh = torch.linalg.svd(core, full_matrices=False)
     roots = values[..., :rank].sqrt()
     P = torch.linalg.solve_triangular(L_u.mT, X[..., :rank] * roots[..., None, :], upper=True)
     Q = torch.linalg.solve_triangular(
@@ -82,24 +82,20 @@ def loss_values(
     >>> loss_values(S, eye, 9 * eye, damping=3.0).round(decimals=6).tolist()
     [8.0, 4.0]
     """
-    L_u, L_v = _metric_factors(S, left_metric, right_metric, damping)
-    return torch.linalg.svdvals(_core(S, L_u, L_v))
+    _, _, core = _in_the_metric(S, left_metric, right_metric, damping)
+    return torch.linalg.svdvals(core)
 
 
-def _core(S: Tensor, L_u: Tensor, L_v: Tensor) -> Tensor:
-    return L_u.mT @ (S.double()[..., :, None] * L_v)
-
-
-def _metric_factors(
+def _in_the_metric(
     S: Tensor, left_metric: Tensor, right_metric: Tensor, damping: float
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``L_u``, ``L_v`` and ``L_u^T diag(S) L_v``, in float64."""
     check_positive("damping", damping)
     S = S.double()
     weights = S / S.sum(-1, keepdim=True).clamp(min=torch.finfo(S.dtype).tiny)
-    return (
-        _cholesky("left_metric", left_metric.double(), weights, damping),
-        _cholesky("right_metric", right_metric.double(), weights, damping),
-    )
+    L_u = _cholesky("left_metric", left_metric.double(), weights, damping)
+    L_v = _cholesky("right_metric", right_metric.double(), weights, damping)
+    return L_u, L_v, L_u.mT @ (S[..., :, None] * L_v)
 
 
 def _cholesky(name: str, metric: Tensor, weights: Tensor, damping: float) -> Tensor:
