@@ -69,21 +69,15 @@ def restored_trainer(trainer: Any) -> Iterator[None]:
 
     The model and the global generators are left to `restored_model` and `restored_globals`.
     """
-    accelerator, collator = trainer.accelerator, trainer.data_collator
-    scaler = getattr(accelerator, "scaler", None)
-    scale = {} if scaler is None else scaler.state_dict()
     holders = (
         trainer,
-        accelerator,
+        trainer.accelerator,
+        getattr(trainer.accelerator, "scaler", None),
         getattr(trainer, "_memory_tracker", None),
-        getattr(collator, "__self__", collator),
+        getattr(trainer.data_collator, "__self__", trainer.data_collator),
     )
-    try:
-        with restored_attributes(*holders), restored_attributes(trainer.train_dataset, depth=0):
-            yield
-    finally:
-        if scaler is not None and scale:  # one that is off has no state
-            scaler.load_state_dict(scale)
+    with restored_attributes(*holders), restored_attributes(trainer.train_dataset, depth=0):
+        yield
 
 
 @contextmanager

@@ -138,24 +138,20 @@ class ModuleSpectrum:
         return principal_cosines(one.Vh.mT, two.Vh.mT)
 
 
-def effective_rank(
-    S: Float[Tensor, " rank"], kind: EffectiveRankKind = "entropy", energy: float = 0.9
-) -> float:
+def effective_rank(S: Float[Tensor, " rank"], kind: EffectiveRankKind = "entropy") -> float:
     """Return how many directions a spectrum really uses, between 1 and ``len(S)``.
 
     - ``"entropy"``: exp of the Shannon entropy of ``S / sum(S)`` (Roy and Vetterli 2007);
     - ``"stable"``: ``sum(S^2) / max(S)^2``, the stable rank;
-    - ``"energy"``: the fewest leading values whose squares hold the share ``energy`` of the total.
+    - ``"energy"``: the fewest leading values whose squares hold nine tenths of the total.
 
     Raises:
-        ValueError: unknown ``kind``, ``energy`` outside (0, 1], or no positive singular value.
+        ValueError: unknown ``kind``, or no positive singular value.
 
     >>> round(effective_rank(torch.ones(5)), 6), effective_rank(torch.tensor([3.0, 4.0]), "stable")
     (5.0, 1.5625)
     """
     check_choice("kind", kind, get_args(EffectiveRankKind))
-    if not 0 < energy <= 1:
-        raise ValueError(f"`energy` must be in (0, 1], got {energy!r}")
     values = S.double()
     if not values.numel() or values.max() <= 0:
         raise ValueError("an effective rank needs a positive singular value, got none")
@@ -167,7 +163,7 @@ def effective_rank(
         return (squares.sum() / squares.max()).item()
     held = squares.sort(descending=True).values.cumsum(0)
     # Rounding may leave the last sum a hair under the total's share.
-    reached = held >= energy * held[-1] * (1 - 1e-12)
+    reached = held >= 0.9 * held[-1] * (1 - 1e-12)
     return float(reached.int().argmax().item() + 1)
 
 

@@ -1,14 +1,13 @@
-"""Tells what is wrong with the parts of a spectrum: one list for reading and writing."""
+"""Tells what is wrong with the parts of a spectrum that was read."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from hrp.validation import is_finite
 
 _DTYPES = (torch.float32, torch.float64)
 _ORTHONORMAL_TOLERANCE = 1e-3
@@ -21,17 +20,13 @@ _KINDS: dict[str, tuple[Any, str]] = {
 }
 
 
-def fault_of(U: Any, S: Any, Vh: Any, scaling: Any, *metrics: Any) -> str | None:
+def fault_of(U: Tensor, S: Tensor, Vh: Tensor, scaling: float, *metrics: Tensor) -> str | None:
     """Return what keeps these from being a spectrum, in words; None where nothing does.
 
     The shapes come first, so that no product is larger than its factors: the rank is at most
     ``min(d_out, d_in)``.
     """
     parts = (U, S, Vh, *metrics)
-    if not all(isinstance(part, Tensor) and part.layout == torch.strided for part in parts):
-        return "U, S, Vh and metrics must be dense tensors"
-    if any(part.device.type == "meta" for part in parts):
-        return "tensors on the meta device hold nothing"
     shapes = [tuple(part.shape) for part in parts]
     rank = S.numel()
     d_out, d_in = U.shape[0] if U.dim() else 0, Vh.shape[-1] if Vh.dim() else 0
@@ -41,8 +36,7 @@ def fault_of(U: Any, S: Any, Vh: Any, scaling: Any, *metrics: Any) -> str | None
         return f"its rank must be from 1 to min(d_out, d_in) = {min(d_out, d_in)}, got {rank}"
     if shapes[3:] != [(rank, rank)] * len(metrics):
         return f"a metric must be ({rank}, {rank}), got {shapes[3:]}"
-    number = isinstance(scaling, int | float) and not isinstance(scaling, bool)
-    if any(part.dtype not in _DTYPES for part in parts) or not (number and is_finite(scaling)):
+    if any(part.dtype not in _DTYPES for part in parts) or not math.isfinite(scaling):
         return "dtypes must be float32 or float64, scaling finite"
     if not _is_svd(U, S, Vh):
         return (
@@ -60,15 +54,6 @@ def _is_svd(U: Tensor, S: Tensor, Vh: Tensor) -> bool:
     identity = torch.eye(len(S), dtype=U.dtype, device=U.device)
     errors = [(gram - identity).abs().max() for gram in (U.mT @ U, (Vh @ Vh.mT).to(U))]
     return all(bool(error < _ORTHONORMAL_TOLERANCE) for error in errors)
-
-
-def fault_of_kept(value: Any) -> str | None:
-    """Return what keeps ``value`` from being a tensor kept beside the factors, in words."""
-    if not isinstance(value, Tensor) or value.layout != torch.strided:
-        return "it must be a dense tensor"
-    if value.device.type == "meta":
-        return "a tensor on the meta device holds nothing"
-    return None if bool(value.isfinite().all()) else "it must be finite"
 
 
 def fault_of_provenance(provenance: Mapping[str, Any]) -> str | None:
