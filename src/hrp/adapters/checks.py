@@ -27,7 +27,19 @@ def check_preheatable(
             "needs; delete or rename it"
         )
     check_startable(model, adapter_name, modules)
-    _check_active(model, adapter_name, modules)
+    # Preheating trains the temporary adapter without the others.
+    active = list(model.active_adapters)
+    if adapter_name in active and len(active) > 1:
+        raise ValueError(
+            f"only one adapter may be active while preheating, got {active}; preheating would "
+            "train without the others: merge them into the base, or activate one alone"
+        )
+    disabled = next((name for name, m in modules.items() if m.layer.disable_adapters), None)
+    if disabled:
+        raise ValueError(
+            f"adapters must be enabled while preheating, got disabled ones (module {disabled!r}); "
+            "leave `disable_adapter()` first"
+        )
     for name, module in modules.items():
         if config.preheat_rank < module.useful_rank:
             raise ValueError(
@@ -77,19 +89,3 @@ def _is_update(module: LoraModule) -> bool:
     gram_A, gram_B = lora_A @ lora_A.mT, lora_B.mT @ lora_B
     bound = gram_A.trace() * gram_B.trace()
     return bool((gram_A * gram_B).sum() > 1e-8 * bound)
-
-
-def _check_active(model: PeftModel, adapter_name: str, modules: dict[str, LoraModule]) -> None:
-    """Refuse several active adapters: preheating trains the temporary one without them."""
-    active = list(model.active_adapters)
-    if adapter_name in active and len(active) > 1:
-        raise ValueError(
-            f"only one adapter may be active while preheating, got {active}; preheating would "
-            "train without the others: merge them into the base, or activate one alone"
-        )
-    disabled = next((name for name, m in modules.items() if m.layer.disable_adapters), None)
-    if disabled:
-        raise ValueError(
-            f"adapters must be enabled while preheating, got disabled ones (module {disabled!r}); "
-            "leave `disable_adapter()` first"
-        )

@@ -80,30 +80,27 @@ class HRPCallback(TrainerCallback):
         peft_model = adapted_model(model)
         lora_modules(peft_model, "default")
         lora = peft_model.peft_config["default"]
+
+        class LoaderTrainer(Trainer):
+            """Takes the run's own batches."""
+
+            def get_train_dataloader(self) -> Any:
+                return loader
+
+            def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+                _check_batch(inputs, peft_model, self.label_names, self.args)
+                return super().compute_loss(model, inputs, *args, **kwargs)
+
         args = copy.copy(args)
         args.neftune_noise_alpha = None  # the run has put its noise on already
         with interrupts_held(), restored_loader(loader), interrupts_allowed():
             apply_hrp(
                 model,
                 with_steps(self.config, state.max_steps, lora),
-                trainer_cls=_loader_trainer(loader),
+                trainer_cls=LoaderTrainer,
                 args=args,
                 train_dataset=loader.dataset,
             )
-
-
-def _loader_trainer(loader: Any) -> type[Trainer]:
-    """Return a plain HF Trainer that takes its batches from a prepared dataloader."""
-
-    class LoaderTrainer(Trainer):
-        def get_train_dataloader(self) -> Any:
-            return loader
-
-        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            _check_batch(inputs, adapted_model(self.model), self.label_names, self.args)
-            return super().compute_loss(model, inputs, *args, **kwargs)
-
-    return LoaderTrainer
 
 
 def _check_run(args: TrainingArguments, dataset: Any) -> None:

@@ -103,8 +103,14 @@ def data_digest(dataset: Any) -> str | None:
     state = blake2b(digest_size=16)
     state.update(str(len(dataset)).encode())
     if hasattr(dataset, "with_format") and hasattr(dataset, "cleanup_cache_files"):
+        import pyarrow  # type: ignore[import-untyped]
+
         for table in dataset.with_format("arrow").iter(batch_size=1000):
-            _feed_table(state, table)
+            sink = pyarrow.BufferOutputStream()
+            plain = table.combine_chunks().replace_schema_metadata(None)
+            with pyarrow.ipc.new_stream(sink, plain.schema) as stream:
+                stream.write_table(plain)
+            state.update(sink.getvalue())
         return state.hexdigest()
     rows: Any = dataset
     places = range(len(rows))
@@ -126,10 +132,17 @@ def base_digest(model: nn.Module) -> str:
     """
     state = blake2b(digest_size=16)
     for name, parameter in model.named_parameters():
-        if not any(part.startswith(_ADAPTER_PARTS) for part in name.split(".")):
-            for tensor in _plain_tensors(parameter.detach()):
-                state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-                _feed_sampled(state, tensor)
+        if any(part.startswith(_ADAPTER_PARTS) for part in name.split(".")):
+            continue
+        for tensor in _plain_tensors(parameter.detach()):
+            state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            kind = _BITS.get(tensor.element_size())
+            if kind is None or tensor.device.type == "meta" or not tensor.numel():
+                continue
+            bits = tensor.view(kind)
+            sampled = bits.reshape(-1)[:: max(1, tensor.numel() // _SAMPLED_ENTRIES)]
+            state.update(str(int(bits.sum(dtype=torch.int64))).encode())
+            state.update(sampled.cpu().contiguous().numpy().tobytes())
     return state.hexdigest()
 
 
@@ -158,26 +171,6 @@ def _sampled_digest(path: Path) -> str:
         file.seek(-_BLOCK, os.SEEK_END)
         state.update(file.read())
     return state.hexdigest()
-
-
-def _feed_table(state: Any, table: Any) -> None:
-    import pyarrow  # type: ignore[import-untyped]
-
-    sink = pyarrow.BufferOutputStream()
-    plain = table.combine_chunks().replace_schema_metadata(None)
-    with pyarrow.ipc.new_stream(sink, plain.schema) as stream:
-        stream.write_table(plain)
-    state.update(sink.getvalue())
-
-
-def _feed_sampled(state: Any, tensor: Tensor) -> None:
-    kind = _BITS.get(tensor.element_size())
-    if kind is None or tensor.device.type == "meta" or not tensor.numel():
-        return
-    bits = tensor.view(kind)
-    flat = bits.reshape(-1)[:: max(1, tensor.numel() // _SAMPLED_ENTRIES)]
-    state.update(str(int(bits.sum(dtype=torch.int64))).encode())
-    state.update(flat.cpu().contiguous().numpy().tobytes())
 
 
 def _plain_tensors(tensor: Tensor) -> Iterator[Tensor]:

@@ -20,7 +20,7 @@ from hrp.adapters.layers import lora_modules
 from hrp.adapters.reading import read_spectrum
 from hrp.adapters.restoring import restored_globals, restored_loader, restored_model
 from hrp.adapters.sharding import check_engine
-from hrp.adapters.temporary import temporary_adapter
+from hrp.adapters.temporary import add_temporary_adapter
 from hrp.config import HRPConfig
 from hrp.preheating.checkpoints import Checkpoints
 from hrp.preheating.plan import adapted_model, check_data, checked_config
@@ -121,12 +121,12 @@ def preheat(
             source = TrainerSource(model, scratch, checkpoints)
         config, rates = source.resolved(config, lora)
         set_seed(config.seed)
-        with temporary_adapter(adapted, config, adapter_name, targets) as modules:
-            progress = Progress(config, modules, targets)
-            with casts_left_to_autocast(adapted), progress.followed():
-                source.train(adapted, config, rates, progress)
-            spectrum = read_spectrum(modules, progress.moments)
-            spectrum.kept = read_kept(adapted, modules)
+        modules = add_temporary_adapter(adapted, config, adapter_name, targets)
+        progress = Progress(config, modules, targets)
+        with casts_left_to_autocast(adapted), progress.followed():
+            source.train(adapted, config, rates, progress)
+        spectrum = read_spectrum(modules, progress.moments)
+        spectrum.kept = read_kept(adapted, modules)
     check_outcome(progress.losses, spectrum, targets, rates.factors)
     spectrum.provenance = {
         "config": config.to_dict(),

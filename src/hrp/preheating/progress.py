@@ -147,8 +147,16 @@ class Progress(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: Any, control: Any, optimizer: Any = None, **_: Any
     ) -> None:
-        """Check the optimizer's rate, and open the bar."""
-        _check_rate(optimizer, self._config.learning_rate)
+        """Open the bar; raises ``ValueError`` where the optimizer has not the rate asked for."""
+        asked, groups = self._config.learning_rate, getattr(optimizer, "param_groups", None)
+        # A trainer's own schedule may begin at 0; `initial_lr` is the rate that it scales.
+        rates = sorted({float(group.get("initial_lr", group["lr"])) for group in groups or ()})
+        if asked and rates and not any(math.isclose(rate, asked) for rate in rates):
+            raise ValueError(
+                f"`learning_rate` of the HRPConfig must be the optimizer's, got {asked:g} where "
+                f"the trainer's own optimizer has {rates}; set it there and leave `learning_rate` "
+                "None"
+            )
         # What was trained before an interruption is in the checkpoint's history.
         done = [float(entry["loss"]) for entry in state.log_history if _is_step(entry)]
         self.start(done, hidden=args.disable_tqdm or not state.is_world_process_zero)
@@ -173,20 +181,6 @@ class Progress(TrainerCallback):
 def _is_step(logs: dict[str, Any]) -> bool:
     """Return whether a training step logged ``logs``; trainers may log another ``loss`` too."""
     return "loss" in logs and "learning_rate" in logs
-
-
-def _check_rate(optimizer: Any, asked: float | None) -> None:
-    """Raise ``ValueError`` where a trainer's own optimizer passes over the rate asked for."""
-    groups = getattr(optimizer, "param_groups", None)
-    if asked is None or not groups:
-        return
-    # A trainer's own schedule may begin at 0; `initial_lr` is the rate that it scales.
-    rates = sorted({float(group.get("initial_lr", group["lr"])) for group in groups})
-    if not any(math.isclose(rate, asked) for rate in rates):
-        raise ValueError(
-            f"`learning_rate` of the HRPConfig must be the optimizer's, got {asked:g} where the "
-            f"trainer's own optimizer has {rates}; set it there and leave `learning_rate` None"
-        )
 
 
 class EmptyBatches:

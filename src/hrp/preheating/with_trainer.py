@@ -106,18 +106,15 @@ class TrainerSource:
 
     def resolved(self, config: HRPConfig, lora: LoraConfig) -> tuple[HRPConfig, Rates]:
         """Return ``config`` with its number of steps, and the learning rates of preheating."""
-        config = of_trainer(config, self.trainer, lora)
-        return config, rates_of(self._own_rate(), config, lora.r)
-
-    def _own_rate(self) -> float:
         trainer = self.trainer
+        rate = trainer.args.learning_rate
         if trainer.optimizer is not None and not trainer.is_in_train:
             group = trainer.optimizer.param_groups[0]
-            return float(group.get("initial_lr", group["lr"]))
-        rate: float = trainer.args.learning_rate
-        if given := getattr(trainer, "optimizer_cls_and_kwargs", None):
+            rate = float(group.get("initial_lr", group["lr"]))
+        elif given := getattr(trainer, "optimizer_cls_and_kwargs", None):
             rate = given[1].get("lr", rate)
-        return rate
+        config = of_trainer(config, trainer, lora)
+        return config, rates_of(rate, config, lora.r)
 
     def train(self, model: nn.Module, config: HRPConfig, rates: Rates, progress: Progress) -> None:
         """Run up to ``config.step_limit`` steps of the trainer, then put the trainer back.

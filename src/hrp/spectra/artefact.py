@@ -12,7 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -76,7 +75,9 @@ def save(
         (staging / PROVENANCE_FILE).write_text(text + "\n", encoding="utf-8")
         for name, content in ((TENSORS_FILE, tensors), (KEPT_FILE, kept)):
             if content:
-                save_file(_apart(content), staging / name, metadata={"format": FORMAT})
+                # They are copied, as safetensors refuses tensors that share memory.
+                apart = {n: t.detach().cpu().contiguous().clone() for n, t in content.items()}
+                save_file(apart, staging / name, metadata={"format": FORMAT})
         try:
             _load(staging)
         except SpectrumFormatError as error:
@@ -110,14 +111,6 @@ def _is_ours(path: Path) -> bool:
     with suppress(SafetensorError), safe_open(path, framework="pt") as file:
         return (file.metadata() or {}).get("format") == FORMAT
     return False
-
-
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy the tensors, as safetensors refuses those that share memory."""
-    return {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
 
 
 def load(
