@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import nn
 from transformers import Trainer, set_seed
@@ -110,7 +111,7 @@ def preheat(
     args = model.args if isinstance(model, Trainer) else trainer_kwargs.get("args")
     spent = check_engine(args, spend_model)
     lora = adapted.peft_config[adapter_name]
-    with _left_as_found(adapted, dataloader, spent) as scratch:
+    with _left_as_found(adapted, dataloader, spent, config) as scratch:
         source: DataloaderSource | TrainerSource
         if dataloader is not None:
             source = DataloaderSource(dataloader, loss_fn, total_steps, learning_rate)
@@ -145,7 +146,9 @@ def preheat(
 
 
 @contextmanager
-def _left_as_found(model: PeftModel, dataloader: object, spent: bool) -> Iterator[str]:
+def _left_as_found(
+    model: PeftModel, dataloader: object, spent: bool, config: HRPConfig
+) -> Iterator[str]:
     """Yield a scratch folder; put back, on exit, whatever training touches in this process.
 
     These are the model, unless it is ``spent``, the random generators, and Accelerate's state.
@@ -158,4 +161,12 @@ def _left_as_found(model: PeftModel, dataloader: object, spent: bool) -> Iterato
         tempfile.TemporaryDirectory(prefix="hrp-preheating-") as scratch,
         interrupts_allowed(),
     ):
-        yield scratch
+        try:
+            yield scratch
+        except torch.OutOfMemoryError as error:
+            error.add_note(
+                "HRP: memory ran out while preheating; lower `preheat_rank` "
+                f"({config.preheat_rank}), the batch size (with gradient accumulation), or use "
+                "gradient checkpointing; preheating needs little more than LoRA itself"
+            )
+            raise

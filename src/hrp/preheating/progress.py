@@ -47,12 +47,14 @@ class Progress(TrainerCallback):
         targets: Mapping[str, LoraModule],
     ) -> None:
         self.losses: list[float] = []
-        self.empty_batches = EmptyBatches()
         self.moments = Moments(modules)
         self.stopping: SubspaceStopping | None = None
         if config.preheat_steps == "auto":
             ranks = {name: module.useful_rank for name, module in targets.items()}
             self.stopping = SubspaceStopping(config, modules, ranks)
+        self._empty: list[
+            Tensor | bool
+        ] = []  # of each batch since the last step, if without labels
         self._waiting = 0  # steps without labels before the first with some
         self._config = config
         self._bar: tqdm | None = None
@@ -104,12 +106,27 @@ class Progress(TrainerCallback):
         if step == max(1, length - observed + 1):
             self.moments.clear()
 
+    def passed_over(self, loss: Tensor, batch: Any) -> Tensor:
+        """Return ``loss``, or zero where it is NaN for want of labels, as HF's Trainer does.
+
+        It waits for no device.
+        """
+        labels = batch.get("labels") if isinstance(batch, Mapping) else None
+        if not isinstance(labels, Tensor) or labels.is_floating_point():
+            self._empty.append(False)
+            return loss
+        counted = labels[..., 1:] if labels.dim() > 1 else labels  # the first one is not predicted
+        empty = (counted == _IGNORED).all().to(loss.device) & loss.isnan().all()
+        self._empty.append(empty)
+        return torch.where(empty, torch.zeros_like(loss), loss)
+
     def record(self, loss: float, step: int) -> None:
         """Take the loss of ``step``; raises `NonFiniteLossError` unless it is finite.
 
         A step whose batches had no labels counts with the loss of the one before.
         """
-        if self.empty_batches.since_last(loss):
+        empty, self._empty = self._empty, []
+        if loss == 0 and empty and all(map(bool, empty)):
             if not self.losses:
                 self._waiting += 1
                 return
@@ -181,38 +198,6 @@ class Progress(TrainerCallback):
 def _is_step(logs: dict[str, Any]) -> bool:
     """Return whether a training step logged ``logs``; trainers may log another ``loss`` too."""
     return "loss" in logs and "learning_rate" in logs
-
-
-class EmptyBatches:
-    """Makes the loss of batches without a label zero, and tells steps that had no other batch."""
-
-    def __init__(self) -> None:
-        self._flags: list[Tensor | bool] = []
-
-    def passed_over(self, loss: Tensor, batch: Any) -> Tensor:
-        """Return ``loss``, or zero where it is NaN for want of labels; waits for no device."""
-        labels = batch.get("labels") if isinstance(batch, Mapping) else None
-        if not isinstance(labels, Tensor) or labels.is_floating_point():
-            self._flags.append(False)
-            return loss
-        counted = labels[..., 1:] if labels.dim() > 1 else labels  # the first one is not predicted
-        empty = (counted == _IGNORED).all().to(loss.device) & loss.isnan().all()
-        self._flags.append(empty)
-        return torch.where(empty, torch.zeros_like(loss), loss)
-
-    def watch(self, trainer: Any) -> None:
-        """Let a trainer's steps go through `passed_over`."""
-        training_step = trainer.training_step
-
-        def step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            return self.passed_over(training_step(model, inputs, *args, **kwargs), inputs)
-
-        trainer.training_step = step
-
-    def since_last(self, loss: float) -> bool:
-        """Return whether the step of this loss had no batch with a label."""
-        flags, self._flags = self._flags, []
-        return loss == 0 and bool(flags) and all(map(bool, flags))
 
 
 def check_outcome(

@@ -94,7 +94,7 @@ class DataloaderSource:
                 progress.begin_step(step)
                 with autocast:
                     loss = _loss(prepared, send_to_device(batch, device), self.loss_fn)
-                loss = progress.empty_batches.passed_over(loss, batch)
+                loss = progress.passed_over(loss, batch)
                 accelerator.backward(loss)
                 accelerator.clip_grad_norm_(trainable, MAX_GRAD_NORM)
                 optimizer.step()

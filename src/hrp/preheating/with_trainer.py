@@ -139,7 +139,10 @@ class TrainerSource:
         with interrupts_held(), restored_trainer(trainer):
             self._make_ready(args, callbacks)
             take_both_rates(trainer, rates)
-            progress.empty_batches.watch(trainer)
+            training_step = trainer.training_step
+            trainer.training_step = lambda model, inputs, *args, **kwargs: progress.passed_over(
+                training_step(model, inputs, *args, **kwargs), inputs
+            )
             set_seed(config.seed)
             # Within its run a tool's own `train` has set the stage, which it may not do twice.
             train = partial(Trainer.train, trainer) if trainer.is_in_train else trainer.train
