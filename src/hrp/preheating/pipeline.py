@@ -8,7 +8,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import Trainer, set_seed
 
@@ -19,7 +18,12 @@ from hrp.adapters.interrupts import interrupts_allowed, interrupts_held
 from hrp.adapters.kept import read_kept
 from hrp.adapters.layers import lora_modules
 from hrp.adapters.reading import read_spectrum
-from hrp.adapters.restoring import restored_globals, restored_loader, restored_model
+from hrp.adapters.restoring import (
+    restored_globals,
+    restored_loader,
+    restored_model,
+    restored_trainer,
+)
 from hrp.adapters.sharding import check_engine
 from hrp.adapters.temporary import add_temporary_adapter
 from hrp.config import HRPConfig
@@ -111,7 +115,7 @@ def preheat(
     args = model.args if isinstance(model, Trainer) else trainer_kwargs.get("args")
     spent = check_engine(args, spend_model)
     lora = adapted.peft_config[adapter_name]
-    with _left_as_found(adapted, dataloader, spent, config) as scratch:
+    with _left_as_found(model, dataloader, spent, config) as scratch:
         source: DataloaderSource | TrainerSource
         if dataloader is not None:
             source = DataloaderSource(dataloader, loss_fn, total_steps, learning_rate)
@@ -147,17 +151,18 @@ def preheat(
 
 @contextmanager
 def _left_as_found(
-    model: PeftModel, dataloader: object, spent: bool, config: HRPConfig
+    model: nn.Module | Trainer, dataloader: object, spent: bool, config: HRPConfig
 ) -> Iterator[str]:
     """Yield a scratch folder; put back, on exit, whatever training touches in this process.
 
-    These are the model, unless it is ``spent``, the random generators, and Accelerate's state.
+    These are the model, unless it is ``spent``, the trainer or the dataloader that was given, the
+    random generators, and Accelerate's state.
     """
     with (
         interrupts_held(),
         restored_globals(),
-        restored_loader(dataloader),
-        nullcontext() if spent else restored_model(model),
+        restored_trainer(model) if isinstance(model, Trainer) else restored_loader(dataloader),
+        nullcontext() if spent else restored_model(adapted_model(model)),
         tempfile.TemporaryDirectory(prefix="hrp-preheating-") as scratch,
         interrupts_allowed(),
     ):

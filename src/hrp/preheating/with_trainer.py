@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
-from hrp.adapters.interrupts import interrupts_allowed, interrupts_held
+from hrp.adapters.interrupts import interrupts_held
 from hrp.adapters.restoring import restored_globals, restored_trainer
 from hrp.config import HRPConfig
 from hrp.preheating.checkpoints import (
@@ -117,7 +117,7 @@ class TrainerSource:
         return config, rates_of(rate, config, lora.r)
 
     def train(self, model: nn.Module, config: HRPConfig, rates: Rates, progress: Progress) -> None:
-        """Run up to ``config.step_limit`` steps of the trainer, then put the trainer back.
+        """Run up to ``config.step_limit`` steps of the trainer, which is not put back here.
 
         It gets preheating's copy of ``args``, callbacks, optimizer and schedule. The generators are
         seeded anew, as HF's Trainer does when it is built. With checkpoints, training goes on from
@@ -136,18 +136,20 @@ class TrainerSource:
             resume_from = last_complete(self.checkpoints.folder, before=config.step_limit)
             if resume_from is not None:
                 check_same_run(resume_from, run)
-        with interrupts_held(), restored_trainer(trainer):
-            self._make_ready(args, callbacks)
-            take_both_rates(trainer, rates)
-            training_step = trainer.training_step
-            trainer.training_step = lambda model, inputs, *args, **kwargs: progress.passed_over(
-                training_step(model, inputs, *args, **kwargs), inputs
-            )
-            set_seed(config.seed)
-            # Within its run a tool's own `train` has set the stage, which it may not do twice.
-            train = partial(Trainer.train, trainer) if trainer.is_in_train else trainer.train
-            with interrupts_allowed():
-                train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        self._make_ready(args, callbacks)
+        take_both_rates(trainer, rates)
+        training_step = trainer.training_step
+        trainer.training_step = lambda model, inputs, *args, **kwargs: progress.passed_over(
+            training_step(model, inputs, *args, **kwargs), inputs
+        )
+        set_seed(config.seed)
+        # Within its run a tool's own `train` has set the stage, which it may not do twice.
+        train = partial(Trainer.train, trainer) if trainer.is_in_train else trainer.train
+        try:
+            train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        finally:
+            trainer.optimizer = None
+            trainer.accelerator.free_memory()
 
     def _make_ready(self, args: TrainingArguments, callbacks: list[TrainerCallback]) -> None:
         """Put the trainer at the beginning of a run, with other arguments and callbacks."""
