@@ -116,6 +116,7 @@ def preheat(
     spent = check_engine(args, spend_model)
     lora = adapted.peft_config[adapter_name]
     with _left_as_found(model, dataloader, spent, config) as scratch:
+        # The rest of the plan: where steps come from, how many they are, and at which rates.
         source: DataloaderSource | TrainerSource
         if dataloader is not None:
             source = DataloaderSource(dataloader, loss_fn, total_steps, learning_rate)

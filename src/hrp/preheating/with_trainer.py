@@ -128,14 +128,15 @@ class TrainerSource:
         args.max_steps, args.warmup_steps = config.step_limit, config.warmup_steps
         args.learning_rate = rates.factors
         callbacks: list[TrainerCallback] = [DefaultFlowCallback(), progress]
-        resume_from = None
+        resumed: dict[str, str] = {}
         if self.checkpoints is not None:
             checkpointing_arguments(args, self.checkpoints)
             run = config.to_dict() | {"learning_rate": args.learning_rate}
             callbacks.append(CompletionMarker(progress.stopping, run, progress.moments))
-            resume_from = last_complete(self.checkpoints.folder, before=config.step_limit)
-            if resume_from is not None:
-                check_same_run(resume_from, run)
+            checkpoint = last_complete(self.checkpoints.folder, before=config.step_limit)
+            if checkpoint is not None:
+                check_same_run(checkpoint, run)
+                resumed["resume_from_checkpoint"] = str(checkpoint)
         self._make_ready(args, callbacks)
         take_both_rates(trainer, rates)
         training_step = trainer.training_step
@@ -146,7 +147,7 @@ class TrainerSource:
         # Within its run a tool's own `train` has set the stage, which it may not do twice.
         train = partial(Trainer.train, trainer) if trainer.is_in_train else trainer.train
         try:
-            train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+            train(**resumed)
         finally:
             trainer.optimizer = None
             trainer.accelerator.free_memory()
