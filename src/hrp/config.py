@@ -35,7 +35,7 @@ class HRPConfig:
             ``min(d_in, d_out) < R`` is preheated at ``min(d_in, d_out)``.
         preheat_steps: optimizer steps K of preheating; a float in (0, 1) is a share of the
             trainer's own steps (``args``), ``None`` means `DEFAULT_SHARE` of them
-            (`length.CLASSIFIER_SHARE` for classifiers), or `length.DEFAULT_STEPS` with a
+            (`plan.CLASSIFIER_SHARE` for classifiers), or `with_dataloader.DEFAULT_STEPS` with a
             bare dataloader; ``"auto"`` stops as soon as the leading subspaces have settled
             (`hrp.preheating.stopping`), at ``max_preheat_steps`` at the latest.
         direction: what the adapter starts with (docs/method.md): ``"AB"`` (ours, the default by
@@ -47,7 +47,7 @@ class HRPConfig:
             at a random start (asymmetric LoRA).
         learning_rate: of preheating; ``None`` means the trainer's own times
             ``sqrt(r / preheat_rank)``, r being the adapter's rank, or
-            `hrp.preheating.training.DEFAULT_LEARNING_RATE` with a bare dataloader.
+            `with_dataloader.DEFAULT_LEARNING_RATE` with a bare dataloader.
         seed: of the temporary adapter's start and of preheating's data order and dropout.
         max_preheat_steps: the most steps with ``preheat_steps="auto"``; no meaning otherwise.
         subspace_tolerance: with "auto", stop once the leading subspace of the median module turns

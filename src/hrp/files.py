@@ -44,7 +44,8 @@ def write_file(path: Path, write: Callable[[Path], object]) -> Path:
         staged = folder / f"{_NEW}{path.suffix}"
         write(staged)
         follow_umask(folder)
-        _flush(staged)
+        with staged.open("rb") as file:
+            os.fsync(file.fileno())  # so that the rename never goes ahead of the content
         os.replace(staged, path)
     return path
 
@@ -329,9 +330,3 @@ def _identity(folder: Path) -> tuple[int, ...]:
     except OSError:
         return ()
     return status.st_dev, status.st_ino, status.st_ctime_ns
-
-
-def _flush(path: Path) -> None:
-    """Wait until the content is on the disk, so that a rename never goes ahead of it."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Trainer
 
-from hrp.adapters.checks import check_in_memory, check_scaling, check_start, check_untrained
+from hrp.adapters.checks import check_startable
 from hrp.adapters.kept import check_kept, write_kept
 from hrp.adapters.layers import LoraModule, lora_modules
 from hrp.config import Direction, HRPConfig, Truncation
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 _SHOWN = 3
 # TRL's trainers that copy a PeftModel's adapter as it starts, and hold training near the copy.
-_REFERENCE_TRAINERS = ("DPOTrainer", "GRPOTrainer", "KTOTrainer", "RLOOTrainer")
+_REFERENCE_TRAINERS = {"DPOTrainer", "GRPOTrainer", "KTOTrainer", "RLOOTrainer"}
 
 
 def initialize_lora_hrp_weights(
@@ -83,17 +83,20 @@ def initialize_lora_hrp_weights(
     check_choice("truncation", truncation, get_args(Truncation))
     peft_model = adapted_model(model)
     modules = lora_modules(peft_model, adapter_name)
-    check_start(peft_model, adapter_name)
-    for name, module in modules.items():
-        check_scaling(name, module)
-    check_in_memory(adapter_name, modules)
-    if not force:
-        check_untrained(adapter_name, modules)
+    check_startable(peft_model, adapter_name, modules, force)
     modules = check_match(modules, spectrum)
     kept = spectrum.kept if keep and direction == "AB" else {}
     check_kept(peft_model, adapter_name, kept)
     ranks = {name: module.useful_rank for name, module in modules.items()}
-    _say_what_is_left(modules)
+    over = [name for name, module in modules.items() if module.rank > module.max_rank]
+    if over:
+        logger.warning(
+            "the adapter's rank is over min(d_in, d_out) on %d of %d modules, such as %r; the "
+            "directions beyond start with no update",
+            len(over),
+            len(modules),
+            over[0],
+        )
     device = next((module.device for module in modules.values()), "cpu")
     cut = spectrum.truncated(ranks, truncation, device=device)
     for name, module in modules.items():
@@ -135,11 +138,15 @@ def apply_hrp(
         )
     config = checked_config(config)
     peft_model = adapted_model(model)
-    modules = lora_modules(peft_model, adapter_name)
-    check_start(peft_model, adapter_name)
-    if not force:
-        check_untrained(adapter_name, modules)
-    _warn_of_reference(data.get("trainer_cls"), config.direction)
+    check_startable(peft_model, adapter_name, lora_modules(peft_model, adapter_name), force)
+    kinds = {kind.__name__ for kind in getattr(data.get("trainer_cls"), "__mro__", ())}
+    if config.direction == "AB" and (found := sorted(kinds & _REFERENCE_TRAINERS)):
+        warnings.warn(
+            f"{found[0]} takes the adapter's start for its reference model, and direction 'AB' "
+            "starts with the preheated update in it; direction 'B' or 'A' leaves the reference the "
+            "base",
+            stacklevel=2,
+        )
     spectrum = preheat(model, config, **data)
     return initialize_lora_hrp_weights(
         model.model if isinstance(model, Trainer) else model,
@@ -153,16 +160,6 @@ def apply_hrp(
     )
 
 
-def _warn_of_reference(trainer_cls: object, direction: Direction) -> None:
-    kinds = [kind.__name__ for kind in getattr(trainer_cls, "__mro__", ())]
-    if direction == "AB" and (found := next((k for k in kinds if k in _REFERENCE_TRAINERS), None)):
-        warnings.warn(
-            f"{found} takes the adapter's start for its reference model, and direction 'AB' starts "
-            "with the preheated update in it; direction 'B' or 'A' leaves the reference the base",
-            stacklevel=3,
-        )
-
-
 def _factors(
     cut: ModuleSpectrum, module: LoraModule, direction: Direction, scale: float
 ) -> tuple[Float[Tensor, "rank d_in"], Float[Tensor, "d_out rank"]]:
@@ -173,18 +170,6 @@ def _factors(
         return torch.zeros_like(cut.Vh), scale * cut.U
     root = (cut.S / module.scaling).sqrt()
     return root[:, None] * cut.Vh, cut.U * root
-
-
-def _say_what_is_left(modules: dict[str, LoraModule]) -> None:
-    over = [name for name, module in modules.items() if module.rank > module.max_rank]
-    if over:
-        logger.warning(
-            "the adapter's rank is over min(d_in, d_out) on %d of %d modules, such as %r; the "
-            "directions beyond start with no update",
-            len(over),
-            len(modules),
-            over[0],
-        )
 
 
 def check_match(modules: dict[str, LoraModule], spectrum: Spectrum) -> dict[str, LoraModule]:

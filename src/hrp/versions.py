@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import warnings
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 
@@ -16,19 +15,14 @@ def installed_versions() -> dict[str, str]:
     """Return the versions of Python and of each recorded package that is installed."""
     found = {"python": platform.python_version()}
     for name in RECORDED:
-        try:
+        with suppress(PackageNotFoundError):  # an optional extra, or a source tree on the path
             found[name] = version(name)
-        except PackageNotFoundError:  # an optional extra, or a source tree on the path
-            continue
     return found
 
 
 def own_version() -> str:
     """Return HRP's version as installed; `UNKNOWN` for a source tree that is only on the path."""
-    try:
-        return version(PACKAGE)
-    except PackageNotFoundError:
-        return UNKNOWN
+    return installed_versions().get(PACKAGE, UNKNOWN)
 
 
 def too_old(*extras: str) -> list[str]:
@@ -46,9 +40,8 @@ def too_old(*extras: str) -> list[str]:
         return []
     old = []
     for package in wanted:
-        if package.marker and not any(
-            package.marker.evaluate({"extra": extra}) for extra in ("", *extras)
-        ):
+        marker = package.marker
+        if marker and not any(marker.evaluate({"extra": extra}) for extra in ("", *extras)):
             continue
         with suppress(PackageNotFoundError):
             installed = version(package.name)
@@ -59,9 +52,3 @@ def too_old(*extras: str) -> list[str]:
                     f"pip install '{need}'"
                 )
     return old
-
-
-def warn_of_old_versions() -> None:
-    """Warn, once a line of code, of each core package that is older than HRP asks for."""
-    for text in too_old():
-        warnings.warn(text, stacklevel=3)

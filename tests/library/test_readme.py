@@ -245,7 +245,7 @@ def hrp_model() -> PeftModel:
 
 
 @pytest.mark.parametrize(
-    "module", ["hrp.config", "hrp.spectra.factorization", "hrp.spectra.measures"]
+    "module", ["hrp.config", "hrp.spectra.factorization", "hrp.spectra.module_spectrum"]
 )
 def test_docstring_examples_hold(module):
     import torch

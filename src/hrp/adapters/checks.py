@@ -26,11 +26,21 @@ def check_preheatable(
             f"the model already has an adapter {TEMPORARY_ADAPTER!r}, the name that preheating "
             "needs; delete or rename it"
         )
-    check_start(model, adapter_name)
-    check_in_memory(adapter_name, modules)
-    _check_active(model, adapter_name, modules)
+    check_startable(model, adapter_name, modules)
+    # Preheating trains the temporary adapter without the others.
+    active = list(model.active_adapters)
+    if adapter_name in active and len(active) > 1:
+        raise ValueError(
+            f"only one adapter may be active while preheating, got {active}; preheating would "
+            "train without the others: merge them into the base, or activate one alone"
+        )
+    disabled = next((name for name, m in modules.items() if m.layer.disable_adapters), None)
+    if disabled:
+        raise ValueError(
+            f"adapters must be enabled while preheating, got disabled ones (module {disabled!r}); "
+            "leave `disable_adapter()` first"
+        )
     for name, module in modules.items():
-        check_scaling(name, module)
         if config.preheat_rank < module.useful_rank:
             raise ValueError(
                 f"`preheat_rank` must be at least the adapter's rank {module.useful_rank}, got "
@@ -38,8 +48,14 @@ def check_preheatable(
             )
 
 
-def check_start(model: PeftModel, adapter_name: str) -> None:
-    """Raise ``ValueError`` unless the adapter's own start leaves the base weights alone."""
+def check_startable(
+    model: PeftModel, adapter_name: str, modules: dict[str, LoraModule], force: bool = True
+) -> None:
+    """Raise ``ValueError`` unless the adapter can be started without harm.
+
+    Its own start must leave the base weights alone, its factors be in memory and its scaling be
+    positive. Without ``force`` it must not change the model already, as that would be lost.
+    """
     start = model.peft_config[adapter_name].init_lora_weights
     if (start.lower() if isinstance(start, str) else start) not in HARMLESS_STARTS:
         raise ValueError(
@@ -47,23 +63,18 @@ def check_start(model: PeftModel, adapter_name: str) -> None:
             f"alone, got {start!r} for adapter {adapter_name!r}; make the adapter with "
             "`init_lora_weights=True`"
         )
-
-
-def check_in_memory(adapter_name: str, modules: dict[str, LoraModule]) -> None:
-    """Raise ``ValueError`` where the adapter's factors have no memory yet."""
     for name, module in modules.items():
         if module.device.type == "meta":
             raise ValueError(
                 f"adapter {adapter_name!r} must be in memory, got the meta device for module "
                 f"{name!r}; make it without `low_cpu_mem_usage=True`"
             )
-
-
-def check_untrained(adapter_name: str, modules: dict[str, LoraModule]) -> None:
-    """Raise ``ValueError`` if the adapter changes the model already, which would be lost."""
-    check_in_memory(adapter_name, modules)
-    for name, module in modules.items():
-        if _is_update(module):
+        if not module.scaling > 0:
+            raise ValueError(
+                f"the scaling must be > 0, got {module.scaling} for module {name!r}; set a "
+                "positive `lora_alpha`"
+            )
+        if not force and _is_update(module):
             raise ValueError(
                 f"adapter {adapter_name!r} already changes the model (module {name!r}): it was "
                 "trained or loaded; pass `force=True` to overwrite it, or add a new adapter"
@@ -78,28 +89,3 @@ def _is_update(module: LoraModule) -> bool:
     gram_A, gram_B = lora_A @ lora_A.mT, lora_B.mT @ lora_B
     bound = gram_A.trace() * gram_B.trace()
     return bool((gram_A * gram_B).sum() > 1e-8 * bound)
-
-
-def _check_active(model: PeftModel, adapter_name: str, modules: dict[str, LoraModule]) -> None:
-    """Refuse several active adapters: preheating trains the temporary one without them."""
-    active = list(model.active_adapters)
-    if adapter_name in active and len(active) > 1:
-        raise ValueError(
-            f"only one adapter may be active while preheating, got {active}; preheating would "
-            "train without the others: merge them into the base, or activate one alone"
-        )
-    disabled = next((name for name, m in modules.items() if m.layer.disable_adapters), None)
-    if disabled:
-        raise ValueError(
-            f"adapters must be enabled while preheating, got disabled ones (module {disabled!r}); "
-            "leave `disable_adapter()` first"
-        )
-
-
-def check_scaling(name: str, module: LoraModule) -> None:
-    """Raise ``ValueError`` if the scaling is not over 0."""
-    if not module.scaling > 0:
-        raise ValueError(
-            f"the scaling must be > 0, got {module.scaling} for module {name!r}; set a positive "
-            "`lora_alpha`"
-        )

@@ -47,15 +47,6 @@ def interrupts_held() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield
         return
-    if isinstance(before, _Gate):  # within another one
-        was_open, before.open = before.open, False
-        try:
-            yield
-        finally:
-            before.open = was_open
-        if was_open:
-            before.pass_on()
-        return
     gate = _Gate(before)
     signal.signal(signal.SIGINT, gate)
     try:

@@ -206,22 +206,6 @@ def lora_modules(model: object, adapter_name: str) -> dict[str, LoraModule]:
             merged adapter, or a layer kind or variant that HRP cannot initialise; the message
             names the module and its kind.
     """
-    base_model = _checked(model, adapter_name).get_base_model()
-    found: dict[str, LoraModule] = {}
-    for path, layer in base_model.named_modules():
-        if isinstance(layer, lora.LoraLayer) and adapter_name in layer.r:
-            _check_unmerged(path, layer)
-            for module in _update_matrices(path, layer, adapter_name):
-                found[module.name] = module
-    if not found:
-        raise ValueError(
-            f"adapter {adapter_name!r} has no LoRA module; check its `target_modules` against "
-            "`model.named_modules()`"
-        )
-    return dict(sorted(found.items()))
-
-
-def _checked(model: object, adapter_name: str) -> PeftModel:
     if not isinstance(model, PeftModel):
         raise TypeError(
             f"`model` must be a PeftModel with a LoRA adapter, got {type(model).__name__}; wrap it "
@@ -231,52 +215,53 @@ def _checked(model: object, adapter_name: str) -> PeftModel:
         raise ValueError(
             f"`adapter_name` must be one of {sorted(model.peft_config)}, got {adapter_name!r}"
         )
-    kind = str(getattr(model.peft_config[adapter_name].peft_type, "value", ""))
+    config = model.peft_config[adapter_name]
+    kind = str(getattr(config.peft_type, "value", ""))
     if kind != "LORA":
         raise TypeError(
             f"adapter {adapter_name!r} must be of type LORA, got {kind}; HRP initialises LoRA "
             "factors: use a `peft.LoraConfig`"
         )
-    _check_untied(model, adapter_name)
-    return model
-
-
-def _check_untied(model: PeftModel, adapter_name: str) -> None:
-    """Refuse tied weights: PEFT ties the first adapter alone, and only until one is moved."""
-    tied = getattr(model.peft_config[adapter_name], "target_modules_to_tie", None)
-    if tied:
+    # PEFT ties the first adapter alone, and only until one is moved.
+    if tied := getattr(config, "target_modules_to_tie", None):
         raise ValueError(
             "`ensure_weight_tying` must be False where `target_modules` cover a tied embedding, "
             f"got True for adapter {adapter_name!r} (tied: {sorted(tied)}): tied factors cannot "
             "be preheated; make the adapter without it, or leave the embedding out"
         )
-
-
-def _check_unmerged(name: str, layer: lora.LoraLayer) -> None:
-    """Refuse a merged layer: unmerging would subtract the new factors, which were never added."""
-    if layer.merged:
+    found = {
+        module.name: module
+        for path, layer in model.get_base_model().named_modules()
+        if isinstance(layer, lora.LoraLayer) and adapter_name in layer.r
+        for module in _update_matrices(path, layer, adapter_name)
+    }
+    if not found:
         raise ValueError(
-            f"no adapter may be merged, got {layer.merged_adapters} merged into module {name!r}; "
-            "call `model.unmerge_adapter()` first"
+            f"adapter {adapter_name!r} has no LoRA module; check its `target_modules` against "
+            "`model.named_modules()`"
         )
+    return dict(sorted(found.items()))
 
 
 def _update_matrices(path: str, layer: lora.LoraLayer, adapter_name: str) -> Iterator[LoraModule]:
     name = ".".join(part for part in path.split(".") if part != "base_layer")
+    if layer.merged:  # unmerging would subtract the new factors, which were never added
+        raise ValueError(
+            f"no adapter may be merged, got {layer.merged_adapters} merged into module {name!r}; "
+            "call `model.unmerge_adapter()` first"
+        )
     if reason := _refusal(layer, adapter_name):
         raise ValueError(
             f"module {name!r} is {reason}, which HRP cannot initialise; leave it out of the "
             "adapter with `exclude_modules`"
         )
-    if not isinstance(layer, lora.ParamWrapper):
-        yield LoraModule(name, layer, adapter_name)
-        return
-    name = f"{name}.{layer.parameter_name}"
-    if layer.num_experts == 1:
-        yield LoraModule(name, layer, adapter_name)
-        return
-    for expert in range(layer.num_experts):
-        yield LoraModule(f"{name}.{expert}", layer, adapter_name, expert)
+    if isinstance(layer, lora.ParamWrapper):
+        name = f"{name}.{layer.parameter_name}"
+        if layer.num_experts > 1:
+            for expert in range(layer.num_experts):
+                yield LoraModule(f"{name}.{expert}", layer, adapter_name, expert)
+            return
+    yield LoraModule(name, layer, adapter_name)
 
 
 def _refusal(layer: lora.LoraLayer, adapter_name: str) -> str | None:

@@ -40,8 +40,21 @@ def read_spectrum(modules: dict[str, LoraModule], moments: Moments | None = None
     Warns:
         UserWarning: names the modules that are left out.
     """
+    trained = {name: module for name, module in modules.items() if module.is_trained()}
+    if not trained:
+        raise PreheatingError(
+            f"no gradient has reached any of {len(modules)} modules, such as "
+            f"{list(modules)[:_SHOWN]}; look at the loss, or preheat longer"
+        )
+    left_out = sorted(set(modules) - set(trained))
+    if left_out:
+        warnings.warn(
+            f"no gradient has reached {len(left_out)} of {len(modules)} modules, which keep PEFT's "
+            f"start: {', '.join(left_out)}",
+            stacklevel=3,
+        )
     spectra: dict[str, ModuleSpectrum] = {}
-    for names, factors_A, factors_B in batches_by_shape(_trained(modules)):
+    for names, factors_A, factors_B in batches_by_shape(trained):
         _check_finite(names, factors_A, factors_B)
         U, S, Vh = factored_svd(factors_A, factors_B)
         cores = (factors_A @ Vh.mT).double().cpu(), (U.mT @ factors_B).double().cpu()
@@ -108,23 +121,6 @@ def batches_by_shape(
                 torch.stack([matrices[name][0] for name in names]).float(),
                 torch.stack([matrices[name][1] for name in names]).float(),
             )
-
-
-def _trained(modules: dict[str, LoraModule]) -> dict[str, LoraModule]:
-    trained = {name: module for name, module in modules.items() if module.is_trained()}
-    if not trained:
-        raise PreheatingError(
-            f"no gradient has reached any of {len(modules)} modules, such as "
-            f"{list(modules)[:_SHOWN]}; look at the loss, or preheat longer"
-        )
-    left_out = sorted(set(modules) - set(trained))
-    if left_out:
-        warnings.warn(
-            f"no gradient has reached {len(left_out)} of {len(modules)} modules, which keep PEFT's "
-            f"start: {', '.join(left_out)}",
-            stacklevel=4,
-        )
-    return trained
 
 
 def _check_finite(names: list[str], factors_A: Tensor, factors_B: Tensor) -> None:

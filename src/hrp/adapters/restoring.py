@@ -1,16 +1,19 @@
-"""Leaves a model and the random number generators as they were found, by context managers.
+"""Leaves a model, a trainer and the random generators as they were found, by context managers.
 
 Training touches a model in many places: adapters, hooks, a patched ``forward``, ``requires_grad``,
-train mode, the config. All of it is undone here at once, also when an exception passes.
+train mode, the config. All of it is undone here at once, also when an exception passes. Enter these
+in `interrupts.interrupts_held`.
 """
 
 from __future__ import annotations
 
 import operator
 import random
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,8 +23,12 @@ from torch import Tensor, nn
 from hrp.adapters.compat import accumulation_state
 
 _TENSOR_DICTS = ("_parameters", "_buffers")
+_DATA = ("dataset", "train_dataset", "eval_dataset")  # large, and only read
+_LOADER_PARTS = ("base_dataloader", "batch_sampler", "sampler")
 # Packed weights (GPTQ, AWQ) are large integer buffers, which no training step writes.
 _PACKED_WEIGHT_NUMEL = 2**20
+
+Restorer = Callable[[], object]
 
 
 @contextmanager
@@ -31,17 +38,23 @@ def restored_model(model: nn.Module) -> Iterator[None]:
     Restored: module tree and attributes (hence adapters, hooks, active adapter, train mode), the
     model's configs, ``requires_grad``, gradients, the memory of parameters (one that was resized
     gets its own back), and the values of buffers. Values of parameters are not copied: the caller
-    freezes those that must not change. Enter it in `interrupts.interrupts_held`.
+    freezes those that must not change.
     """
-    holders = [*model.modules(), *_configs(model)]
-    attributes = [(holder, _copied(vars(holder))) for holder in holders]
+    names = ("config", "generation_config")
+    configs = [getattr(module, name, None) for module in model.modules() for name in names]
+    unique = {id(holder): holder for holder in (*model.modules(), *configs)}
     parameters = [(p, p.requires_grad, p.grad, p.data) for p in model.parameters()]
-    buffers = _copied_buffers(model)
+    buffers = [
+        (module, name, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+        and (buffer.is_floating_point() or buffer.numel() < _PACKED_WEIGHT_NUMEL)
+    ]
     try:
-        yield
+        with restored_attributes(*unique.values(), depth=1):
+            yield
     finally:
-        for holder, saved in attributes:
-            _restore_attributes(holder, saved)
         for parameter, requires_grad, grad, data in parameters:
             _restore_data(parameter, data)
             parameter.requires_grad_(requires_grad)
@@ -51,14 +64,77 @@ def restored_model(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def restored_rng() -> Iterator[None]:
-    """Restore, on exit, the global generators of Python, NumPy and torch, on all its devices."""
-    restorers: list[Callable[[], object]] = [
+def restored_trainer(trainer: Any) -> Iterator[None]:
+    """Undo, on exit, every change to a trainer, its accelerator, its collator and its data set.
+
+    The model and the global generators are left to `restored_model` and `restored_globals`.
+    """
+    holders = (
+        trainer,
+        trainer.accelerator,
+        getattr(trainer.accelerator, "scaler", None),
+        getattr(trainer, "_memory_tracker", None),
+        getattr(trainer.data_collator, "__self__", trainer.data_collator),
+    )
+    with restored_attributes(*holders), restored_attributes(trainer.train_dataset, depth=0):
+        yield
+
+
+@contextmanager
+def restored_loader(loader: Any) -> Iterator[None]:
+    """Undo, on exit, what iterating changes in a dataloader, its samplers and its data set."""
+    parts, waiting = {}, [loader]
+    while waiting:
+        part = waiting.pop()
+        if part is not None and id(part) not in parts:
+            parts[id(part)] = part
+            waiting += [getattr(part, name, None) for name in _LOADER_PARTS]
+    dataset = getattr(loader, "dataset", None)
+    with restored_attributes(*parts.values()), restored_attributes(dataset, depth=0):
+        yield
+
+
+@contextmanager
+def restored_attributes(*holders: Any, depth: int = 3) -> Iterator[None]:
+    """Put back, on exit, the attributes of objects, and the state of generators among them.
+
+    The content of lists, dicts and sets is put back too, down to ``depth``: 3 is that of TRL's
+    buffers of metrics, which are by mode and by name.
+    """
+    restorers: list[Restorer | None] = []
+    for holder in holders:
+        attributes = getattr(holder, "__dict__", None)
+        if not isinstance(attributes, dict):
+            continue
+        restorers += [partial(attributes.clear), partial(attributes.update, dict(attributes))]
+        for name, value in attributes.items():
+            if name in _TENSOR_DICTS:
+                restorers.append(partial(_restore_tensor_keys, value, dict(value)))
+            else:
+                restorers.append(_restorer(value, 0 if name in _DATA else depth))
+    try:
+        yield
+    finally:
+        for restore in filter(None, restorers):
+            restore()
+
+
+@contextmanager
+def restored_globals() -> Iterator[None]:
+    """Restore, on exit, the generators of Python, NumPy and torch, and gradient accumulation.
+
+    That is the user's own Accelerator's: Accelerate keeps it once a process, and any later
+    Accelerator, a Trainer's too, overwrites it.
+    """
+    accumulation = accumulation_state()
+    restorers: list[Restorer] = [
         partial(random.setstate, random.getstate()),
         partial(np.random.set_state, np.random.get_state()),
         partial(torch.set_rng_state, torch.get_rng_state()),
         *_accelerator_generators(),
     ]
+    if accumulation:
+        restorers.append(partial(_restore_content, accumulation, dict(accumulation), []))
     try:
         yield
     finally:
@@ -66,7 +142,7 @@ def restored_rng() -> Iterator[None]:
             restore()
 
 
-def _accelerator_generators() -> list[Callable[[], object]]:
+def _accelerator_generators() -> list[Restorer]:
     """Return what puts the generators of CUDA, XPU, MPS and others back to where they are now.
 
     CUDA and XPU are started for it: a seed that was set before would be lost with the first one
@@ -88,81 +164,37 @@ def _accelerator_generators() -> list[Callable[[], object]]:
     ]
 
 
-@contextmanager
-def restored_accumulation() -> Iterator[None]:
-    """Restore, on exit, the gradient accumulation that the user's own Accelerator has set.
-
-    Accelerate keeps it once a process: any later Accelerator, a Trainer's too, overwrites it.
-    """
-    shared = accumulation_state()
-    before = dict(shared)
-    try:
-        yield
-    finally:
-        if before:
-            shared.clear()
-            shared.update(before)
-
-
-@contextmanager
-def restored_generators(dataloader: object) -> Iterator[None]:
-    """Restore, on exit, the generators that a DataLoader and its samplers draw from."""
-    batch_sampler = getattr(dataloader, "batch_sampler", None)
-    samplers = (getattr(dataloader, "sampler", None), getattr(batch_sampler, "sampler", None))
-    found = [
-        getattr(holder, "generator", None) for holder in (dataloader, batch_sampler, *samplers)
-    ]
-    states = [(one, one.get_state()) for one in found if isinstance(one, torch.Generator)]
-    try:
-        yield
-    finally:
-        for generator, state in states:
-            generator.set_state(state)
+def _restorer(value: Any, depth: int) -> Restorer | None:
+    """Return what puts a container or a random generator back to where it is now, if it is one."""
+    if depth and isinstance(value, dict | list | set | deque):
+        parts = value.values() if isinstance(value, dict) else value
+        inner = [restore for part in parts if (restore := _restorer(part, depth - 1))]
+        content = dict(value) if isinstance(value, dict) else list(value)
+        return partial(_restore_content, value, content, inner)
+    if isinstance(value, torch.Generator):
+        return partial(value.set_state, value.get_state())
+    if isinstance(value, np.random.Generator):
+        return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    if isinstance(value, np.random.RandomState):
+        return partial(value.set_state, value.get_state())
+    if isinstance(value, random.Random):
+        return partial(value.setstate, value.getstate())
+    return None
 
 
-def _configs(model: nn.Module) -> list[Any]:
-    names = ("config", "generation_config")
-    found = [getattr(module, name, None) for module in model.modules() for name in names]
-    unique = {id(config): config for config in found if hasattr(config, "__dict__")}
-    return list(unique.values())
-
-
-def _copied(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Map names to (the object, a shallow copy of its content where it is a container)."""
-    return {
-        name: (value, value.copy() if isinstance(value, dict | list | set) else None)
-        for name, value in attributes.items()
-    }
-
-
-def _restore_attributes(holder: Any, saved: dict[str, tuple[Any, Any]]) -> None:
-    current = vars(holder)
-    for name in [name for name in current if name not in saved]:
-        del current[name]
-    for name, (value, content) in saved.items():
-        if name in _TENSOR_DICTS:
-            _restore_tensor_keys(value, content)
-            continue
-        current[name] = value
-        if content is None or _holds(value, content):  # frozen ones refuse even that
-            continue
-        if isinstance(value, list):
-            value[:] = content
+def _restore_content(container: Any, content: Any, inner: list[Restorer]) -> None:
+    now, before = (
+        list(chain(*held.items()) if isinstance(held, dict) else held)
+        for held in (container, content)
+    )
+    if len(now) != len(before) or not all(map(operator.is_, now, before)):  # a frozen one is not
+        container.clear()
+        if isinstance(container, list | deque):
+            container.extend(content)
         else:
-            value.clear()
-            value.update(content)
-
-
-def _holds(container: Any, content: Any) -> bool:
-    """Return whether a list, dict or set still holds the objects of its copy, in their order."""
-    if isinstance(container, set):
-        return bool(container == content)
-    if isinstance(container, dict):
-        container, content = list(container.items()), list(content.items())
-        return [key for key, _ in container] == [key for key, _ in content] and all(
-            one is other for (_, one), (_, other) in zip(container, content, strict=True)
-        )
-    return len(container) == len(content) and all(map(operator.is_, container, content))
+            container.update(content)
+    for restore in inner:
+        restore()
 
 
 def _restore_tensor_keys(tensors: dict[str, Any], content: dict[str, Any]) -> None:
@@ -189,16 +221,6 @@ def _restore_data(parameter: nn.Parameter, data: Tensor) -> None:
             parameter.data = data
     elif not same and type(parameter) is nn.Parameter:  # others are packed when they move
         parameter.data = data.to(current.device)
-
-
-def _copied_buffers(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
-    return [
-        (module, name, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-        and (buffer.is_floating_point() or buffer.numel() < _PACKED_WEIGHT_NUMEL)
-    ]
 
 
 def _restore_buffer(module: nn.Module, name: str, value: Tensor) -> None:

@@ -18,31 +18,26 @@ _SWITCHES = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPE
 _TRUE = ("true", "1")
 
 
-def sharding_engine(args: Any = None) -> str | None:
-    """Return the name of the engine that will shard the parameters for good, or None.
+def check_engine(args: Any, spend_model: bool) -> bool:
+    """Return whether an engine will shard the parameters for good, which DDP does not.
 
     ``args`` are the ``TrainingArguments``, if there are any.
-    """
-    for engine, switch in _SWITCHES.items():
-        asked_for = bool(getattr(args, engine.lower(), None))
-        if asked_for or os.environ.get(switch, "false").lower() in _TRUE:
-            return engine
-    return None
-
-
-def check_engine(args: Any, spend_model: bool) -> str | None:
-    """Return the engine that shards for good, or None.
-
-    DDP and a single process are no such engines.
 
     Raises:
         ValueError: there is one, and the model must not be spent: neither FSDP nor DeepSpeed can
             be undone to leave the model as it was, nor runs two trainers in one process. Or it
             is FSDP1, whose flat parameters hide the factors.
     """
-    engine = sharding_engine(args)
+    engine = next(
+        (
+            name
+            for name, switch in _SWITCHES.items()
+            if getattr(args, name.lower(), None) or os.environ.get(switch, "").lower() in _TRUE
+        ),
+        None,
+    )
     if engine is None:
-        return None
+        return False
     if not spend_model:
         raise ValueError(
             f"{engine} shards the model's parameters for good, so preheating cannot run in the "
@@ -57,7 +52,7 @@ def check_engine(args: Any, spend_model: bool) -> str | None:
             "preheating under FSDP needs version 2, got version 1; set `fsdp_version: 2` in "
             "Accelerate's config, or `fsdp_config={'version': 2}` in the TrainingArguments"
         )
-    return engine
+    return True
 
 
 def is_sharded(parameter: Tensor) -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -38,20 +36,32 @@ _SHARED_FIELDS = (
 )
 
 
-@contextmanager
-def temporary_adapter(
+def add_temporary_adapter(
     model: PeftModel, config: HRPConfig, adapter_name: str, targets: dict[str, LoraModule]
-) -> Iterator[dict[str, LoraModule]]:
+) -> dict[str, LoraModule]:
     """Add and activate a LoRA of rank ``config.preheat_rank`` on the modules of ``adapter_name``.
 
     It has their scaling and dropout, and trains along what they train along: copies of
-    ``modules_to_save``, DoRA magnitudes, biases of ``lora_B``, token rows. It stays there on exit:
+    ``modules_to_save``, DoRA magnitudes, biases of ``lora_B``, token rows. All else is frozen.
     `hrp.adapters.restoring.restored_model` around this removes it.
 
     Raises:
         ValueError: the adapter's ``LoraConfig`` no longer names the modules that it sits on.
     """
-    lora_config = _temporary_config(model.peft_config[adapter_name], config, targets)
+    rank, real = config.preheat_rank, model.peft_config[adapter_name]
+    keys = {module.pattern_key: module.max_rank for module in targets.values()}
+    capped = {key: max_rank for key, max_rank in keys.items() if max_rank < rank}
+    if capped:
+        logger.info(
+            "`preheat_rank` %d is capped at min(d_in, d_out) on %d module(s), such as %r",
+            rank,
+            len(capped),
+            next(iter(capped)),
+        )
+    # This is a deep copy, since PEFT extends the lists that it is given.
+    shared = {field: copy.deepcopy(getattr(real, field)) for field in _SHARED_FIELDS}
+    patterns = exact_patterns(capped, keys)
+    lora_config = LoraConfig(**shared, r=rank, lora_alpha=rank, rank_pattern=patterns)
     model.add_adapter(TEMPORARY_ADAPTER, lora_config)
     modules = lora_modules(model, TEMPORARY_ADAPTER)
     if set(modules) != set(targets):
@@ -64,44 +74,18 @@ def temporary_adapter(
         module.layer.scaling[TEMPORARY_ADAPTER] = targets[name].scaling
     model.requires_grad_(False)
     model.set_adapter(TEMPORARY_ADAPTER)
-    _freeze_factor(modules, config)
-    yield modules
-
-
-def _temporary_config(
-    real: LoraConfig, config: HRPConfig, targets: dict[str, LoraModule]
-) -> LoraConfig:
-    capped = {
-        module.pattern_key: module.max_rank
-        for module in targets.values()
-        if module.max_rank < config.preheat_rank
-    }
-    if capped:
-        logger.info(
-            "`preheat_rank` %d is capped at min(d_in, d_out) on %d module(s), such as %r",
-            config.preheat_rank,
-            len(capped),
-            next(iter(capped)),
-        )
-    # This is a deep copy, since PEFT extends the lists that it is given.
-    shared = {field: copy.deepcopy(getattr(real, field)) for field in _SHARED_FIELDS}
-    return LoraConfig(
-        **shared,
-        r=config.preheat_rank,
-        lora_alpha=config.preheat_rank,
-        rank_pattern=exact_patterns(capped, {module.pattern_key for module in targets.values()}),
-    )
+    if config.train_factors != "both":
+        _freeze_factor(modules, config)
+    return modules
 
 
 @torch.no_grad()
 def _freeze_factor(modules: dict[str, LoraModule], config: HRPConfig) -> None:
-    """Freeze one factor at a random start, the trained one at zero; "both" keeps PEFT's start.
+    """Freeze one factor at a random start; the trained one starts at zero.
 
     The random factor is that of PEFT's default, mirrored where it is ``lora_B``: uniform, with
     rows of ``lora_A`` or columns of ``lora_B`` of expected squared norm 1/3.
     """
-    if config.train_factors == "both":
-        return
     for module in modules.values():
         d_out, d_in = module.shape
         random_A = torch.empty(module.rank, d_in).uniform_(-1, 1) / math.sqrt(d_in)

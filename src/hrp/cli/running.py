@@ -32,9 +32,9 @@ from hrp.preheating.checkpoints import (
     last_complete,
     made_by,
 )
-from hrp.preheating.length import of_trainer
 from hrp.preheating.pipeline import preheat
 from hrp.preheating.rates import rates_of
+from hrp.preheating.with_trainer import of_trainer
 from hrp.spectra.allocation import parameter_count
 from hrp.spectra.spectrum import Spectrum
 
@@ -171,8 +171,7 @@ def with_steps(trainer: Any, config: HRPConfig, interrupted: Path | None) -> HRP
     begun = None if interrupted is None else last_complete(interrupted)
     if config.is_share and begun is not None:
         return replace(config, preheat_steps=made_by(begun).get("preheat_steps"))
-    given, lora = preheating(trainer), trainer.model.peft_config["default"]
-    return of_trainer(config, given["args"], given["train_dataset"], lora)
+    return of_trainer(config, trainer, trainer.model.peft_config["default"])
 
 
 def preheat_into(

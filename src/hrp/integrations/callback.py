@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import copy
+import inspect
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hrp.adapters.interrupts import interrupts_allowed, interrupts_held
 from hrp.adapters.layers import lora_modules
+from hrp.adapters.restoring import restored_loader
 from hrp.config import HRPConfig
 from hrp.initialization import apply_hrp
-from hrp.integrations.own_loss import check_args, check_batch, check_columns
-from hrp.preheating.length import default_share
-from hrp.preheating.plan import adapted_model, checked_config
-from hrp.preheating.restored_trainer import restored_loader
+from hrp.preheating.plan import adapted_model, checked_config, with_steps
+
+_REMEDY = "pass the trainer, whose loss is used then: `hrp.HRPCallback(config, trainer)`"
+
+_OWN_SFT_LOSSES = (None, "nll", "chunked_nll")
+_PREFERENCE_COLUMNS = ("chosen", "rejected", "kto_", "kl_")
+# Padding-free collators add these; models take them in `**kwargs`.
+_PASSED_THROUGH = (
+    "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx", "shift_labels",
+    "num_items_in_batch",
+)  # fmt: skip
 
 
 class HRPCallback(TrainerCallback):
@@ -66,32 +76,72 @@ class HRPCallback(TrainerCallback):
     def _apply_to_loader(
         self, args: TrainingArguments, state: TrainerState, model: Any, loader: Any
     ) -> None:
-        check_args(args)
-        check_columns(loader.dataset)
+        _check_run(args, loader.dataset)
         peft_model = adapted_model(model)
         lora_modules(peft_model, "default")
-        share = default_share(peft_model.peft_config["default"])
+        lora = peft_model.peft_config["default"]
+
+        class LoaderTrainer(Trainer):
+            """Takes the run's own batches."""
+
+            def get_train_dataloader(self) -> Any:
+                return loader
+
+            def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+                _check_batch(inputs, peft_model, self.label_names, self.args)
+                return super().compute_loss(model, inputs, *args, **kwargs)
+
         args = copy.copy(args)
         args.neftune_noise_alpha = None  # the run has put its noise on already
         with interrupts_held(), restored_loader(loader), interrupts_allowed():
             apply_hrp(
                 model,
-                self.config.of_run(state.max_steps, share),
-                trainer_cls=_loader_trainer(loader),
+                with_steps(self.config, state.max_steps, lora),
+                trainer_cls=LoaderTrainer,
                 args=args,
                 train_dataset=loader.dataset,
             )
 
 
-def _loader_trainer(loader: Any) -> type[Trainer]:
-    """Return a plain HF Trainer that takes its batches from a prepared dataloader."""
+def _check_run(args: TrainingArguments, dataset: Any) -> None:
+    """Raise ``ValueError`` where the run's loss is plainly not the model's own.
 
-    class LoaderTrainer(Trainer):
-        def get_train_dataloader(self) -> Any:
-            return loader
+    Under DPO ``model(**batch).loss`` exists too: it would be trained on the rejected answers.
+    """
+    kinds = [kind for kind in type(args).__mro__ if kind.__module__.partition(".")[0] == "trl"]
+    if kinds and kinds[0].__name__ != "SFTConfig":
+        raise ValueError(f"`{kinds[0].__name__}` has a loss that is not the model's own; {_REMEDY}")
+    loss_type = getattr(args, "loss_type", None)
+    if loss_type not in _OWN_SFT_LOSSES:
+        raise ValueError(f"`loss_type` {loss_type!r} is not the model's own loss; {_REMEDY}")
+    columns = getattr(dataset, "column_names", None) or ()
+    pairs = sorted(name for name in columns if str(name).startswith(_PREFERENCE_COLUMNS))
+    if pairs:
+        raise ValueError(f"columns {pairs} are for a loss that is not the model's own; {_REMEDY}")
 
-        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            check_batch(inputs, adapted_model(self.model), self.label_names, self.args)
-            return super().compute_loss(model, inputs, *args, **kwargs)
 
-    return LoaderTrainer
+def _check_batch(
+    batch: Any, model: Any, label_names: Collection[str], args: TrainingArguments
+) -> None:
+    """Raise ``ValueError`` unless the model's own loss is meant by this batch.
+
+    It must hold labels, only what the model's ``forward`` names, and no more rows than were asked
+    for: trainers on pairs put both answers into one batch.
+    """
+    if not isinstance(batch, Mapping):
+        raise ValueError(f"batches must be mappings, got {type(batch).__name__}; {_REMEDY}")
+    labels = next((batch[name] for name in label_names if name in batch), None)
+    if labels is None:
+        raise ValueError(
+            f"a batch must hold one of {list(label_names)}, got {sorted(batch)}; {_REMEDY}"
+        )
+    # The class is asked, since TRL puts another `forward` on the instance.
+    known = inspect.signature(type(model.get_base_model()).forward).parameters
+    unknown = sorted(set(batch) - set(known) - set(_PASSED_THROUGH))
+    if unknown:
+        raise ValueError(f"the model does not know {unknown} of a batch; {_REMEDY}")
+    if len(labels) > args.train_batch_size:
+        raise ValueError(
+            f"a batch must hold at most {args.train_batch_size} rows, as `args` say, got "
+            f"{len(labels)}, such as two for each pair of answers; {_REMEDY}"
+        )

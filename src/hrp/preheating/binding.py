@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
-from hrp.adapters.restoring import restored_rng
+from hrp.adapters.restoring import restored_globals
 from hrp.files import digest
 
 # Every other setting may change what is trained. Longer training is allowed, and so is what is
@@ -52,16 +52,16 @@ _BLOCK = 1 << 16
 
 def settings_of(*groups: Any) -> dict[str, Any]:
     """Collect the settings in the dataclasses ``groups`` that bind a run, as JSON types."""
-    fields = (
-        (field.name, getattr(group, field.name))
-        for group in groups
-        for field in dataclasses.fields(group)
-    )
-    bound = {n: v for n, v in fields if n not in FREE and not n.startswith(FREE_PREFIXES)}
-    for name, value in bound.items():
-        if isinstance(value, dict):
-            bound[name] = {key: entry for key, entry in value.items() if key not in SECRETS}
-    return _as_json(bound)
+    bound = {}
+    for group in groups:
+        for field in dataclasses.fields(group):
+            value = getattr(group, field.name)
+            if field.name in FREE or field.name.startswith(FREE_PREFIXES):
+                continue
+            if isinstance(value, dict):
+                value = {key: entry for key, entry in value.items() if key not in SECRETS}
+            bound[field.name] = _as_json(value)
+    return bound
 
 
 def settings_of_training(
@@ -70,12 +70,13 @@ def settings_of_training(
     """Collect what binds a run of HF's Trainer: its arguments, adapters, data and base weights."""
     bound = settings_of(args) | {"processes": args.world_size}
     for name, config in getattr(model, "peft_config", {}).items():
-        fields = {k: v for k, v in config.to_dict().items() if k not in _FREE_IN_ADAPTERS}
-        bound |= {f"{name}.{field}": value for field, value in _as_json(fields).items()}
+        for field, value in config.to_dict().items():
+            if field not in _FREE_IN_ADAPTERS:
+                bound[f"{name}.{field}"] = _as_json(value)
     optimizer = getattr(optimizer, "optimizer", optimizer)  # which Accelerate wraps
     for name, value in getattr(optimizer, "defaults", {}).items():
         if isinstance(value, int | float | str | list | tuple):
-            bound |= _as_json({f"{type(optimizer).__name__}.{name}": value})
+            bound[f"{type(optimizer).__name__}.{name}"] = _as_json(value)
     return bound | {DATA: data_digest(dataset), BASE: base_digest(model)}
 
 
@@ -102,12 +103,25 @@ def data_digest(dataset: Any) -> str | None:
     state = blake2b(digest_size=16)
     state.update(str(len(dataset)).encode())
     if hasattr(dataset, "with_format") and hasattr(dataset, "cleanup_cache_files"):
+        import pyarrow  # type: ignore[import-untyped]
+
         for table in dataset.with_format("arrow").iter(batch_size=1000):
-            _feed_table(state, table)
+            sink = pyarrow.BufferOutputStream()
+            plain = table.combine_chunks().replace_schema_metadata(None)
+            with pyarrow.ipc.new_stream(sink, plain.schema) as stream:
+                stream.write_table(plain)
+            state.update(sink.getvalue())
         return state.hexdigest()
-    with restored_rng():
-        for row in _sampled_rows(dataset):
-            _feed(state, row)
+    rows: Any = dataset
+    places = range(len(rows))
+    with restored_globals():
+        if not isinstance(rows, list | tuple) and len(rows) > 1:
+            torch.manual_seed(0)
+            if _text(rows[0]) != _text(rows[0]):
+                return state.hexdigest()
+            places = places[:: max(1, len(rows) // _SAMPLED_ROWS)]
+        for place in places:
+            state.update(_text(rows[place]))
     return state.hexdigest()
 
 
@@ -118,10 +132,17 @@ def base_digest(model: nn.Module) -> str:
     """
     state = blake2b(digest_size=16)
     for name, parameter in model.named_parameters():
-        if not any(part.startswith(_ADAPTER_PARTS) for part in name.split(".")):
-            for tensor in _plain_tensors(parameter.detach()):
-                state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-                _feed_sampled(state, tensor)
+        if any(part.startswith(_ADAPTER_PARTS) for part in name.split(".")):
+            continue
+        for tensor in _plain_tensors(parameter.detach()):
+            state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            kind = _BITS.get(tensor.element_size())
+            if kind is None or tensor.device.type == "meta" or not tensor.numel():
+                continue
+            bits = tensor.view(kind)
+            sampled = bits.reshape(-1)[:: max(1, tensor.numel() // _SAMPLED_ENTRIES)]
+            state.update(str(int(bits.sum(dtype=torch.int64))).encode())
+            state.update(sampled.cpu().contiguous().numpy().tobytes())
     return state.hexdigest()
 
 
@@ -152,64 +173,6 @@ def _sampled_digest(path: Path) -> str:
     return state.hexdigest()
 
 
-def _sampled_rows(dataset: Any) -> Iterator[Any]:
-    count = len(dataset)
-    if isinstance(dataset, list | tuple) or count <= 1:
-        yield from (dataset[index] for index in range(count))
-        return
-    torch.manual_seed(0)
-    twice = [blake2b(digest_size=16) for _ in range(2)]
-    for state in twice:
-        _feed(state, dataset[0])
-    if twice[0].digest() == twice[1].digest():
-        step = max(1, count // _SAMPLED_ROWS)
-        yield from (dataset[index] for index in range(0, count, step))
-
-
-def _feed(state: Any, value: Any) -> None:
-    """Add a row, or part of one, to a digest; of what has no plain content, only the type."""
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().contiguous()
-        state.update(f"{value.dtype}{tuple(value.shape)}".encode())
-        value = value.reshape(-1).view(torch.uint8).numpy() if value.numel() else np.empty(0)
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        state.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
-    elif value is None or isinstance(value, str | bytes | int | float):
-        state.update(f"{type(value).__name__}{value!r}\0".encode(errors="surrogatepass"))
-    elif isinstance(value, Mapping):
-        for key in sorted(value, key=str):
-            _feed(state, str(key))
-            _feed(state, value[key])
-    elif isinstance(value, Sequence | np.ndarray):
-        state.update(f"[{len(value)}".encode())
-        for part in value:
-            _feed(state, part)
-    else:
-        state.update(type(value).__name__.encode())
-        if hasattr(value, "tobytes"):  # such as an image
-            state.update(value.tobytes())
-
-
-def _feed_table(state: Any, table: Any) -> None:
-    import pyarrow  # type: ignore[import-untyped]
-
-    sink = pyarrow.BufferOutputStream()
-    plain = table.combine_chunks().replace_schema_metadata(None)
-    with pyarrow.ipc.new_stream(sink, plain.schema) as stream:
-        stream.write_table(plain)
-    state.update(sink.getvalue())
-
-
-def _feed_sampled(state: Any, tensor: Tensor) -> None:
-    kind = _BITS.get(tensor.element_size())
-    if kind is None or tensor.device.type == "meta" or not tensor.numel():
-        return
-    bits = tensor.view(kind)
-    flat = bits.reshape(-1)[:: max(1, tensor.numel() // _SAMPLED_ENTRIES)]
-    state.update(str(int(bits.sum(dtype=torch.int64))).encode())
-    state.update(flat.cpu().contiguous().numpy().tobytes())
-
-
 def _plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
     """Yield the tensors that hold the content of ``tensor``: this process's shard, packed parts."""
     if type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "__tensor_flatten__"):
@@ -219,15 +182,38 @@ def _plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
         yield tensor.as_subclass(Tensor)
 
 
-def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(settings, default=_plain))
-    return plain
+def _as_json(value: Any) -> Any:
+    return json.loads(_text(value))
+
+
+def _text(value: Any) -> bytes:
+    """Return a setting or a row of data as JSON."""
+    return json.dumps(value, default=_plain, skipkeys=True).encode()
 
 
 def _plain(value: Any) -> Any:
+    """Return a JSON type for the content of ``value``, or for its type where it has no content."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     if isinstance(value, set | frozenset):
         return sorted(value, key=str)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Tensor):
+        flat = value.detach().cpu().reshape(-1)
+        return [str(value.dtype), list(value.shape), flat.view(torch.uint8).numpy().tobytes().hex()]
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        return value.tolist()
+    if hasattr(value, "tobytes"):  # an array, or an image
+        kind, shape = getattr(value, "dtype", value), getattr(value, "shape", ())
+        return [_plain_name(kind), list(shape), value.tobytes().hex()]
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, Sequence):
+        return list(value)
+    return _plain_name(value)
+
+
+def _plain_name(value: Any) -> str:
     text = str(value)
     return type(value).__name__ if " at 0x" in text else text

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,26 +13,27 @@ from transformers import Trainer, set_seed
 
 from hrp.adapters.bfloat16 import warn_of_slow_bfloat16
 from hrp.adapters.casting import casts_left_to_autocast
+from hrp.adapters.checks import check_preheatable
 from hrp.adapters.interrupts import interrupts_allowed, interrupts_held
 from hrp.adapters.kept import read_kept
-from hrp.adapters.moments import Moments
+from hrp.adapters.layers import lora_modules
 from hrp.adapters.reading import read_spectrum
 from hrp.adapters.restoring import (
-    restored_accumulation,
-    restored_generators,
+    restored_globals,
+    restored_loader,
     restored_model,
-    restored_rng,
+    restored_trainer,
 )
-from hrp.adapters.temporary import temporary_adapter
+from hrp.adapters.sharding import check_engine
+from hrp.adapters.temporary import add_temporary_adapter
 from hrp.config import HRPConfig
 from hrp.preheating.checkpoints import Checkpoints
-from hrp.preheating.outcome import check_outcome
-from hrp.preheating.plan import Plan, adapted_model, checked_config, make_plan, make_source
-from hrp.preheating.progress import Progress
-from hrp.preheating.stopping import SubspaceStopping
-from hrp.preheating.with_dataloader import LossFn
+from hrp.preheating.plan import adapted_model, check_data, checked_config
+from hrp.preheating.progress import Progress, check_outcome
+from hrp.preheating.with_dataloader import DataloaderSource, LossFn
+from hrp.preheating.with_trainer import TrainerSource, built_trainer
 from hrp.spectra.spectrum import Spectrum
-from hrp.versions import installed_versions, warn_of_old_versions
+from hrp.versions import installed_versions
 
 
 def preheat(
@@ -77,7 +79,7 @@ def preheat(
     parameters, buffers, ``requires_grad``, active adapter, train mode; so are the global random
     generators, the dataloader's own, and Accelerate's gradient accumulation.
 
-    With ``checkpoints`` (and ``trainer_cls``), an interrupted preheating goes on from the last
+    With ``checkpoints`` (and a trainer), an interrupted preheating goes on from the last
     complete checkpoint in that folder, to the same spectrum; the caller removes the folder.
 
     With several processes all ranks call this and all get the same spectrum; let one save it.
@@ -96,6 +98,7 @@ def preheat(
         NonFiniteLossError: NaN or infinite loss, with its step.
         PreheatingError: training ended early, left a module untrained, or ruined the model.
     """
+    config = checked_config(config)
     data = {
         "dataloader": dataloader,
         "loss_fn": loss_fn,
@@ -104,79 +107,72 @@ def preheat(
         "total_steps": total_steps,
         "learning_rate": learning_rate,
     }
-    config = checked_config(config)
-    warn_of_old_versions()
-    source = make_source(model, data, trainer_kwargs)
-    model = adapted_model(model)
-    warn_of_slow_bfloat16(model)
-    plan = make_plan(model, config, source, adapter_name, spend_model)
-    config = plan.config
-    with _surroundings(plan, dataloader):
+    check_data(model, data, trainer_kwargs)
+    adapted = adapted_model(model)
+    targets = lora_modules(adapted, adapter_name)
+    check_preheatable(adapted, adapter_name, targets, config)
+    warn_of_slow_bfloat16(adapted)
+    args = model.args if isinstance(model, Trainer) else trainer_kwargs.get("args")
+    spent = check_engine(args, spend_model)
+    lora = adapted.peft_config[adapter_name]
+    with _left_as_found(model, dataloader, spent, config) as scratch:
+        # The rest of the plan: where steps come from, how many they are, and at which rates.
+        source: DataloaderSource | TrainerSource
+        if dataloader is not None:
+            source = DataloaderSource(dataloader, loss_fn, total_steps, learning_rate)
+        elif trainer_cls is not None:
+            trainer = built_trainer(trainer_cls, trainer_kwargs, adapted, config, scratch)
+            source = TrainerSource(trainer, scratch, checkpoints)
+        else:
+            source = TrainerSource(model, scratch, checkpoints)
+        config, rates = source.resolved(config, lora)
         set_seed(config.seed)
-        with (
-            interrupts_allowed(),
-            temporary_adapter(model, config, adapter_name, plan.modules) as modules,
-        ):
-            stopping = None
-            if config.preheat_steps == "auto":
-                stopping = SubspaceStopping(config, modules, plan.ranks)
-            moments = Moments(modules)
-            progress = Progress(config, moments, stopping)
-            with casts_left_to_autocast(model), moments.hooked():
-                try:
-                    source.train(model, config, plan.rates, progress)
-                finally:
-                    progress.close()
-            progress.check_complete()
-            spectrum = read_spectrum(modules, moments)
-            spectrum.kept = read_kept(model, modules)
-    check_outcome(plan, progress.losses, spectrum)
-    spectrum.provenance = _provenance(plan, progress, spectrum)
+        modules = add_temporary_adapter(adapted, config, adapter_name, targets)
+        progress = Progress(config, modules, targets)
+        with casts_left_to_autocast(adapted), progress.followed():
+            source.train(adapted, config, rates, progress)
+        spectrum = read_spectrum(modules, progress.moments)
+        spectrum.kept = read_kept(adapted, modules)
+    check_outcome(progress.losses, spectrum, targets, rates.factors)
+    spectrum.provenance = {
+        "config": config.to_dict(),
+        "steps": len(progress.losses),
+        "losses": progress.losses,
+        "seed": config.seed,
+        "base_model": lora.base_model_name_or_path,
+        "adapter_name": adapter_name,
+        "versions": installed_versions(),
+        "learning_rate": rates.factors,
+        "unreached": sorted(set(targets) - set(spectrum)),
+        "without_metric": [name for name, m in spectrum.items() if not m.has_metric],
+        **({"stopping": progress.stopping.to_dict()} if progress.stopping else {}),
+    }
     return spectrum
 
 
 @contextmanager
-def _surroundings(plan: Plan, dataloader: object) -> Iterator[None]:
-    """Put back, on exit, whatever training touches: model, generators, Accelerate's state."""
-    with ExitStack() as stack:
-        for context in (
-            interrupts_held(),
-            restored_rng(),
-            restored_accumulation(),
-            restored_generators(dataloader),
-            nullcontext() if plan.spent else restored_model(plan.model),
-            _memory_hint(plan.config),
-        ):
-            stack.enter_context(context)
-        yield
+def _left_as_found(
+    model: nn.Module | Trainer, dataloader: object, spent: bool, config: HRPConfig
+) -> Iterator[str]:
+    """Yield a scratch folder; put back, on exit, whatever training touches in this process.
 
-
-@contextmanager
-def _memory_hint(config: HRPConfig) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        error.add_note(
-            "HRP: memory ran out while preheating; lower "
-            f"`preheat_rank` ({config.preheat_rank}), the batch size (with gradient accumulation), "
-            "or use gradient checkpointing; preheating needs little more than LoRA itself"
-        )
-        raise
-
-
-def _provenance(plan: Plan, progress: Progress, spectrum: Spectrum) -> dict[str, Any]:
-    facts = {
-        "config": plan.config.to_dict(),
-        "steps": len(progress.losses),
-        "losses": progress.losses,
-        "seed": plan.config.seed,
-        "base_model": plan.model.peft_config[plan.adapter_name].base_model_name_or_path,
-        "adapter_name": plan.adapter_name,
-        "versions": installed_versions(),
-        "learning_rate": plan.rates.factors,
-        "unreached": sorted(set(plan.modules) - set(spectrum)),
-        "without_metric": [name for name, m in spectrum.items() if not m.has_metric],
-    }
-    if progress.stopping is not None:
-        facts["stopping"] = progress.stopping.to_dict()
-    return facts
+    These are the model, unless it is ``spent``, the trainer or the dataloader that was given, the
+    random generators, and Accelerate's state.
+    """
+    with (
+        interrupts_held(),
+        restored_globals(),
+        restored_trainer(model) if isinstance(model, Trainer) else restored_loader(dataloader),
+        nullcontext() if spent else restored_model(adapted_model(model)),
+        tempfile.TemporaryDirectory(prefix="hrp-preheating-") as scratch,
+        interrupts_allowed(),
+    ):
+        try:
+            yield scratch
+        except torch.OutOfMemoryError as error:
+            error.add_note(
+                "HRP: memory ran out while preheating; lower `preheat_rank` "
+                f"({config.preheat_rank}), the batch size (with gradient accumulation), or use "
+                "gradient checkpointing; preheating needs little more than LoRA itself"
+            )
+            raise

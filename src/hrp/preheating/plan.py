@@ -1,65 +1,21 @@
-"""Plans one preheating: makes every check, resolves every number, touches nothing yet."""
+"""Checks what `preheat` is given, and counts preheating's steps, before anything is trained."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sized
 from typing import Any
 
 from accelerate.utils import extract_model_from_parallel
-from peft import PeftModel
+from peft import LoraConfig
 from torch import nn
-from transformers import Trainer
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
 
-from hrp.adapters.checks import check_preheatable
-from hrp.adapters.layers import LoraModule, lora_modules
-from hrp.adapters.sharding import check_engine
-from hrp.config import HRPConfig
-from hrp.preheating.rates import Rates
-from hrp.preheating.with_built_trainer import BuiltTrainerSource
-from hrp.preheating.with_dataloader import DataloaderSource
-from hrp.preheating.with_trainer import TrainerSource
+from hrp.config import DEFAULT_SHARE, HRPConfig
+from hrp.validation import check_integer, check_positive
 
-Source = DataloaderSource | TrainerSource | BuiltTrainerSource
-"""Where the steps of preheating come from."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Says what preheating will do.
-
-    Args:
-        model: with the user's adapter on it.
-        adapter_name: the adapter to be started.
-        modules: its update matrices, by module name.
-        config: with a number of steps, or "auto".
-        rates: learning rates of what preheating trains.
-        spent: whether an engine will shard the model for good.
-    """
-
-    model: PeftModel
-    adapter_name: str
-    modules: dict[str, LoraModule]
-    config: HRPConfig
-    rates: Rates
-    spent: bool
-
-    @property
-    def ranks(self) -> dict[str, int]:
-        """Return how many directions the user's adapter can have, by module name."""
-        return {name: module.useful_rank for name, module in self.modules.items()}
-
-
-def make_plan(
-    model: PeftModel, config: HRPConfig, source: Source, adapter_name: str, spend_model: bool
-) -> Plan:
-    """Check the adapter against the settings and resolve steps and rates; see `preheat`."""
-    spent = check_engine(source.args, spend_model) is not None
-    modules = lora_modules(model, adapter_name)
-    check_preheatable(model, adapter_name, modules, config)
-    lora = model.peft_config[adapter_name]
-    config = source.with_steps(config, lora)
-    rates = source.rates(config, int(lora.r))
-    return Plan(model, adapter_name, modules, config, rates, spent)
+CLASSIFIER_SHARE = 0.05
+"""Default share for classifiers: longer preheating had lower means than none on CoLA (the log)."""
 
 
 def checked_config(config: HRPConfig | None) -> HRPConfig:
@@ -80,41 +36,97 @@ def adapted_model(model: Any) -> Any:
     return model
 
 
-def make_source(model: Any, data: dict[str, Any], trainer_kwargs: dict[str, Any]) -> Source:
-    """Return the one source of steps that `preheat` was given, its arguments checked.
+def check_data(model: Any, data: Mapping[str, Any], trainer_kwargs: Mapping[str, Any]) -> None:
+    """Raise ``TypeError`` or ``ValueError`` unless steps can come from just one of three sources.
 
     Args:
         model: a built trainer is a source in itself.
         data: the other arguments of `preheat` about data, by name, also those not given.
         trainer_kwargs: arguments of the trainer of ``trainer_cls``.
+    """
+    given = {name for name, value in {**data, **trainer_kwargs}.items() if value is not None}
+    if isinstance(model, Trainer):
+        if beside := sorted(given - {"checkpoints"}):
+            raise TypeError(f"{beside} go with a model; a built trainer has its own data")
+        _check_built(model)
+        return
+    if len(given & {"dataloader", "trainer_cls"}) != 1:
+        raise ValueError(
+            "exactly one of `dataloader` and `trainer_cls` must be given, got "
+            f"{'both' if 'dataloader' in given else 'neither'}"
+        )
+    if "trainer_cls" in given:
+        if beside := sorted(given & {"loss_fn", "total_steps", "learning_rate"}):
+            raise ValueError(
+                f"{beside} go with `dataloader`; a trainer has its own loss and `args`"
+            )
+        _check_trainer_arguments(data["trainer_cls"], trainer_kwargs)
+        return
+    if "checkpoints" in given:
+        raise ValueError("`checkpoints` go with `trainer_cls`; a dataloader cannot be resumed")
+    if trainer_kwargs:
+        raise TypeError(f"{sorted(trainer_kwargs)} go with `trainer_cls`, not `dataloader`")
+    _check_not_empty("dataloader", data["dataloader"])
+    if "total_steps" in given:
+        check_integer("total_steps", data["total_steps"], minimum=1)
+    if "learning_rate" in given:
+        check_positive("learning_rate", data["learning_rate"])
+
+
+def _check_built(trainer: Trainer) -> None:
+    if trainer.model_init is not None:
+        raise ValueError(
+            "a trainer with `model_init` makes its model anew when it starts, without what HRP "
+            "has put into it; build it with `model`"
+        )
+    if steps := trainer.state.global_step:
+        raise ValueError(
+            f"the trainer must not have been started, got one that has taken {steps} steps; "
+            "call HRP before `train()`"
+        )
+    _check_not_empty("train_dataset", trainer.train_dataset)
+
+
+def _check_trainer_arguments(trainer_cls: object, trainer_kwargs: Mapping[str, Any]) -> None:
+    if not (isinstance(trainer_cls, type) and issubclass(trainer_cls, Trainer)):
+        raise TypeError(
+            "`trainer_cls` must be transformers.Trainer or a subclass (Seq2SeqTrainer, TRL's "
+            f"SFTTrainer, ...), got {trainer_cls!r}; pass the class, not an instance"
+        )
+    args, rows = trainer_kwargs.get("args"), trainer_kwargs.get("train_dataset")
+    if not isinstance(args, TrainingArguments):
+        kind = type(args).__name__
+        raise TypeError(f"`args` must be the TrainingArguments of the real run, got {kind}")
+    if isinstance(rows, DataLoader):
+        raise TypeError("`train_dataset` must be a data set, got a DataLoader: give `dataloader`")
+    _check_not_empty("train_dataset", rows)
+    # HF's trainers notice wrong values of these late, or never.
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        check_integer(f"args.{name}", getattr(args, name), minimum=1)
+
+
+def _check_not_empty(name: str, data: object) -> None:
+    if isinstance(data, Sized) and len(data) == 0:
+        raise ValueError(f"`{name}` must hold at least one batch, got an empty one")
+
+
+def with_steps(config: HRPConfig, total_steps: int | None, lora: LoraConfig) -> HRPConfig:
+    """Return ``config`` with its share of a run of ``total_steps`` as a number.
+
+    The default share goes by the task that the adapter, ``lora``, is for.
 
     Raises:
-        TypeError, ValueError: there is none, there are two, or an argument goes with the other one.
+        ValueError: it has a share, and ``total_steps`` is None, as it is not known beforehand.
     """
-    if isinstance(model, Trainer):
-        beside = {k: v for k, v in (data | trainer_kwargs).items() if v is not None}
-        if beside:
-            raise TypeError(f"{sorted(beside)} go with a model; a built trainer has its own data")
-        return BuiltTrainerSource(model)
-    dataloader, trainer_cls = data["dataloader"], data["trainer_cls"]
-    if (dataloader is None) == (trainer_cls is None):
-        given = "neither" if dataloader is None else "both"
+    if not config.is_share:
+        return config
+    if total_steps is None:
+        given = config.preheat_steps
         raise ValueError(
-            f"exactly one of `dataloader` and `trainer_cls` must be given, got {given}"
+            "`preheat_steps` must be a number of steps or 'auto' where the run's own number is not "
+            f"known beforehand, got {'a share, the default' if given is None else given}; give one "
+            "of them, or the run's: `max_steps` of a trainer (of streamed data), `total_steps` "
+            "with `dataloader`"
         )
-    if dataloader is not None:
-        if data["checkpoints"] is not None:
-            raise ValueError("`checkpoints` go with `trainer_cls`; a dataloader cannot be resumed")
-        if trainer_kwargs:
-            raise TypeError(f"{sorted(trainer_kwargs)} go with `trainer_cls`, not `dataloader`")
-        return DataloaderSource(
-            dataloader, data["loss_fn"], data["total_steps"], data["learning_rate"]
-        )
-    if data["loss_fn"] is not None:
-        raise ValueError(
-            "`loss_fn` goes with `dataloader`; a trainer has its own loss (`compute_loss_func`)"
-        )
-    for name in ("total_steps", "learning_rate"):
-        if data[name] is not None:
-            raise ValueError(f"`{name}` goes with `dataloader`; a trainer's `args` have their own")
-    return TrainerSource(trainer_cls, trainer_kwargs, data["checkpoints"])
+    classifies = lora.task_type in ("SEQ_CLS", "TOKEN_CLS")
+    return config.of_run(total_steps, CLASSIFIER_SHARE if classifies else DEFAULT_SHARE)

@@ -19,11 +19,12 @@ from transformers import get_constant_schedule_with_warmup
 
 from hrp.adapters.compat import accelerate_is_set_up, forget_accelerate
 from hrp.config import HRPConfig
-from hrp.preheating.length import with_default_steps
+from hrp.preheating.plan import with_steps
 from hrp.preheating.progress import Progress
 from hrp.preheating.rates import Rates, rates_of, split_groups
-from hrp.preheating.trainer_arguments import check_not_empty
-from hrp.validation import check_integer, check_positive
+
+DEFAULT_STEPS = 50
+"""Default number of preheating steps when only a dataloader is given."""
 
 DEFAULT_LEARNING_RATE = 2e-4
 """Default learning rate when only a dataloader is given.
@@ -54,29 +55,15 @@ class DataloaderSource:
     total_steps: int | None = None
     learning_rate: float | None = None
 
-    def __post_init__(self) -> None:
-        if isinstance(self.dataloader, str):
-            raise TypeError(f"`dataloader` must give batches, got the string {self.dataloader!r}")
-        check_not_empty("dataloader", self.dataloader)
-        if self.total_steps is not None:
-            check_integer("total_steps", self.total_steps, minimum=1)
-        if self.learning_rate is not None:
-            check_positive("learning_rate", self.learning_rate)
-
-    @property
-    def args(self) -> None:
-        """Return None: Accelerate knows by itself which engine shards."""
-        return
-
-    def with_steps(self, config: HRPConfig, lora: LoraConfig) -> HRPConfig:
-        """Return ``config`` with its number of steps; see `length.with_default_steps`."""
-        return with_default_steps(config, self.total_steps, lora)
-
-    def rates(self, config: HRPConfig, rank: int) -> Rates:
-        """Return the learning rates of preheating, ``rank`` being that of the real adapter."""
-        if self.learning_rate is None and config.learning_rate is None:
-            config = dataclasses.replace(config, learning_rate=DEFAULT_LEARNING_RATE)
-        return rates_of(self.learning_rate or 0.0, config, rank)
+    def resolved(self, config: HRPConfig, lora: LoraConfig) -> tuple[HRPConfig, Rates]:
+        """Return ``config`` with its number of steps, and the learning rates of preheating."""
+        if config.preheat_steps is None and self.total_steps is None:
+            config = dataclasses.replace(config, preheat_steps=DEFAULT_STEPS)
+        config = with_steps(config, self.total_steps, lora)
+        if config.learning_rate is None and self.learning_rate is None:
+            default = dataclasses.replace(config, learning_rate=DEFAULT_LEARNING_RATE)
+            return config, rates_of(0.0, default, lora.r)
+        return config, rates_of(self.learning_rate or 0.0, config, lora.r)
 
     def train(self, model: nn.Module, config: HRPConfig, rates: Rates, progress: Progress) -> None:
         """Run up to ``config.step_limit`` AdamW steps, gradient norm clipped to 1.
@@ -107,7 +94,7 @@ class DataloaderSource:
                 progress.begin_step(step)
                 with autocast:
                     loss = _loss(prepared, send_to_device(batch, device), self.loss_fn)
-                loss = progress.empty_batches.passed_over(loss, batch)
+                loss = progress.passed_over(loss, batch)
                 accelerator.backward(loss)
                 accelerator.clip_grad_norm_(trainable, MAX_GRAD_NORM)
                 optimizer.step()
@@ -148,17 +135,6 @@ def _loss(model: nn.Module, batch: Any, loss_fn: LossFn | None) -> Tensor:
     return loss
 
 
-def _check_together(processes: PartialState) -> None:
-    """Raise ``ValueError`` where processes that were launched together would each train alone."""
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched > 1 and processes.num_processes == 1:
-        raise ValueError(
-            f"{launched} processes were launched, and Accelerate would let each of them preheat "
-            "alone: on CPUs set ACCELERATE_USE_CPU=true, or call "
-            "`accelerate.PartialState(cpu=True)` first of all"
-        )
-
-
 @contextmanager
 def _own_accelerator() -> Iterator[Accelerator]:
     """Yield an Accelerator that leaves Accelerate's process-wide state as it was.
@@ -167,7 +143,13 @@ def _own_accelerator() -> Iterator[Accelerator]:
     """
     fresh = not accelerate_is_set_up()
     processes = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    _check_together(processes)
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1 and processes.num_processes == 1:
+        raise ValueError(
+            f"{launched} processes were launched, and Accelerate would let each of them preheat "
+            "alone: on CPUs set ACCELERATE_USE_CPU=true, or call "
+            "`accelerate.PartialState(cpu=True)` first of all"
+        )
     launched_as = processes.distributed_type
     accelerator = Accelerator(device_placement=processes.num_processes > 1)
     try:

@@ -1,17 +1,28 @@
-"""Preheats with the user's own HF Trainer, made anew from its class and its arguments."""
+"""Preheats with HF's Trainer or a subclass, the very one that will fine-tune or one like it."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
-import tempfile
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
+from hrp.adapters.interrupts import interrupts_held
+from hrp.adapters.restoring import restored_globals, restored_trainer
 from hrp.config import HRPConfig
 from hrp.preheating.checkpoints import (
     Checkpoints,
@@ -20,135 +31,153 @@ from hrp.preheating.checkpoints import (
     checkpointing_arguments,
     last_complete,
 )
-from hrp.preheating.length import of_trainer
+from hrp.preheating.plan import with_steps
 from hrp.preheating.progress import Progress
 from hrp.preheating.rates import Rates, rates_of, take_both_rates
-from hrp.preheating.trainer_arguments import (
-    check_trainer_arguments,
-    own_rate,
-    preheating_arguments,
-    with_rate,
-)
 
 # Preheating takes none of these: it does not evaluate, and callbacks stop, save or report.
 _DROPPED_ARGUMENTS = ("callbacks", "eval_dataset", "compute_metrics")
+_OVERRIDES = {
+    "lr_scheduler_type": "constant_with_warmup",
+    "lr_scheduler_kwargs": {},
+    "eval_on_start": False,
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "push_to_hub": False,
+    "report_to": [],
+    "logging_strategy": "steps",
+    "logging_steps": 1,
+    "logging_nan_inf_filter": False,
+    "resume_from_checkpoint": None,
+}
+
+
+def built_trainer(
+    trainer_cls: type[Trainer],
+    arguments: dict[str, Any],
+    model: PeftModel,
+    config: HRPConfig,
+    scratch: str,
+) -> Trainer:
+    """Build a trainer of the real run's arguments that evaluates, saves and reports nothing."""
+    arguments = {k: v for k, v in arguments.items() if k not in _DROPPED_ARGUMENTS}
+    arguments["args"] = _preheating_arguments(arguments["args"], config, scratch)
+    return trainer_cls(model=model, **arguments)
+
+
+def of_trainer(config: HRPConfig, trainer: Trainer, lora: LoraConfig) -> HRPConfig:
+    """Return ``config`` with its share of the trainer's steps as a number.
+
+    Raises:
+        ValueError: it is a share, and the trainer's data are streamed, without ``max_steps``.
+    """
+    if not config.is_share:
+        return config
+    args, steps = trainer.args, None
+    if args.max_steps > 0:
+        steps = args.max_steps
+    else:
+        with interrupts_held(), restored_trainer(trainer), restored_globals():
+            loader = trainer.get_train_dataloader()
+            with suppress(TypeError):  # of streamed data
+                per_epoch = max(1, math.ceil(len(loader) / args.gradient_accumulation_steps))
+                steps = max(1, math.ceil(args.num_train_epochs * per_epoch))
+    return with_steps(config, steps, lora)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainerSource:
-    """Holds the trainer of the real run, and where preheating keeps its checkpoints.
+    """Takes steps with a trainer that is built and not yet started.
+
+    Its loss, collator, prepared data, precision, accumulation and distribution are used as they
+    are. An optimizer that it was built with holds other parameters, and is set aside: preheating
+    makes one by ``args.optim``, at the rate of the one set aside.
 
     Args:
-        trainer_cls: ``transformers.Trainer`` or a subclass.
-        arguments: keyword arguments of the real run, ``args`` and ``train_dataset`` among them.
+        trainer: HF's ``Trainer`` or a subclass.
+        scratch: a folder that is removed after preheating.
         checkpoints: where to save what an interrupted preheating goes on from; None: nowhere.
     """
 
-    trainer_cls: type[Trainer]
-    arguments: dict[str, Any]
+    trainer: Any
+    scratch: str
     checkpoints: Checkpoints | None = None
 
-    def __post_init__(self) -> None:
-        check_trainer_arguments(self.trainer_cls, self.arguments)
-
-    @property
-    def args(self) -> TrainingArguments:
-        """Return the ``TrainingArguments`` of the real run."""
-        args: TrainingArguments = self.arguments["args"]
-        return args
-
-    def with_steps(self, config: HRPConfig, lora: LoraConfig) -> HRPConfig:
-        """Return ``config`` with its number of steps; see `length.of_trainer`."""
-        return of_trainer(config, self.args, self.arguments["train_dataset"], lora)
-
-    def rates(self, config: HRPConfig, rank: int) -> Rates:
-        """Return the learning rates of preheating, ``rank`` being that of the real adapter."""
-        return rates_of(own_rate(self.arguments), config, rank)
+    def resolved(self, config: HRPConfig, lora: LoraConfig) -> tuple[HRPConfig, Rates]:
+        """Return ``config`` with its number of steps, and the learning rates of preheating."""
+        trainer = self.trainer
+        rate = trainer.args.learning_rate
+        if trainer.optimizer is not None and not trainer.is_in_train:
+            group = trainer.optimizer.param_groups[0]
+            rate = float(group.get("initial_lr", group["lr"]))
+        elif given := getattr(trainer, "optimizer_cls_and_kwargs", None):
+            rate = given[1].get("lr", rate)
+        config = of_trainer(config, trainer, lora)
+        return config, rates_of(rate, config, lora.r)
 
     def train(self, model: nn.Module, config: HRPConfig, rates: Rates, progress: Progress) -> None:
-        """Run up to ``config.step_limit`` steps of the user's own trainer.
+        """Run up to ``config.step_limit`` steps of the trainer, which is not put back here.
 
-        The user's loss, collator, precision, accumulation and distribution are kept. ``args`` is
-        copied, with a constant learning rate after a warm-up and without evaluation, saving or
-        reporting. With checkpoints, training goes on from the last complete one there is.
+        It gets preheating's copy of ``args``, callbacks, optimizer and schedule. The generators are
+        seeded anew, as HF's Trainer does when it is built. With checkpoints, training goes on from
+        the last complete one there is.
         """
-        arguments = with_rate(self.arguments, rates.factors)
-        arguments = {k: v for k, v in arguments.items() if k not in _DROPPED_ARGUMENTS}
-        callbacks: list[TrainerCallback] = [StepsToProgress(config, progress)]
-        resume_from = None
-        with tempfile.TemporaryDirectory(prefix="hrp-preheating-") as scratch:
-            args = preheating_arguments(arguments["args"], config, scratch)
-            if self.checkpoints is not None:
-                checkpointing_arguments(args, self.checkpoints)
-                run = config.to_dict() | {"learning_rate": args.learning_rate}
-                callbacks.append(CompletionMarker(progress.stopping, run, progress.moments))
-                resume_from = last_complete(self.checkpoints.folder, before=config.step_limit)
-                if resume_from is not None:
-                    check_same_run(resume_from, run)
-            arguments["args"] = args
-            trainer = self.trainer_cls(model=model, callbacks=callbacks, **arguments)
-            take_both_rates(trainer, rates)
-            progress.empty_batches.watch(trainer)
-            for printing in (ProgressCallback, PrinterCallback):
-                trainer.remove_callback(printing)
-            try:
-                trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-            finally:
-                trainer.accelerator.free_memory()
-
-
-class StepsToProgress(TrainerCallback):
-    """Passes the trainer's steps on to `Progress`."""
-
-    def __init__(self, config: HRPConfig, progress: Progress) -> None:
-        self._config = config
-        self._progress = progress
-
-    @property
-    def observing(self) -> bool:
-        """Return whether hooks observe this step, so that it must run, and not be replayed."""
-        return self._progress.moments.observing
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: Any, control: Any, optimizer: Any = None, **_: Any
-    ) -> None:
-        """Check the optimizer's rate, and open the bar."""
-        _check_rate(optimizer, self._config.learning_rate)
-        # What was trained before an interruption is in the checkpoint's history.
-        done = [float(entry["loss"]) for entry in state.log_history if _is_step(entry)]
-        self._progress.start(done, hidden=args.disable_tqdm or not state.is_world_process_zero)
-
-    def on_step_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
-        """Say which step begins."""
-        self._progress.begin_step(state.global_step + 1)
-
-    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
-        """Stop the trainer once the subspaces have settled."""
-        if self._progress.may_stop(state.global_step):
-            control.should_training_stop = True
-
-    def on_log(
-        self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **_: Any
-    ) -> None:
-        """Take the loss of a step."""
-        if _is_step(logs or {}):
-            self._progress.record(float(logs["loss"]), state.global_step)
-
-
-def _is_step(logs: dict[str, Any]) -> bool:
-    """Return whether a training step logged ``logs``; trainers may log another ``loss`` too."""
-    return "loss" in logs and "learning_rate" in logs
-
-
-def _check_rate(optimizer: Any, asked: float | None) -> None:
-    """Raise ``ValueError`` where a trainer's own optimizer passes over the rate asked for."""
-    groups = getattr(optimizer, "param_groups", None)
-    if asked is None or not groups:
-        return
-    # A trainer's own schedule may begin at 0; `initial_lr` is the rate that it scales.
-    rates = sorted({float(group.get("initial_lr", group["lr"])) for group in groups})
-    if not any(math.isclose(rate, asked) for rate in rates):
-        raise ValueError(
-            f"`learning_rate` of the HRPConfig must be the optimizer's, got {asked:g} where the "
-            f"trainer's own optimizer has {rates}; set it there and leave `learning_rate` None"
+        trainer = self.trainer
+        args = _preheating_arguments(trainer.args, config, self.scratch)
+        args.max_steps, args.warmup_steps = config.step_limit, config.warmup_steps
+        args.learning_rate = rates.factors
+        callbacks: list[TrainerCallback] = [DefaultFlowCallback(), progress]
+        resumed: dict[str, str] = {}
+        if self.checkpoints is not None:
+            checkpointing_arguments(args, self.checkpoints)
+            run = config.to_dict() | {"learning_rate": args.learning_rate}
+            callbacks.append(CompletionMarker(progress.stopping, run, progress.moments))
+            checkpoint = last_complete(self.checkpoints.folder, before=config.step_limit)
+            if checkpoint is not None:
+                check_same_run(checkpoint, run)
+                resumed["resume_from_checkpoint"] = str(checkpoint)
+        self._make_ready(args, callbacks)
+        take_both_rates(trainer, rates)
+        training_step = trainer.training_step
+        trainer.training_step = lambda model, inputs, *args, **kwargs: progress.passed_over(
+            training_step(model, inputs, *args, **kwargs), inputs
         )
+        set_seed(config.seed)
+        # Within its run a tool's own `train` has set the stage, which it may not do twice.
+        train = partial(Trainer.train, trainer) if trainer.is_in_train else trainer.train
+        try:
+            train(**resumed)
+        finally:
+            trainer.optimizer = None
+            trainer.accelerator.free_memory()
+
+    def _make_ready(self, args: TrainingArguments, callbacks: list[TrainerCallback]) -> None:
+        """Put the trainer at the beginning of a run, with other arguments and callbacks."""
+        trainer = self.trainer
+        if given := getattr(trainer, "optimizer_cls_and_kwargs", None):
+            settings = {**given[1], "lr": args.learning_rate}
+            trainer.optimizer_cls_and_kwargs = given[0], settings
+        trainer.args = args
+        trainer.optimizer = trainer.lr_scheduler = None
+        trainer.model_wrapped = trainer.model
+        trainer.state, trainer.control = TrainerState(), TrainerControl()
+        trainer.callback_handler = CallbackHandler(
+            callbacks, trainer.model, trainer.processing_class, None, None
+        )
+        if trainer.is_in_train:  # its noise on the embeddings is on already
+            trainer.neftune_noise_alpha = None
+
+
+def _preheating_arguments(
+    args: TrainingArguments, config: HRPConfig, output_dir: str
+) -> TrainingArguments:
+    """Copy ``args`` for preheating: schedule, seed and bookkeeping change here."""
+    changed = copy.copy(args)
+    for name, value in vars(changed).items():
+        if isinstance(value, dict | list):
+            setattr(changed, name, copy.copy(value))
+    seeds = {"output_dir": output_dir, "seed": config.seed, "data_seed": config.seed}
+    for name, value in (_OVERRIDES | seeds).items():
+        setattr(changed, name, copy.copy(value))
+    return changed

@@ -5,7 +5,6 @@ Pure functions on singular values; `hrp.adapters.patterns` makes PEFT's patterns
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping
 
 from hrp.spectra.spectrum import Spectrum
@@ -54,25 +53,15 @@ def energy_ranks(spectrum: Spectrum, budget: int) -> Ranks:
             f"`rank_budget` must be at least {budget - left} parameters, which is rank 1 on each "
             f"of {len(spectrum)} modules, got {budget}"
         )
-    values = {name: module.S.double().square().tolist() for name, module in spectrum.items()}
-    costs = {name: sum(module.shape) for name, module in spectrum.items()}
-    queue = [_next_triple(name, 1, values, costs) for name in spectrum]
-    heapq.heapify(queue)
-    while queue:
-        gain, name = heapq.heappop(queue)
-        if gain == 0:
-            break  # a module that is used up, or directions that hold nothing
-        if costs[name] > left:
-            continue  # a cheaper module's next direction may still fit
-        left -= costs[name]
-        ranks[name] += 1
-        heapq.heappush(queue, _next_triple(name, ranks[name], values, costs))
+    triples = sorted(
+        (-value / sum(module.shape), name)
+        for name, module in spectrum.items()
+        for value in module.S[1:].double().square().tolist()
+        if value > 0
+    )
+    for _, name in triples:
+        cost = sum(spectrum[name].shape)
+        if cost <= left:  # else a cheaper module's next direction may still fit
+            left -= cost
+            ranks[name] += 1
     return ranks
-
-
-def _next_triple(
-    name: str, taken: int, values: dict[str, list[float]], costs: dict[str, int]
-) -> tuple[float, str]:
-    """Return (minus the energy per parameter, name) of a module's next direction, to queue."""
-    remaining = values[name][taken : taken + 1]
-    return (-remaining[0] / costs[name] if remaining else 0.0), name

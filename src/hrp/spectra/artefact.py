@@ -7,7 +7,8 @@ No pickle anywhere. A folder appears whole or not at all.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hrp.errors import SpectrumFormatError
-from hrp.files import check_replaceable, named, read_folder, write_folder
+from hrp.files import named, read_folder, write_folder
 from hrp.spectra.module_spectrum import ModuleSpectrum
-from hrp.spectra.provenance import odd_value
-from hrp.spectra.soundness import fault_of
 
 TENSORS_FILE = "spectrum.safetensors"
 PROVENANCE_FILE = "spectrum.json"
@@ -30,10 +29,17 @@ FILES = (TENSORS_FILE, PROVENANCE_FILE, KEPT_FILE)
 FORMAT = "hrp-spectrum"
 FORMAT_VERSION = 2
 _READABLE_VERSIONS = (1, 2)  # 1 had no metric and kept nothing
-_PARTS = ("U", "S", "Vh")
-_METRICS = ("left_metric", "right_metric")
+_PARTS = ("U", "S", "Vh", "left_metric", "right_metric")
 _LARGEST_HEADER = 1 << 26  # bytes of the JSON; 100,000 modules take a third of it
-_RESERVED = "__metadata__"  # safetensors' own
+_DTYPES = (torch.float32, torch.float64)
+_ORTHONORMAL_TOLERANCE = 1e-3
+# What HRP writes into the provenance, where something reads it.
+_KINDS: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys(("config", "cost", "settings", "stopping", "versions"), (dict, "an object")),
+    **dict.fromkeys(("base_model", "run", "adapter_name"), (str, "text")),
+    **dict.fromkeys(("steps", "seed", "learning_rate"), (int | float, "a number")),
+    **dict.fromkeys(("losses", "unreached", "without_metric"), (list | tuple, "a list")),
+}
 
 
 def save(
@@ -45,36 +51,14 @@ def save(
 ) -> None:
     """Write ``modules``, ``provenance`` and what was ``kept`` into a new ``folder``, or nothing.
 
+    What was written is read once, as `load` does, before it is put in its place.
+
     Raises:
-        ValueError, TypeError: `load` would refuse it; the message says what and where.
+        ValueError, TypeError: it could not be read again; the message says what and where.
         FileExistsError: ``folder`` exists and ``overwrite`` is false, or it holds anything but a
             spectrum.
         OSError: the disk is full or the folder not writable; nothing is left behind.
     """
-    header = _header(modules, provenance, kept)
-    if overwrite:
-        read_folder(folder, _check_ours)
-    write_folder(
-        folder, lambda staging: _write_files(staging, modules, header, kept), overwrite, FILES
-    )
-
-
-def _header(
-    modules: Mapping[str, ModuleSpectrum],
-    provenance: Mapping[str, Any],
-    kept: Mapping[str, Tensor],
-) -> str:
-    """Return the JSON of a spectrum that `load` will read, or raise; see `save`."""
-    _check_names((*modules, *kept))
-    if odd := odd_value(provenance):
-        raise TypeError(f"the spectrum cannot be saved: {odd}")
-    for name, module in modules.items():
-        metrics = (module.left_metric, module.right_metric) if module.has_metric else ()
-        if fault := fault_of(module.U, module.S, module.Vh, module.scaling, *metrics):
-            raise ValueError(f"the spectrum of module {name!r} cannot be saved: {fault}")
-    for name, value in kept.items():
-        if fault := _fault_of_kept(value):
-            raise ValueError(f"{name!r} in `kept` cannot be saved: {fault}")
     header = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -90,42 +74,32 @@ def _header(
         "kept": sorted(kept),
         "provenance": dict(provenance),
     }
-    try:
-        text = json.dumps(header, indent=2, allow_nan=False) + "\n"
-    except (TypeError, ValueError, RecursionError) as error:
-        raise type(error)(
-            f"`provenance` must hold finite numbers, text, lists and dicts only ({error})"
-        ) from error
-    if len(text) > _LARGEST_HEADER:
-        raise ValueError(f"`provenance` must take at most {_LARGEST_HEADER} bytes, got {len(text)}")
-    return text
+    tensors = {
+        f"{name}.{part}": getattr(module, part)
+        for name, module in modules.items()
+        for part in _parts(module.has_metric)
+    }
 
+    def write(staging: Path) -> None:
+        text = json.dumps(header, indent=2, allow_nan=False)
+        (staging / PROVENANCE_FILE).write_text(text + "\n", encoding="utf-8")
+        for name, content in ((TENSORS_FILE, tensors), (KEPT_FILE, kept)):
+            if content:
+                # They are copied, as safetensors refuses tensors that share memory.
+                apart = {n: t.detach().cpu().contiguous().clone() for n, t in content.items()}
+                save_file(apart, staging / name, metadata={"format": FORMAT})
+        try:
+            _load(staging)
+        except SpectrumFormatError as error:
+            raise ValueError(f"the spectrum could not be read again: {error}") from error
 
-def _check_names(names: Iterable[object]) -> None:
-    """Raise ``ValueError`` for a name that the file format cannot hold."""
-    for name in names:
-        if not isinstance(name, str) or name == _RESERVED or not _is_text(name):
-            raise ValueError(f"a name in a spectrum must be text in Unicode, got {name!r}")
-
-
-def _is_text(name: str) -> bool:
-    with suppress(UnicodeEncodeError):
-        name.encode()
-        return True
-    return False  # half of a surrogate pair
-
-
-def _fault_of_kept(value: Any) -> str | None:
-    if not isinstance(value, Tensor) or value.layout != torch.strided:
-        return "it must be a dense tensor"
-    if value.device.type == "meta":
-        return "a tensor on the meta device holds nothing"
-    return None if bool(value.isfinite().all()) else "it must be finite"
+    if overwrite:
+        read_folder(folder, _check_ours)
+    write_folder(folder, write, overwrite, FILES)
 
 
 def _check_ours(folder: Path) -> None:
     """Raise ``FileExistsError`` where the folder holds anything but a spectrum."""
-    check_replaceable(folder, FILES)
     foreign = []
     for name in FILES:
         path = folder / name
@@ -149,37 +123,6 @@ def _is_ours(path: Path) -> bool:
     return False
 
 
-def _write_files(
-    folder: Path,
-    modules: Mapping[str, ModuleSpectrum],
-    header: str,
-    kept: Mapping[str, Tensor],
-) -> None:
-    tensors = {
-        f"{name}.{part}": getattr(module, part)
-        for name, module in modules.items()
-        for part in (*_PARTS, *(_METRICS if module.has_metric else ()))
-    }
-    if kept:
-        save_file(_apart(kept), folder / KEPT_FILE, metadata={"format": FORMAT})
-    save_file(_apart(tensors), folder / TENSORS_FILE, metadata={"format": FORMAT})
-    (folder / PROVENANCE_FILE).write_text(header, encoding="utf-8")
-
-
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors on the CPU, none in memory that it shares: safetensors refuses those."""
-    apart: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for name, tensor in tensors.items():
-        value = tensor.detach().cpu().contiguous()
-        storage = value.untyped_storage()
-        if storage.nbytes() != value.nbytes or storage.data_ptr() in storages:
-            value = value.clone()
-        storages.add(value.untyped_storage().data_ptr())
-        apart[name] = value
-    return apart
-
-
 def load(
     folder: Path,
 ) -> tuple[dict[str, ModuleSpectrum], dict[str, Any], dict[str, Tensor]]:
@@ -200,7 +143,7 @@ def _load(folder: Path) -> tuple[dict[str, ModuleSpectrum], dict[str, Any], dict
     expected = {
         f"{name}.{part}"
         for name, entry in header["modules"].items()
-        for part in (*_PARTS, *(_METRICS if _has_metric(entry) else ()))
+        for part in _parts(_has_metric(entry))
     }
     if set(tensors) != expected:
         differing = sorted(set(tensors) ^ expected)[:3]
@@ -212,8 +155,8 @@ def _load(folder: Path) -> tuple[dict[str, ModuleSpectrum], dict[str, Any], dict
     if sorted(kept) != header.get("kept", []):
         raise _bad(folder, f"{KEPT_FILE} does not hold what {PROVENANCE_FILE} says")
     for name, value in kept.items():
-        if fault := _fault_of_kept(value):
-            raise _bad(folder, f"{name!r} in {KEPT_FILE}: {fault}")
+        if not bool(value.isfinite().all()):
+            raise _bad(folder, f"{name!r} in {KEPT_FILE} must be finite")
     return modules, header["provenance"], kept
 
 
@@ -244,7 +187,7 @@ def _read_header(folder: Path) -> dict[str, Any]:
     modules, provenance = header.get("modules"), header.get("provenance")
     if not isinstance(modules, dict) or not modules or not isinstance(provenance, dict):
         raise _bad(folder, "`modules` and `provenance` must be JSON objects, `modules` not empty")
-    if odd := odd_value(provenance):
+    if odd := _fault_of_provenance(provenance):
         raise _bad(folder, odd)
     return header
 
@@ -258,13 +201,16 @@ def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
         raise _bad(folder, f"{name} is not a safetensors file ({error})") from error
 
 
+def _parts(with_metric: bool) -> tuple[str, ...]:
+    return _PARTS if with_metric else _PARTS[:3]
+
+
 def _has_metric(entry: Any) -> bool:
     return isinstance(entry, dict) and entry.get("metric") is True
 
 
 def _module(folder: Path, name: str, entry: Any, tensors: dict[str, Tensor]) -> ModuleSpectrum:
-    U, S, Vh = (tensors[f"{name}.{part}"] for part in _PARTS)
-    metrics = [tensors[f"{name}.{part}"] for part in _METRICS] if _has_metric(entry) else []
+    U, S, Vh, *metrics = (tensors[f"{name}.{part}"] for part in _parts(_has_metric(entry)))
     try:
         (d_out, d_in), rank, scaling = entry["shape"], entry["rank"], float(entry["scaling"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -272,7 +218,7 @@ def _module(folder: Path, name: str, entry: Any, tensors: dict[str, Tensor]) -> 
     shapes = [tuple(part.shape) for part in (U, S, Vh)]
     if shapes != [(d_out, rank), (rank,), (rank, d_in)]:
         raise _bad(folder, f"module {name!r}: tensors of shapes {shapes} are not as declared")
-    if fault := fault_of(U, S, Vh, scaling, *metrics):
+    if fault := _fault_of(U, S, Vh, scaling, *metrics):
         raise _bad(folder, f"module {name!r}: {fault}")
     return ModuleSpectrum(U, S, Vh, scaling, *metrics)
 
@@ -281,3 +227,55 @@ def _bad(folder: Path, reason: str) -> SpectrumFormatError:
     return SpectrumFormatError(
         f"'{folder}' does not hold a readable spectrum: {reason}; preheat again to write a new one"
     )
+
+
+def _fault_of(U: Tensor, S: Tensor, Vh: Tensor, scaling: float, *metrics: Tensor) -> str | None:
+    """Return what keeps these from being a spectrum, in words; None where nothing does.
+
+    The shapes come first, so that no product is larger than its factors: the rank is at most
+    ``min(d_out, d_in)``.
+    """
+    parts = (U, S, Vh, *metrics)
+    shapes = [tuple(part.shape) for part in parts]
+    rank = S.numel()
+    d_out, d_in = U.shape[0] if U.dim() else 0, Vh.shape[-1] if Vh.dim() else 0
+    if shapes[:3] != [(d_out, rank), (rank,), (rank, d_in)]:
+        return f"U, S and Vh must be (d_out, rank), (rank,) and (rank, d_in), got {shapes[:3]}"
+    if not 1 <= rank <= min(d_out, d_in):
+        return f"its rank must be from 1 to min(d_out, d_in) = {min(d_out, d_in)}, got {rank}"
+    if shapes[3:] != [(rank, rank)] * len(metrics):
+        return f"a metric must be ({rank}, {rank}), got {shapes[3:]}"
+    if any(part.dtype not in _DTYPES for part in parts) or not math.isfinite(scaling):
+        return "dtypes must be float32 or float64, scaling finite"
+    if not _is_svd(U, S, Vh):
+        return (
+            "S must be finite, descending and non-negative, the columns of U and the rows of Vh "
+            "orthonormal"
+        )
+    if not all(m.isfinite().all() and (m.diagonal() >= 0).all() for m in metrics):
+        return "a metric must be finite, with no negative number on its diagonal"
+    return None
+
+
+def _is_svd(U: Tensor, S: Tensor, Vh: Tensor) -> bool:
+    if not (S.isfinite().all() and (S >= 0).all() and (S.diff() <= 0).all()):
+        return False
+    identity = torch.eye(len(S), dtype=U.dtype, device=U.device)
+    errors = [(gram - identity).abs().max() for gram in (U.mT @ U, (Vh @ Vh.mT).to(U))]
+    return all(bool(error < _ORTHONORMAL_TOLERANCE) for error in errors)
+
+
+def _fault_of_provenance(provenance: Mapping[str, Any]) -> str | None:
+    """Return what is of another kind than HRP writes, in words; None where nothing is."""
+    for name, value in provenance.items():
+        if name not in _KINDS or value is None:
+            continue
+        kind, said = _KINDS[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return f"`{name}` of the provenance must be {said}, got {type(value).__name__}"
+        entries = value if isinstance(value, list | tuple) else ()
+        entry_kind = int | float if name == "losses" else str
+        for entry in entries:
+            if not isinstance(entry, entry_kind) or isinstance(entry, bool):
+                return f"`{name}` of the provenance must not hold {type(entry).__name__}"
+    return None

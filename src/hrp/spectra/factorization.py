@@ -43,30 +43,26 @@ def factored_svd(
     [6.0, 3.0]
     """
     dtype = torch.promote_types(torch.promote_types(lora_A.dtype, lora_B.dtype), torch.float32)
-    lora_A, lora_B = lora_A.to(dtype), lora_B.to(dtype)
+    lora_A, lora_B = lora_A.to(dtype), scaling * lora_B.to(dtype)
     rank, batched = lora_A.shape[-2], lora_A.dim() == 3
     fits = rank <= min(lora_A.shape[-1], lora_B.shape[-2])
     if lora_A.is_cuda and batched and fits and dtype == torch.float32:
-        return cholesky_svd(lora_A, lora_B, scaling)
-    return householder_svd(lora_A, lora_B, scaling)
+        return cholesky_svd(lora_A, lora_B)
+    return householder_svd(lora_A, lora_B)
 
 
 def householder_svd(
-    lora_A: Float[Tensor, "*batch rank d_in"],
-    lora_B: Float[Tensor, "*batch d_out rank"],
-    scaling: float = 1.0,
+    lora_A: Float[Tensor, "*batch rank d_in"], lora_B: Float[Tensor, "*batch d_out rank"]
 ) -> SVD:
     """Compute `factored_svd` by Householder QR of both factors, in their dtype."""
     Q_B, R_B = torch.linalg.qr(lora_B)
     Q_A, R_A = torch.linalg.qr(lora_A.mT)
-    U, S, Vh = torch.linalg.svd(scaling * (R_B @ R_A.mT), full_matrices=False)
+    U, S, Vh = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
     return Q_B @ U, S, Vh @ Q_A.mT
 
 
 def cholesky_svd(
-    lora_A: Float[Tensor, "n rank d_in"],
-    lora_B: Float[Tensor, "n d_out rank"],
-    scaling: float = 1.0,
+    lora_A: Float[Tensor, "n rank d_in"], lora_B: Float[Tensor, "n d_out rank"]
 ) -> SVD:
     """Compute `factored_svd` of a float32 batch by Cholesky QR in float64, with a check each.
 
@@ -75,7 +71,7 @@ def cholesky_svd(
     """
     R_A, failed_A = _triangle(lora_A.mT)
     R_B, failed_B = _triangle(lora_B)
-    core = scaling * (R_B @ R_A.mT)
+    core = R_B @ R_A.mT
     # Dependent columns leave NaN in their triangle, on which the library SVD would raise.
     core = torch.where(core.isfinite(), core, 0.0)
     # cuSOLVER's batched driver is 100 times as fast here as an eigen-decomposition. It works on the
@@ -88,7 +84,7 @@ def cholesky_svd(
     failed = failed_A | failed_B | ~(_is_orthonormal(U) & _is_orthonormal(V))
     again = failed.nonzero().flatten()
     if len(again):
-        redone = householder_svd(lora_A[again], lora_B[again], scaling)
+        redone = householder_svd(lora_A[again], lora_B[again])
         for whole, part in zip(result, redone, strict=True):
             whole[again] = part
     return result

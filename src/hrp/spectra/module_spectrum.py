@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hrp.config import Truncation
 from hrp.spectra.factorization import factored_svd
-from hrp.spectra.measures import EffectiveRankKind, effective_rank, principal_cosines
 from hrp.spectra.truncation import DAMPING, loss_truncation, loss_values
 from hrp.validation import check_choice, check_integer
 
 Side = Literal["U", "Vh"]
+EffectiveRankKind = Literal["entropy", "stable", "energy"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +113,7 @@ class ModuleSpectrum:
         return loss_values(self.S, self.left_metric, self.right_metric, damping)
 
     def effective_rank(self, kind: EffectiveRankKind | Literal["loss"] = "entropy") -> float:
-        """Return `measures.effective_rank`; ``"loss"`` is "entropy" in the metric of the loss."""
+        """Return `effective_rank` of S; ``"loss"`` is "entropy" in the metric of the loss."""
         if kind == "loss":
             return effective_rank(self.loss_values(), "entropy")
         return effective_rank(self.S, kind)
@@ -135,3 +136,44 @@ class ModuleSpectrum:
         if side == "U":
             return principal_cosines(one.U, two.U)
         return principal_cosines(one.Vh.mT, two.Vh.mT)
+
+
+def effective_rank(S: Float[Tensor, " rank"], kind: EffectiveRankKind = "entropy") -> float:
+    """Return how many directions a spectrum really uses, between 1 and ``len(S)``.
+
+    - ``"entropy"``: exp of the Shannon entropy of ``S / sum(S)`` (Roy and Vetterli 2007);
+    - ``"stable"``: ``sum(S^2) / max(S)^2``, the stable rank;
+    - ``"energy"``: the fewest leading values whose squares hold nine tenths of the total.
+
+    Raises:
+        ValueError: unknown ``kind``, or no positive singular value.
+
+    >>> round(effective_rank(torch.ones(5)), 6), effective_rank(torch.tensor([3.0, 4.0]), "stable")
+    (5.0, 1.5625)
+    """
+    check_choice("kind", kind, get_args(EffectiveRankKind))
+    values = S.double()
+    if not values.numel() or values.max() <= 0:
+        raise ValueError("an effective rank needs a positive singular value, got none")
+    if kind == "entropy":
+        share = values / values.sum()
+        return torch.special.entr(share).sum().exp().item()
+    squares = values.square()
+    if kind == "stable":
+        return (squares.sum() / squares.max()).item()
+    held = squares.sort(descending=True).values.cumsum(0)
+    # Rounding may leave the last sum a hair under the total's share.
+    reached = held >= 0.9 * held[-1] * (1 - 1e-12)
+    return float(reached.int().argmax().item() + 1)
+
+
+def principal_cosines(X: Float[Tensor, "dim k"], Y: Float[Tensor, "dim k"]) -> Float[Tensor, " k"]:
+    """Return the cosines of the principal angles between two column spaces, descending.
+
+    ``X`` and ``Y`` have orthonormal columns; the cosines are the singular values of ``X^T Y``
+    (Bjorck and Golub 1973).
+
+    >>> principal_cosines(torch.eye(3)[:, :2], torch.eye(3)[:, 1:]).tolist()
+    [1.0, 0.0]
+    """
+    return torch.linalg.svdvals(X.mT @ Y.to(X)).clamp(max=1.0)

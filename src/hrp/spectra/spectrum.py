@@ -14,8 +14,7 @@ from torch import Tensor
 from hrp.config import Truncation
 from hrp.spectra import artefact
 from hrp.spectra.factorization import one_thread
-from hrp.spectra.measures import EffectiveRankKind
-from hrp.spectra.module_spectrum import ModuleSpectrum, Side
+from hrp.spectra.module_spectrum import EffectiveRankKind, ModuleSpectrum, Side
 from hrp.spectra.truncation import DAMPING, loss_truncation
 from hrp.validation import check_choice, check_integer
 

@@ -55,8 +55,8 @@ def loss_truncation(
     [[0.0, 0.0], [0.0, 1.0]]
     """
     check_integer("rank", rank, minimum=1, maximum=S.shape[-1])
-    L_u, L_v = _metric_factors(S, left_metric, right_metric, damping)
-    X, values, Yh = torch.linalg.svd(_core(S, L_u, L_v), full_matrices=False)
+    L_u, L_v, core = _in_the_metric(S, left_metric, right_metric, damping)
+    X, values, Yh = torch.linalg.svd(core, full_matrices=False)
     roots = values[..., :rank].sqrt()
     P = torch.linalg.solve_triangular(L_u.mT, X[..., :rank] * roots[..., None, :], upper=True)
     Q = torch.linalg.solve_triangular(
@@ -82,24 +82,20 @@ def loss_values(
     >>> loss_values(S, eye, 9 * eye, damping=3.0).round(decimals=6).tolist()
     [8.0, 4.0]
     """
-    L_u, L_v = _metric_factors(S, left_metric, right_metric, damping)
-    return torch.linalg.svdvals(_core(S, L_u, L_v))
+    _, _, core = _in_the_metric(S, left_metric, right_metric, damping)
+    return torch.linalg.svdvals(core)
 
 
-def _core(S: Tensor, L_u: Tensor, L_v: Tensor) -> Tensor:
-    return L_u.mT @ (S.double()[..., :, None] * L_v)
-
-
-def _metric_factors(
+def _in_the_metric(
     S: Tensor, left_metric: Tensor, right_metric: Tensor, damping: float
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``L_u``, ``L_v`` and ``L_u^T diag(S) L_v``, in float64."""
     check_positive("damping", damping)
     S = S.double()
     weights = S / S.sum(-1, keepdim=True).clamp(min=torch.finfo(S.dtype).tiny)
-    return (
-        _cholesky("left_metric", left_metric.double(), weights, damping),
-        _cholesky("right_metric", right_metric.double(), weights, damping),
-    )
+    L_u = _cholesky("left_metric", left_metric.double(), weights, damping)
+    L_v = _cholesky("right_metric", right_metric.double(), weights, damping)
+    return L_u, L_v, L_u.mT @ (S[..., :, None] * L_v)
 
 
 def _cholesky(name: str, metric: Tensor, weights: Tensor, damping: float) -> Tensor:
@@ -109,28 +105,20 @@ def _cholesky(name: str, metric: Tensor, weights: Tensor, damping: float) -> Ten
     make up for that, eigenvalues that are not positive are lifted to a tiny positive share of the
     largest, so that the factor always exists; the other members of a batch are left as they are.
     """
-    _check_finite(name, metric)
+    if not bool(metric.isfinite().all()):
+        raise ValueError(
+            f"`{name}` must be finite, got {int((~metric.isfinite()).sum())} NaN or infinite "
+            "entries; leave out the batches whose gradients overflowed"
+        )
     metric = (metric + metric.mT) / 2
     mean = (metric.diagonal(dim1=-2, dim2=-1) * weights).sum(-1)[..., None, None]
     eye = torch.eye(metric.shape[-1], dtype=metric.dtype, device=metric.device)
     scaled = torch.where(mean > 0, metric / mean.clamp(min=torch.finfo(mean.dtype).tiny), eye)
     factor, info = torch.linalg.cholesky_ex(scaled + damping * eye)
     if bool((info != 0).any()):
+        values, vectors = torch.linalg.eigh(scaled)
+        floor = values[..., -1:].clamp(min=0) * _SMALLEST_SHARE
+        lifted = (vectors * torch.maximum(values, floor)[..., None, :]) @ vectors.mT
         failed = (info != 0)[..., None, None]
-        factor = torch.linalg.cholesky(torch.where(failed, _lifted(scaled), scaled) + damping * eye)
+        factor = torch.linalg.cholesky(torch.where(failed, lifted, scaled) + damping * eye)
     return factor
-
-
-def _lifted(metric: Tensor) -> Tensor:
-    """Return the metric with its eigenvalues raised to a small share of the largest."""
-    values, vectors = torch.linalg.eigh(metric)
-    floor = values[..., -1:].clamp(min=0) * _SMALLEST_SHARE
-    return (vectors * torch.maximum(values, floor)[..., None, :]) @ vectors.mT
-
-
-def _check_finite(name: str, metric: Tensor) -> None:
-    if not bool(metric.isfinite().all()):
-        raise ValueError(
-            f"`{name}` must be finite, got {int((~metric.isfinite()).sum())} NaN or infinite "
-            "entries; leave out the batches whose gradients overflowed"
-        )

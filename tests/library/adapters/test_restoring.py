@@ -18,7 +18,7 @@ from helpers.faults import fault
 from helpers.tiny import assert_identical, fingerprint, loader, tiny_llama, with_lora
 from hrp.adapters import interrupts, restoring
 from hrp.adapters.interrupts import interrupts_allowed, interrupts_held
-from hrp.adapters.restoring import restored_model, restored_rng
+from hrp.adapters.restoring import restored_globals, restored_model
 
 CONFIG = hrp.HRPConfig(preheat_rank=16, preheat_steps=3, learning_rate=1e-2)
 
@@ -264,7 +264,7 @@ def test_the_generators_of_every_kind_of_device_are_put_back(monkeypatch, kind, 
         torch.accelerator, "current_accelerator", lambda: SimpleNamespace(type=kind)
     )
     monkeypatch.setattr(torch, "get_device_module", lambda _: device)
-    with restored_rng():
+    with restored_globals():
         assert device.started == (kind != "mps")  # else a seed set before would be lost
         device.states = [torch.zeros(2)] * count
     assert [state.tolist() for state in device.states] == [[i, i] for i in range(count)]
@@ -275,12 +275,12 @@ def test_a_seed_set_before_cuda_starts_is_not_lost():
     import subprocess
 
     script = (
-        "import torch\nfrom hrp.adapters.restoring import restored_rng\n"
+        "import torch\nfrom hrp.adapters.restoring import restored_globals\n"
         "torch.cuda.manual_seed_all(7)\n"
-        "with restored_rng():\n    torch.cuda.manual_seed_all(1)\n"
+        "with restored_globals():\n    torch.cuda.manual_seed_all(1)\n"
         "print(torch.rand(1, device='cuda').item())\n"
     )
-    plain = script.replace("with restored_rng():\n    torch.cuda.manual_seed_all(1)\n", "")
+    plain = script.replace("with restored_globals():\n    torch.cuda.manual_seed_all(1)\n", "")
     printed = [
         subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
         for text in (script, plain)

@@ -78,12 +78,6 @@ def test_packages_of_an_extra_count_only_for_the_commands_that_need_it(asked, ca
     assert capsys.readouterr().err == ""
 
 
-def test_the_library_warns_of_an_older_package(asked):
-    asked("peft>=99")
-    with pytest.warns(UserWarning, match="peft>=99 is needed"):
-        versions.warn_of_old_versions()
-
-
 def test_a_source_tree_that_is_not_installed_asks_for_nothing(monkeypatch):
     def absent(package):
         raise PackageNotFoundError(package)

@@ -24,8 +24,6 @@ from helpers.tiny import (
     token_rows,
     with_lora,
 )
-from hrp.preheating.trainer_arguments import with_rate
-from hrp.preheating.with_trainer import TrainerSource
 
 CONFIG = hrp.HRPConfig(preheat_rank=16, preheat_steps=3, learning_rate=1e-2)
 
@@ -98,11 +96,9 @@ def test_by_default_the_rate_is_the_trainer_s_own_times_the_root_of_the_ranks(mo
 
 def test_the_rate_is_lowered_in_an_optimizer_class_given_apart_too(model, tmp_path):
     given = trainer_arguments(tmp_path)
-    given["optimizer_cls_and_kwargs"] = torch.optim.AdamW, {"lr": 2e-2}
-    rates = TrainerSource(Trainer, given).rates(hrp.HRPConfig(16, 3), rank=4)
-    assert rates.others == pytest.approx(2e-2)
-    changed = with_rate(given, rates.factors)
-    assert changed["optimizer_cls_and_kwargs"] == (torch.optim.AdamW, {"lr": pytest.approx(1e-2)})
+    given["optimizer_cls_and_kwargs"] = torch.optim.AdamW, {"lr": 2e-2}  # r = 4, R = 16
+    spectrum = hrp.preheat(model, hrp.HRPConfig(16, 3), trainer_cls=Trainer, **given)
+    assert spectrum.provenance["learning_rate"] == pytest.approx(1e-2)
     assert given["optimizer_cls_and_kwargs"][1]["lr"] == 2e-2
 
 

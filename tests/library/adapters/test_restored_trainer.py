@@ -14,7 +14,7 @@ from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader
 
 from helpers.tiny import collate, token_rows
-from hrp.preheating.restored_trainer import restored_attributes, restored_loader
+from hrp.adapters.restoring import restored_attributes, restored_loader
 
 
 def test_buffers_of_metrics_are_put_back_and_count_on_within():
