@@ -36,15 +36,12 @@ class Arm:
         start: makes the start of a run.
         sections: those of `hrp_lab.bench.arm_defaults.ARM_DEFAULTS` that it depends on.
         charged: whether its start takes steps or passes that are charged.
-        shares: makes the spectrum that it shares with other runs, or reads it from the cache; None
-            where it shares none.
     """
 
     about: str
     start: Callable[[Setup], Start]
     sections: tuple[str, ...] = ()
     charged: bool = False
-    shares: Callable[[Setup], Shared] | None = None
 
 
 ARMS: dict[str, Arm] = {}
@@ -86,7 +83,12 @@ def dora(setup: Setup) -> Start:
 
 
 def _peft_start(name: str) -> Callable[[Setup], Start]:
-    return lambda setup: Start(setup.linear_adapter(init_lora_weights=name))
+    def start(setup: Setup) -> Start:
+        if name == "orthogonal" and setup.rank % 2:
+            raise NotApplicable(f"PEFT's orthogonal start needs an even rank, got {setup.rank}")
+        return Start(setup.linear_adapter(init_lora_weights=name))
+
+    return start
 
 
 for _name, _about in {
@@ -94,16 +96,9 @@ for _name, _about in {
     "pissa": "leading singular triples of the weight (PiSSA)",
     "olora": "QR of the weight (OLoRA)",
     "mica": "trailing left singular vectors of the weight, lora_B frozen (MiCA)",
+    "orthogonal": "orthogonal lora_A and lora_B, product 0",
 }.items():
     register(_name, _about)(_peft_start(_name))
-
-
-@register("orthogonal", "orthogonal lora_A and lora_B, product 0")
-def orthogonal(setup: Setup) -> Start:
-    """Start from PEFT's orthogonal factors, which exist for even ranks only."""
-    if setup.rank % 2:
-        raise NotApplicable(f"PEFT's orthogonal start needs an even rank, got {setup.rank}")
-    return Start(setup.linear_adapter(init_lora_weights="orthogonal"))
 
 
 def _random(direction: Direction) -> Callable[[Setup], Start]:
@@ -123,22 +118,20 @@ register("random-a", "random orthonormal rows in lora_A, lora_B = 0")(_random("A
 register("random-b", "random orthonormal columns in lora_B, lora_A = 0")(_random("B"))
 
 
-@register("lora+", "a higher learning rate for lora_B", sections=("loraplus",))
-def lora_plus(setup: Setup) -> Start:
+def _with_loraplus(setup: Setup, start: Start) -> Start:
     """Train lora_B at a higher rate, as Hayou et al. (2024) do."""
-    model = setup.adapter()
-    return Start(model, optimizer=loraplus_optimizer(setup, model))
-
-
-def loraplus_optimizer(setup: Setup, model: PeftModel) -> torch.optim.Optimizer:
-    """Return AdamW with LoRA+'s two learning rates."""
-    optimizer: torch.optim.Optimizer = create_loraplus_optimizer(
-        model,
+    optimizer = create_loraplus_optimizer(
+        cast(PeftModel, start.model),
         torch.optim.AdamW,
         lr=setup.spec.learning_rate,
         loraplus_lr_ratio=setup.section("loraplus")["ratio"],
     )
-    return optimizer
+    return dataclasses.replace(start, optimizer=optimizer)
+
+
+register("lora+", "a higher learning rate for lora_B", sections=("loraplus",))(
+    lambda setup: _with_loraplus(setup, lora(setup))
+)
 
 
 @register("lora-fa", "lora_A frozen at random, gradient of lora_B corrected")
@@ -219,16 +212,15 @@ def _directed(
     return Start(model, shared.costs, shared.losses)
 
 
-def _gradient(direction: Direction) -> Callable[[Setup], Start]:
-    return lambda setup: _directed(setup, data_starts.gradient(setup), direction)
+def _from(shared: Callable[[Setup], Shared], direction: Direction) -> Callable[[Setup], Start]:
+    return lambda setup: _directed(setup, shared(setup), direction)
 
 
-_GRADIENTS: tuple[tuple[Direction, str], ...] = (("A", "gradient-svd"), ("B", "gradient-svd-b"))
-for _direction, _name in _GRADIENTS:
-    register(
-        _name, f"singular vectors of the mean gradient, direction {_direction} (as in LoRA-One)",
-        sections=("gradient",), charged=True, shares=data_starts.gradient,
-    )(_gradient(_direction))  # fmt: skip
+_GRADIENT = "singular vectors of the mean gradient, direction {} (as in LoRA-One)"
+for _direction, _name in (("A", "gradient-svd"), ("B", "gradient-svd-b")):
+    register(_name, _GRADIENT.format(_direction), sections=("gradient",), charged=True)(
+        _from(data_starts.gradient, cast(Direction, _direction))
+    )
 
 
 # --- HRP -----------------------------------------------------------------------------------
@@ -244,9 +236,8 @@ def _hrp(
         scale = 1.0 if direction == "AB" else section["scale"]
         how = _cut(section) | {name: fixed[name] for name in _CUT if name in fixed}
         variant = {k: fixed[k] for k in ("use_dora", "use_rslora") if k in fixed}
-        as_dora = kept and "truncation" in section
-        spectrum = starts.preheated_as_dora(setup) if as_dora else starts.preheated(setup)
-        return _directed(setup, spectrum, direction, scale, freeze, how, **variant)
+        shared = starts.preheated(setup, use_dora=kept and "truncation" in section)
+        return _directed(setup, shared, direction, scale, freeze, how, **variant)
 
     return start
 
@@ -262,32 +253,29 @@ def _cut(section: Mapping[str, Any]) -> dict[str, Any]:
     return {name: section.get(name, old) for name, old in _CUT.items()}
 
 
-_HRP: Mapping[str, Any] = {"sections": ("hrp",), "charged": True, "shares": starts.preheated}
-_DORA: Mapping[str, Any] = {**_HRP, "shares": starts.preheated_as_dora}
-register("hrp-a", "preheated right singular vectors in lora_A", **_HRP)(_hrp("A"))
-register("hrp-b", "preheated left singular vectors in lora_B", **_HRP)(_hrp("B"))
-register("hrp-ab", "the preheated update, cut in the metric of the loss", **_HRP)(_hrp("AB"))
-register("hrp-ab-frobenius", "the preheated update, cut by the plain SVD", **_HRP)(
-    _hrp("AB", truncation="frobenius")
+for _name, _about, _start in (
+    ("hrp-a", "preheated right singular vectors in lora_A", _hrp("A")),
+    ("hrp-b", "preheated left singular vectors in lora_B", _hrp("B")),
+    ("hrp-ab", "the preheated update, cut in the metric of the loss", _hrp("AB")),
+    ("hrp-ab-frobenius", "the preheated update, cut by the plain SVD",
+     _hrp("AB", truncation="frobenius")),
+    ("dora-hrp-ab", "DoRA, preheated as DoRA, magnitudes kept",
+     _hrp("AB", kept=True, use_dora=True)),
+    ("dora-hrp-ab-reset", "DoRA, preheated as LoRA, magnitudes as they follow",
+     _hrp("AB", use_dora=True)),
+    ("rslora-hrp-ab", "rsLoRA, started as hrp-ab", _hrp("AB", use_rslora=True)),
+    ("asymmetric-hrp-a", "as hrp-a, lora_A frozen", _hrp("A", freeze=True)),
+    ("asymmetric-hrp-b", "as hrp-b, lora_B frozen", _hrp("B", freeze=True)),
+):  # fmt: skip
+    register(_name, _about, sections=("hrp",), charged=True)(_start)
+
+register("lora+-hrp-ab", "LoRA+, started as hrp-ab", sections=("hrp", "loraplus"), charged=True)(
+    lambda setup: _with_loraplus(setup, _hrp("AB")(setup))
 )
-register("dora-hrp-ab", "DoRA, preheated as DoRA, magnitudes kept", **_DORA)(
-    _hrp("AB", kept=True, use_dora=True)
-)
-register("dora-hrp-ab-reset", "DoRA, preheated as LoRA, magnitudes as they follow", **_HRP)(
-    _hrp("AB", use_dora=True)
-)
-register("rslora-hrp-ab", "rsLoRA, started as hrp-ab", **_HRP)(_hrp("AB", use_rslora=True))
 
 
-@register("lora+-hrp-ab", "LoRA+, started as hrp-ab", **{**_HRP, "sections": ("hrp", "loraplus")})
-def lora_plus_hrp_ab(setup: Setup) -> Start:
-    """Start as hrp-ab does and train lora_B at a higher rate."""
-    start = _hrp("AB")(setup)
-    optimizer = loraplus_optimizer(setup, cast(PeftModel, start.model))
-    return dataclasses.replace(start, optimizer=optimizer)
-
-
-@register("random-ab", "random directions with the singular values of hrp-ab", **_HRP)
+@register("random-ab", "random directions with the singular values of hrp-ab", sections=("hrp",),
+          charged=True)  # fmt: skip
 def random_ab(setup: Setup) -> Start:
     """Control hrp-ab's size: its singular values, at directions that learned nothing."""
     start = _hrp("AB")(setup)
@@ -302,24 +290,14 @@ def random_ab(setup: Setup) -> Start:
     return start
 
 
-register("asymmetric-hrp-a", "as hrp-a, lora_A frozen", **_HRP)(_hrp("A", freeze=True))
-register("asymmetric-hrp-b", "as hrp-b, lora_B frozen", **_HRP)(_hrp("B", freeze=True))
-
-_SQUEEZE: Mapping[str, Any] = {"sections": ("squeeze",)}
-register("squeeze", "LoRA-Squeeze: a high rank for all steps, then the cut", **_SQUEEZE)(
-    starts.squeezed_after
-)
-register("squeeze-tail", "LoRA-Squeeze with its last steps at the low rank", charged=True,
-         **_SQUEEZE)(starts.squeezed_with_tail)  # fmt: skip
+register("squeeze", "LoRA-Squeeze: a high rank for all steps, then the cut",
+         sections=("squeeze",))(starts.squeezed_after)  # fmt: skip
+register("squeeze-tail", "LoRA-Squeeze with its last steps at the low rank",
+         sections=("squeeze",), charged=True)(starts.squeezed_with_tail)  # fmt: skip
 
 
-@register(
-    "hrp-auto",
-    "HRP that stops preheating once the subspaces settle",
-    sections=("hrp", "auto"),
-    charged=True,
-    shares=starts.preheated_until_settled,
-)
+@register("hrp-auto", "HRP that stops preheating once the subspaces settle",
+          sections=("hrp", "auto"), charged=True)  # fmt: skip
 def hrp_auto(setup: Setup) -> Start:
     """Preheat until the subspaces settle; charge the steps that this took."""
     direction, how = setup.section("auto")["direction"], _cut(setup.section("hrp"))
@@ -350,10 +328,10 @@ def asymmetric_b(setup: Setup) -> Start:
     return Start(model)
 
 
-def _oracle(direction: Direction) -> Callable[[Setup], Start]:
-    return lambda setup: _directed(setup, data_starts.full_change(setup), direction)
-
-
-_ORACLE: Mapping[str, Any] = {"sections": ("oracle",), "shares": data_starts.full_change}
-register("oracle-a", "right singular vectors of full fine-tuning's change", **_ORACLE)(_oracle("A"))
-register("oracle-b", "left singular vectors of full fine-tuning's change", **_ORACLE)(_oracle("B"))
+for _name, _about, _direction in (
+    ("oracle-a", "right singular vectors of full fine-tuning's change", "A"),
+    ("oracle-b", "left singular vectors of full fine-tuning's change", "B"),
+):
+    register(_name, _about, sections=("oracle",))(
+        _from(data_starts.full_change, cast(Direction, _direction))
+    )

@@ -50,14 +50,6 @@ def execute(bench: Bench, spec: RunSpec) -> Record:
     return stamped(record, bench.places, started, device_name())
 
 
-def share(bench: Bench, spec: RunSpec) -> None:
-    """Make what the run's arm shares with other runs, unless it has been made."""
-    make = ARMS[spec.arm].shares
-    if make is not None:
-        make(Setup(bench, spec))
-    clear_device_cache(garbage_collection=True)
-
-
 def describe(error: BaseException) -> str:
     """Return an error's type, message and innermost place in the source, on one line."""
     frames = traceback.extract_tb(error.__traceback__)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from hrp.files import clear_dead_staging, write_folder
 from hrp.spectra.spectrum import Spectrum
 from hrp_lab.bench.costs import Costs
@@ -39,15 +41,15 @@ def shared_key(kind: str, spec: RunSpec, settings: Mapping[str, Any]) -> str:
 
 
 def get_shared(folder: Path, make: Callable[[], Shared]) -> Shared:
-    """Read ``folder``, or make its content and write it whole or not at all."""
-    clear_dead_staging(folder)
-    if not folder.exists():
-        made = make()
-        try:
+    """Read ``folder``, or make its content and write it whole; other processes wait meanwhile."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = folder.with_name(f".{folder.name}.lock")
+    with FileLock(lock):
+        clear_dead_staging(folder)
+        if not folder.exists():
+            made = make()
             write_folder(folder, lambda staging: _write(made, staging))
-        except OSError:
-            if not folder.exists():  # else another worker was faster
-                raise
+        lock.unlink(missing_ok=True)  # who waits for it then finds the folder
     costs = json.loads((folder / "costs.json").read_text(encoding="utf-8"))
     losses = tuple(costs.pop("losses"))
     return Shared(Spectrum.load(folder / "spectrum"), Costs(**costs), losses)

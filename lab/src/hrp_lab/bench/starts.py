@@ -27,7 +27,7 @@ _OF_THE_START = ("scale", "truncation", "keep")  # settings that preheating does
 
 
 def preheated(setup: Setup, use_dora: bool = False) -> Shared:
-    """Return the spectrum of HRP's preheating by the experiment's section ``hrp``."""
+    """Return the spectrum of preheating by section ``hrp``, of a LoRA or a DoRA."""
     settings = _preheating(setup)
     if use_dora:
         # Magnitudes are trained at fine-tuning's own rate.
@@ -35,13 +35,8 @@ def preheated(setup: Setup, use_dora: bool = False) -> Shared:
     return setup.shared("preheat", settings, lambda: _preheat(setup, settings))
 
 
-def preheated_as_dora(setup: Setup) -> Shared:
-    """Return the spectrum of preheating an adapter with DoRA, its magnitudes kept."""
-    return preheated(setup, use_dora=True)
-
-
 def preheated_until_settled(setup: Setup) -> Shared:
-    """Do the same with ``preheat_steps="auto"``, for at most ``max_share`` of all steps."""
+    """Return that of ``preheat_steps="auto"``, for at most ``max_share`` of all steps."""
     settings, auto = _preheating(setup), setup.section("auto")
     limit = round(auto.pop("max_share") * setup.spec.config["steps"])
     window = auto.get("subspace_window", HRPConfig.subspace_window)
