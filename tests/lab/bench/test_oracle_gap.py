@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from helpers.synthetic import at_best
-from hrp_lab.bench.oracle_gap import gap_closed
-from hrp_lab.bench.stats import shared_pool
+from hrp_lab.bench.stats import gap_closed, shared_pool
 
 
 def shares_of(best, oracle="oracle"):

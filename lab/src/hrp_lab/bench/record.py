@@ -212,7 +212,8 @@ def git_state(folder: Path) -> tuple[str | None, bool | None]:
     """
     try:
         told = subprocess.run(
-            ["/usr/bin/env", "git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"],
+            ["/usr/bin/env", "git", "describe", "--always", "--abbrev=40", "--exclude=*",
+             "--dirty"],
             cwd=folder, capture_output=True, text=True, check=True,
         )  # fmt: skip
     except (OSError, subprocess.CalledProcessError):

@@ -29,6 +29,7 @@ as is the custom, and decides nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -112,25 +113,24 @@ class Comparison:
     """Compares an arm with another, both at their best learning rates.
 
     Args:
+        verdict: "better" or "worse" only where ``holm_p <= LEVEL``; of `UNJUDGED` where there is no
+            test, and then all numbers are NaN.
         difference: mean over seeds of ``arm`` minus ``control``, in the metric's units.
         interval: 95 % t interval of the difference, for this comparison alone.
         bootstrap: 95 % percentile bootstrap over seeds, paired; too narrow with few seeds.
         p_value: two-sided; ``holm_p``: corrected over all comparisons made together.
         pooled: whether the pooled variance was used.
-        verdict: "better" or "worse" only where ``holm_p <= LEVEL``; of `UNJUDGED` where there is no
-            test, and then all numbers are NaN.
     """
 
     arm: str
     control: str
-    seeds: tuple[int, ...]
-    difference: float
-    interval: tuple[float, float]
-    bootstrap: tuple[float, float]
-    p_value: float
-    holm_p: float
-    pooled: bool
     verdict: Verdict
+    difference: float = math.nan
+    interval: tuple[float, float] = (math.nan, math.nan)
+    bootstrap: tuple[float, float] = (math.nan, math.nan)
+    p_value: float = math.nan
+    holm_p: float = math.nan
+    pooled: bool = False
 
     @property
     def judged(self) -> bool:
@@ -161,13 +161,20 @@ def compare_pairs(
         raise ValueError(f"`control` must be an arm with results, {sorted(best)}; got {lacking}")
     known = settled(best, minimise)
     shared = shared_pool(best, minimise, {control for _, control in pairs})
-    tested = [pair for pair in pairs if shared and set(pair) <= shared.arms | shared.outliers]
-    tests = {pair: _test(best, pair, shared) for pair in tested if shared}
-    corrected = dict(zip(tested, holm([test.p_value for test in tests.values()]), strict=True))
+    if shared is None:
+        tests = {}
+    else:
+        members = shared.arms | shared.outliers
+        tests = {pair: _test(best, pair, shared) for pair in pairs if set(pair) <= members}
+    corrected = holm([test.p_value for test in tests.values()])
+    for (pair, test), holm_p in zip(tests.items(), corrected, strict=True):
+        verdict: Verdict = "no significant difference"
+        if holm_p <= LEVEL:
+            verdict = "better" if (test.difference < 0) == minimise else "worse"
+        tests[pair] = dataclasses.replace(test, holm_p=holm_p, verdict=verdict)
     return [
-        _comparison(pair, tests[pair], corrected[pair], minimise)
-        if pair in tests
-        else _unjudged(pair, "incomplete" if set(pair) <= set(known) else "rate not settled")
+        tests.get(pair)
+        or Comparison(*pair, "incomplete" if set(pair) <= set(known) else "rate not settled")
         for pair in pairs
     ]
 
@@ -212,47 +219,80 @@ def paired_differences(best: Mapping[str, Best], pair: Pair, seeds: Sequence[int
     return np.array([best[arm].values[seed] - best[control].values[seed] for seed in seeds])
 
 
-@dataclass(frozen=True)
-class _Test:
-    seeds: tuple[int, ...]
-    differences: np.ndarray  # one a seed
-    error: float  # standard error of their mean
-    degrees: int
-    pooled: bool
-
-    @property
-    def p_value(self) -> float:
-        # Without any spread there is nothing to test against: equal discrete scores prove nothing.
-        if not self.error > 0:
-            return 1.0
-        return float(2 * stats.t.sf(abs(self.differences.mean()) / self.error, self.degrees))
-
-
-def _test(best: Mapping[str, Best], pair: Pair, shared: Pool) -> _Test:
+def _test(best: Mapping[str, Best], pair: Pair, shared: Pool) -> Comparison:
+    """Test a pair by t, without the correction for others."""
     differences = paired_differences(best, pair, shared.seeds)
     error, degrees = shared.standard_error(differences, set(pair), weight=2.0)
-    return _Test(shared.seeds, differences, error, degrees, pooled=set(pair) <= shared.arms)
-
-
-def _comparison(pair: Pair, test: _Test, holm_p: float, minimise: bool) -> Comparison:
-    mean = float(test.differences.mean())
-    half = float(stats.t.isf(LEVEL / 2, test.degrees) * test.error)
-    verdict: Verdict = "no significant difference"
-    if holm_p <= LEVEL:
-        verdict = "better" if (mean < 0) == minimise else "worse"
+    mean, half = float(differences.mean()), float(stats.t.isf(LEVEL / 2, degrees) * error)
+    # Without any spread there is nothing to test against: equal discrete scores prove nothing.
+    p_value = float(2 * stats.t.sf(abs(mean) / error, degrees)) if error > 0 else 1.0
     return Comparison(
         *pair,
-        seeds=test.seeds,
+        verdict="no significant difference",
         difference=mean,
         interval=(mean - half, mean + half),
-        bootstrap=bootstrap_interval(test.differences),
-        p_value=test.p_value,
-        holm_p=holm_p,
-        pooled=test.pooled,
-        verdict=verdict,
+        bootstrap=bootstrap_interval(differences),
+        p_value=p_value,
+        pooled=set(pair) <= shared.arms,
     )
 
 
-def _unjudged(pair: Pair, verdict: Verdict) -> Comparison:
-    nan = math.nan
-    return Comparison(*pair, (), nan, (nan, nan), (nan, nan), nan, nan, False, verdict)
+@dataclass(frozen=True)
+class Share:
+    """Holds the share of a gap that an arm closes; ``low`` and ``high`` are its 95 % limits."""
+
+    share: float
+    low: float
+    high: float
+
+
+def gap_closed(
+    best: Mapping[str, Best], shared: Pool, oracle: str, control: str = CONTROL
+) -> dict[str, Share]:
+    """Return, by arm, the share of the way from ``control`` to ``oracle`` that it goes.
+
+    With f = (control - arm) / (control - oracle), the limits are Fieller's (1954): all f for which
+    the contrast (1 - f) control - arm + f oracle is not significantly different from 0, paired by
+    seed, by the larger of the pooled variance and the contrast's. Arms whose limits are unbounded,
+    that is where the gap itself is not significant, are left out. No arm has a share where the
+    control or the oracle is not among those of ``shared``.
+    """
+    arms = shared.arms | shared.outliers
+    if not {control, oracle} <= arms:
+        return {}
+    gaps = -paired_differences(best, (oracle, control), shared.seeds)
+    shares = {}
+    for arm in sorted(arms - {control, oracle}, key=list(best).index):
+        gains = -paired_differences(best, (arm, control), shared.seeds)
+        limits = _fieller(gains, gaps, shared, pooled={arm, control, oracle} <= shared.arms)
+        if limits:
+            shares[arm] = Share(float(gains.mean() / gaps.mean()), *limits)
+    return shares
+
+
+def _fieller(
+    gains: np.ndarray, gaps: np.ndarray, shared: Pool, pooled: bool
+) -> tuple[float, float] | None:
+    """Return the limits of mean(gains) / mean(gaps), each one value a seed; None if unbounded."""
+    spreads = [np.cov(gains, gaps)]
+    if pooled:  # the control is in both, the arm and the oracle in one each
+        spreads.append(shared.variance * np.array([[2.0, 1.0], [1.0, 2.0]]))
+    degrees = shared.degrees if pooled else len(gaps) - 1
+    factor = float(stats.t.isf(LEVEL / 2, degrees)) ** 2 / len(gaps)
+    means = np.array([gains.mean(), gaps.mean()])
+    intervals = []
+    for spread in spreads:
+        interval = _roots(np.outer(means, means) - factor * spread)
+        if interval is None:
+            return None
+        intervals.append(interval)
+    return min(low for low, _ in intervals), max(high for _, high in intervals)
+
+
+def _roots(form: np.ndarray) -> tuple[float, float] | None:
+    """Return the interval of f on which (1, -f) form (1, -f)^T <= 0; None if it has no two ends."""
+    constant, middle, leading = form[0, 0], form[0, 1], form[1, 1]
+    if not leading > 0:
+        return None
+    half = math.sqrt(max(middle**2 - leading * constant, 0.0))
+    return float((middle - half) / leading), float((middle + half) / leading)

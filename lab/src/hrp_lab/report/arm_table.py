@@ -8,8 +8,7 @@ import numpy as np
 
 from hrp.report.table import DASH, Table, number
 from hrp_lab.bench.comparisons import Analysis
-from hrp_lab.bench.oracle_gap import Share
-from hrp_lab.bench.stats import LEVEL, Comparison
+from hrp_lab.bench.stats import LEVEL, Comparison, Share
 from hrp_lab.bench.sweeps import Best
 
 LOST = "not significant among so many"
