@@ -245,6 +245,9 @@ class Share:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"{self.share:.0%} [{self.low:.0%}, {self.high:.0%}]"
+
 
 def gap_closed(
     best: Mapping[str, Best], shared: Pool, oracle: str, control: str = CONTROL

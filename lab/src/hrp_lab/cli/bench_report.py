@@ -85,7 +85,7 @@ def _write_html(options: argparse.Namespace, records: Sequence[Record]) -> str:
     from hrp.files import write_text
     from hrp.report.html import check_page
     from hrp.spectra.spectrum import Spectrum
-    from hrp_lab.report.html_page import GENERATOR, report_page
+    from hrp_lab.report.sections import GENERATOR, report_page
 
     check_page(options.out, GENERATOR)
     spectra = {str(folder): Spectrum.load(folder) for folder in options.spectrum}

@@ -1,11 +1,14 @@
-"""Makes a benchmark's report: one list of sections, whatever format it is rendered to."""
+"""Makes a benchmark's report: one list of sections, whatever format it is rendered to; as HTML."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from hrp.report.blocks import Block, FigureBlock, Heading, Section, Sentences, TableBlock
+from hrp.report.html import page
+from hrp.report.spectrum_views import spectrum_sections
 from hrp.report.table import Table
+from hrp.spectra.spectrum import Spectrum
 from hrp_lab.bench.comparisons import Analysis, View, analyse, views
 from hrp_lab.bench.record import Record
 from hrp_lab.bench.stats import CONTROL
@@ -14,6 +17,12 @@ from hrp_lab.report.arm_table import arms_table
 from hrp_lab.report.cost_tables import cost_table
 from hrp_lab.report.reading import sentences
 
+GENERATOR = "hrp-lab bench report"
+_LEAD = (
+    "Every initialiser at its best learning rate, over seeds, its preheating charged. All tables "
+    "and figures come from the records and spectra named below; nothing on this page is loaded "
+    "from elsewhere."
+)
 _LONG = 40  # rows; longer tables are folded
 
 
@@ -22,13 +31,8 @@ def sections(
 ) -> list[Section]:
     """Return a section for each view of ``records``, for runs without a result, for provenance.
 
-    Args:
-        records: of any number of experiments and tasks.
-        metric: to judge by; by default each view's `hrp_lab.bench.comparisons.main_metric`.
-        control: arm that all others are compared with.
-
-    Raises:
-        RecordError: two records are of the same run.
+    ``metric`` is by default each view's `hrp_lab.bench.comparisons.main_metric`. Raises
+    `RecordError` where two records are of the same run.
     """
     parts = [
         Section(view.title, tuple(_comparison(analyse(view, metric, control))))
@@ -39,6 +43,18 @@ def sections(
     if records:
         parts.append(Section("Provenance", (TableBlock(provenance.provenance_table(records)),)))
     return parts
+
+
+def report_page(
+    records: Sequence[Record],
+    spectra_by_name: Mapping[str, Spectrum],
+    title: str = "HRP benchmark",
+    metric: str | None = None,
+    control: str = CONTROL,
+) -> str:
+    """Return the sections of records, then those of spectra, as one self-contained HTML page."""
+    shown = [*sections(records, metric, control), *spectrum_sections(spectra_by_name)]
+    return page(title, _LEAD, shown, GENERATOR)
 
 
 def _comparison(analysis: Analysis) -> Iterator[Block]:
