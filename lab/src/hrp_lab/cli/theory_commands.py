@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +15,6 @@ from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from hrp_lab.theory.sweep import SweepConfig
 
 EXAMPLES = """\
 examples:
@@ -50,129 +49,68 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="subcommand", metavar="COMMAND", required=True)
-    _add_check(commands)
-    _add_figure1(commands)
-    _add_sweep(commands)
-    _add_truncation(commands)
+    for name, (run, add_options, text, example) in _COMMANDS.items():
+        command = commands.add_parser(
+            name, help=text, description=text, epilog=f"example: hrp-lab theory {name} {example}"
+        )
+        command.add_argument("--seed", type=int, default=0, help="seed of all draws (default: 0)")
+        command.add_argument("--record", type=Path, help="JSON file for the table and the settings")
+        add_options(command.add_argument)
+        command.set_defaults(run=run)
     return parser
 
 
-def _command(commands: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:
-    """Add a subcommand with what all of them share."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, epilog=f"example: hrp-lab theory {example}"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of all draws (default: 0)")
-    parser.add_argument("--record", type=Path, help="JSON file for the table and the settings")
-    return parser
+# fmt: off
+def _check_options(add: Callable[..., Any]) -> None:
+    add("--draws", type=int, default=2000, help="of each mean (default: 2000)")
 
 
-def _add_check(commands: Any) -> None:
-    parser = _command(
-        commands,
-        "check",
-        "Put every statement to the test: 1e-8 where it is exact, three standard errors where it "
-        "is a mean (at other seeds about one run in twenty breaks one by chance).",
-        "check --draws 5000 --seed 1",
-    )
-    parser.add_argument("--draws", type=int, default=2000, help="of each mean (default: 2000)")
-    parser.set_defaults(run=_check)
+def _figure1_options(add: Callable[..., Any]) -> None:
+    add("--draws", type=int, default=200, help="of each start (default: 200)")
+    add("--preheat-rank", type=int, default=6, help="R (default: 6)")
+    add("--preheat-time", type=float, default=1.0, help="flow time of preheating (default: 1)")
+    add("--out", type=Path, help="folder for theory-figure1.png")
 
 
-def _add_figure1(commands: Any) -> None:
-    parser = _command(
-        commands,
-        "figure1",
-        "Redraw the paper's Figure 1, with direction B beside it; print final losses and times.",
-        "figure1 --draws 400 --out figures",
-    )
-    parser.add_argument("--draws", type=int, default=200, help="of each start (default: 200)")
-    parser.add_argument("--preheat-rank", type=int, default=6, help="R (default: 6)")
-    parser.add_argument(
-        "--preheat-time", type=float, default=1.0, help="flow time of preheating (default: 1)"
-    )
-    parser.add_argument("--out", type=Path, help="folder for theory-figure1.png")
-    parser.set_defaults(run=_figure1)
-
-
-def _add_sweep(commands: Any) -> None:
+def _sweep_options(add: Callable[..., Any]) -> None:
     from hrp_lab.theory.descent import Method
     from hrp_lab.theory.flow_starts import RandomKind
     from hrp_lab.theory.sweep import SpectrumKind, SweepConfig
 
     known = SweepConfig()
-    parser = _command(
-        commands,
-        "sweep",
-        "Final loss against preheat rank and preheating steps, for a chosen spectrum.",
-        "sweep --spectrum power-law --decay 1 --method adam --out figures",
-    )
-    parser.add_argument(
-        "--spectrum", choices=get_args(SpectrumKind), default="geometric", help="of the target"
-    )
-    parser.add_argument(
-        "--decay", type=float, help="ratio, exponent, or k of 'flat' (default: 0.8, 1 or 12)"
-    )
-    parser.add_argument("--first", type=float, default=3.0, help="largest singular value")
-    parser.add_argument(
-        "--shape", type=int, nargs=2, default=(24, 32), metavar=("M", "N"), help="of the target"
-    )
-    parser.add_argument("--rank", type=int, default=known.rank, help="r (default: %(default)s)")
-    parser.add_argument(
-        "--preheat-ranks",
-        type=int,
-        nargs="+",
-        default=known.preheat_ranks,
-        metavar="R",
-        help="ascending",
-    )
-    parser.add_argument(
-        "--preheat-steps",
-        type=int,
-        nargs="+",
-        default=known.preheat_steps,
-        metavar="K",
-        help="ascending",
-    )
-    parser.add_argument("--method", choices=get_args(Method), default="gd", help="preheats")
-    parser.add_argument("--step-size", type=float, default=0.02, help="(default: 0.02)")
-    parser.add_argument("--noise", type=float, default=0.0, help="on gradients, for sgd and adam")
-    parser.add_argument(
-        "--train-factors", choices=("both", "B"), default="both", help="in preheating"
-    )
-    parser.add_argument("--kind", choices=get_args(RandomKind), default="orthogonal")
-    parser.add_argument("--draws", type=int, default=known.draws, help="(default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="folder for the plot")
-    parser.add_argument("--name", default="theory-sweep", help="of the plot (default: %(default)s)")
-    parser.set_defaults(run=_sweep)
+    add("--spectrum", choices=get_args(SpectrumKind), default="geometric", help="of the target")
+    add("--decay", type=float, help="ratio, exponent, or k of 'flat' (default: 0.8, 1 or 12)")
+    add("--first", type=float, default=3.0, help="largest singular value")
+    add("--shape", type=int, nargs=2, default=(24, 32), metavar=("M", "N"), help="of the target")
+    add("--rank", type=int, default=known.rank, help="r (default: %(default)s)")
+    add("--preheat-ranks", type=int, nargs="+", default=known.preheat_ranks, metavar="R",
+        help="ascending")
+    add("--preheat-steps", type=int, nargs="+", default=known.preheat_steps, metavar="K",
+        help="ascending")
+    add("--method", choices=get_args(Method), default="gd", help="preheats")
+    add("--step-size", type=float, default=0.02, help="(default: 0.02)")
+    add("--noise", type=float, default=0.0, help="on gradients, for sgd and adam")
+    add("--train-factors", choices=("both", "B"), default="both", help="in preheating")
+    add("--kind", choices=get_args(RandomKind), default="orthogonal")
+    add("--draws", type=int, default=known.draws, help="(default: %(default)s)")
+    add("--out", type=Path, help="folder for the plot")
+    add("--name", default="theory-sweep", help="of the plot (default: %(default)s)")
 
 
-def _add_truncation(commands: Any) -> None:
+def _truncation_options(add: Callable[..., Any]) -> None:
     from hrp_lab.theory.truncation_sweep import TruncationConfig
 
     known = TruncationConfig()
-    parser = _command(
-        commands,
-        "truncation",
-        "Cut preheated updates to rank r, by the plain SVD and in the metric of the loss, where "
-        "inputs (and outputs) have second moments of a given condition number.",
-        "truncation --draws 5 --conditions 1 100 --out figures",
-    )
-    for name, metavar, of in (
-        ("conditions", "C", "condition numbers"),
-        ("preheat-times", "T", "flow times of preheating"),
-    ):
-        default = getattr(known, name.replace("-", "_"))
-        text = f"{of}, ascending (default: {' '.join(f'{value:g}' for value in default)})"
-        parser.add_argument(
-            f"--{name}", type=float, nargs="+", default=default, metavar=metavar, help=text
-        )
-    parser.add_argument("--preheat-rank", type=int, default=known.preheat_rank, help="R")
-    parser.add_argument("--rank", type=int, default=known.rank, help="r (default: %(default)s)")
-    parser.add_argument("--damping", type=float, default=known.damping, help="of the metrics")
-    parser.add_argument("--draws", type=int, default=known.draws, help="(default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="folder for theory-truncation.png")
-    parser.set_defaults(run=_truncation)
+    add("--conditions", type=float, nargs="+", default=known.conditions, metavar="C",
+        help="condition numbers, ascending (default: %(default)s)")
+    add("--preheat-times", type=float, nargs="+", default=known.preheat_times, metavar="T",
+        help="flow times of preheating, ascending (default: %(default)s)")
+    add("--preheat-rank", type=int, default=known.preheat_rank, help="R")
+    add("--rank", type=int, default=known.rank, help="r (default: %(default)s)")
+    add("--damping", type=float, default=known.damping, help="of the metrics")
+    add("--draws", type=int, default=known.draws, help="(default: %(default)s)")
+    add("--out", type=Path, help="folder for theory-truncation.png")
+# fmt: on
 
 
 def _check(options: argparse.Namespace, command: str) -> int:
@@ -206,10 +144,18 @@ def _figure1(options: argparse.Namespace, command: str) -> int:
 
 
 def _sweep(options: argparse.Namespace, command: str) -> int:
-    from hrp_lab.theory.sweep import sweep
+    from hrp_lab.theory.descent import Descent
+    from hrp_lab.theory.sweep import SweepConfig, TargetConfig, sweep
     from hrp_lab.theory.theory_tables import sweep_table
 
-    config = _sweep_config(options)
+    decays = {"geometric": 0.8, "power-law": 1.0, "flat": 12.0}
+    decay = decays[options.spectrum] if options.decay is None else options.decay
+    m, n = options.shape
+    config = SweepConfig(
+        target=TargetConfig(options.spectrum, m, n, decay, options.first),
+        optimizer=Descent(options.method, options.step_size, noise=options.noise),
+        **_fields(options, SweepConfig),
+    )
     result = sweep(config)
     print(sweep_table(result))
     _record(options, command, asdict(config), limits=result.limits(), table=result.rows)
@@ -218,20 +164,6 @@ def _sweep(options: argparse.Namespace, command: str) -> int:
 
         _save(draw_sweep(result), options.out / f"{options.name}.png")
     return 0
-
-
-def _sweep_config(options: argparse.Namespace) -> SweepConfig:
-    from hrp_lab.theory.descent import Descent
-    from hrp_lab.theory.sweep import SweepConfig, TargetConfig
-
-    decays = {"geometric": 0.8, "power-law": 1.0, "flat": 12.0}
-    decay = decays[options.spectrum] if options.decay is None else options.decay
-    m, n = options.shape
-    return SweepConfig(
-        target=TargetConfig(options.spectrum, m, n, decay, options.first),
-        optimizer=Descent(options.method, options.step_size, noise=options.noise),
-        **_fields(options, SweepConfig),
-    )
 
 
 def _truncation(options: argparse.Namespace, command: str) -> int:
@@ -278,3 +210,33 @@ def _record(
         record = {"command": command, "settings": settings, **measured, "versions": versions}
         write_text(options.record, json.dumps(record, indent=1, allow_nan=False) + "\n")
         print(f"wrote {options.record}")
+
+
+_COMMANDS: dict[str, tuple[Callable[..., int], Callable[..., None], str, str]] = {
+    "check": (
+        _check,
+        _check_options,
+        "Put every statement to the test: 1e-8 where it is exact, three standard errors where it "
+        "is a mean (at other seeds about one run in twenty breaks one by chance).",
+        "--draws 5000 --seed 1",
+    ),
+    "figure1": (
+        _figure1,
+        _figure1_options,
+        "Redraw the paper's Figure 1, with direction B beside it; print final losses and times.",
+        "--draws 400 --out figures",
+    ),
+    "sweep": (
+        _sweep,
+        _sweep_options,
+        "Final loss against preheat rank and preheating steps, for a chosen spectrum.",
+        "--spectrum power-law --decay 1 --method adam --out figures",
+    ),
+    "truncation": (
+        _truncation,
+        _truncation_options,
+        "Cut preheated updates to rank r, by the plain SVD and in the metric of the loss, where "
+        "inputs (and outputs) have second moments of a given condition number.",
+        "--draws 5 --conditions 1 100 --out figures",
+    ),
+}
