@@ -18,7 +18,13 @@ from transformers import (
 
 from helpers.tiny import tiny_llama
 from hrp_lab.bench.tasks import TASKS, TaskRequest, load_task
-from hrp_lab.bench.tasks.answers import answer_metrics, encode, exact_match, final_number
+from hrp_lab.bench.tasks.answers import (
+    answer_metrics,
+    encode,
+    exact_match,
+    final_number,
+    official_metrics,
+)
 from hrp_lab.bench.tasks.glue import glue_metrics, rows
 
 WORDS = [
@@ -243,8 +249,6 @@ def test_word_problems_need_nothing(tmp_path):
 
 
 def test_official_numbers_keep_lm_eval_s_names(monkeypatch, tmp_path):
-    from hrp_lab.bench.tasks.official import official_metrics
-
     results = {"gsm8k": {"alias": "gsm8k", "exact_match,strict-match": 0.25,
                        "exact_match_stderr,strict-match": 0.1, "acc,none": 0.5,
                        "sample_len": 6}}  # fmt: skip

@@ -17,7 +17,7 @@ Example = dict[str, Any]
 
 TASKS: dict[str, tuple[str, str]] = {
     "gsm8k": ("gsm8k", "eval_loss"),
-    "metamath-gsm8k": ("metamath_gsm8k", "exact_match"),
+    "metamath-gsm8k": ("gsm8k", "exact_match"),
     "wordproblems": ("wordproblems", "eval_loss"),
     "function-names": ("function_names", "eval_loss"),
     "glue-cola": ("glue", "matthews_correlation"),

@@ -25,7 +25,13 @@ from transformers import (
 )
 
 from hrp_lab.bench.tasks import Example, Task, TaskRequest
-from hrp_lab.bench.tasks.answers import by_length, half_precision, load_rows, load_tokenizer
+from hrp_lab.bench.tasks.answers import (
+    by_length,
+    existing,
+    half_precision,
+    load_rows,
+    load_tokenizer,
+)
 
 HUB_NAME = "nyu-mll/glue"
 
@@ -73,14 +79,12 @@ def rows(request: TaskRequest, name: str, split: str) -> list[dict[str, Any]]:
     json_lines, files = f"{name}/{split}.jsonl", _LOCAL_TSV.get((name, split))
     if files and request.folder and not (request.folder / json_lines).is_file():
         return [row for file in files for row in _tab_separated(request.folder / name / file)]
-    return load_rows(request, json_lines, HUB_NAME, name, split)
+    return load_rows(request, json_lines, request.dataset or HUB_NAME, name, split)
 
 
 def _tab_separated(path: Path) -> Iterator[dict[str, Any]]:
     """Read CoLA's format (source, label, mark, sentence) or SST-2's (sentence, label; header)."""
-    if not path.is_file():
-        raise FileNotFoundError(f"'{path}' is missing; give GLUE's folder as `--dataset_path`")
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in existing(path).read_text(encoding="utf-8").splitlines():
         fields = line.split("\t")
         if fields == ["sentence", "label"]:
             continue
