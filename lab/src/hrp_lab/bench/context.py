@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 from hrp_lab.bench import costs
 from hrp_lab.bench.costs import Costs, ModelSize
 from hrp_lab.bench.record import RunSpec
-from hrp_lab.bench.spectrum_cache import Shared, get_shared, shared_key
+from hrp_lab.bench.spectrum_cache import Shared, get_shared
 from hrp_lab.bench.speed.options import Speed
 from hrp_lab.bench.tasks import Task, TaskRequest, load_task
 from hrp_lab.bench.training import Plan, Trained, fine_tune
@@ -152,10 +153,8 @@ class Setup:
 
     def lora_config(self, **overrides: Any) -> LoraConfig:
         """Return the experiment's ``LoraConfig``, with ``overrides`` of the arm."""
-        return LoraConfig(
-            **{**copy.deepcopy(self.spec.config["lora"]), "task_type": self.task.task_type}
-            | overrides
-        )
+        settings = {**copy.deepcopy(self.spec.config["lora"]), "task_type": self.task.task_type}
+        return LoraConfig(**settings | overrides)
 
     def adapter(self, base: nn.Module | None = None, **overrides: Any) -> PeftModel:
         """Put a LoRA, drawn by the run's seed, on a fresh base or the one given."""
@@ -214,16 +213,18 @@ class Setup:
         return costs.lora_parameters(rank or self.rank, self.targets.values())
 
     @property
-    def target_parameters(self) -> int:
-        """Count the entries of the adapted weight matrices."""
-        return sum(d_out * d_in for d_out, d_in in self.targets.values())
-
-    @property
     def step_flops(self) -> float:
         """Return the FLOPs of a fine-tuning step of the plain LoRA on a mean batch."""
         accumulated = self.spec.config["training"].get("gradient_accumulation_steps", 1)
         tokens = round(self.tokens_per_row * self.spec.config["batch_size"] * accumulated)
         return costs.lora_flops(self.size, tokens, self.adapter_parameters())
+
+    def used(self, began: float, tokens: int, flops: float, **more: Any) -> Costs:
+        """Return the costs of a start that ``began`` at that `time.perf_counter` and ends now."""
+        seconds = time.perf_counter() - began
+        return Costs(
+            tokens=tokens, flops=flops, wall_s=seconds, peak_memory_bytes=peak_memory(), **more
+        )
 
     def steps_after(self, charged: float) -> int:
         """Return the fine-tuning steps that are left; raise `NotApplicable` where none is."""
@@ -244,18 +245,9 @@ class Setup:
             collate_fn=self.task.collator,
             generator=torch.Generator().manual_seed(self.spec.seed),
         )
-        given = 0
-        while given < count:
-            for batch in loader:
-                yield {name: value.to(self.bench.device) for name, value in batch.items()}
-                given += 1
-                if given == count:
-                    return
-
-    def train(self, start: Start, steps: int, learning_rate: float) -> Trained:
-        """Fine-tune a start in place through the HF Trainer."""
-        return fine_tune(start.model, self.plan(steps, learning_rate), start.optimizer,
-                         start.callbacks)  # fmt: skip
+        epochs = itertools.chain.from_iterable(itertools.repeat(loader))
+        for batch in itertools.islice(epochs, count):
+            yield {name: value.to(self.bench.device) for name, value in batch.items()}
 
     def plan(self, steps: int, learning_rate: float) -> Plan:
         """Return what the trainer is told."""
@@ -265,13 +257,22 @@ class Setup:
             config["training"], self.bench.places.speed,
         )  # fmt: skip
 
+    def train(self, start: Start, steps: int, learning_rate: float) -> Trained:
+        """Fine-tune a start in place through the HF Trainer."""
+        plan = self.plan(steps, learning_rate)
+        return fine_tune(start.model, plan, start.optimizer, start.callbacks)
+
     def shared(self, kind: str, settings: dict[str, Any], make: Callable[[], Shared]) -> Shared:
         """Make or read what runs of one task, seed and settings share; see `spectrum_cache`."""
         began = time.perf_counter()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        folder = self.bench.places.cache / shared_key(kind, self.spec, settings)
-        shared = get_shared(folder, make)
+        shared = get_shared(self.bench.places.cache, kind, self.spec, settings, make)
         clear_device_cache(garbage_collection=True)  # of the models that made it
         self.sharing_s += time.perf_counter() - began
         return shared
+
+
+def peak_memory() -> int:
+    """Return the largest memory allocated since the last reset, in bytes; 0 on the CPU."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0

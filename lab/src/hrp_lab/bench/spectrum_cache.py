@@ -33,15 +33,20 @@ class Shared:
     losses: tuple[float, ...] = ()
 
 
-def shared_key(kind: str, spec: RunSpec, settings: Mapping[str, Any]) -> str:
-    """Return the name of what is shared: the same for all runs that may start from it."""
+def get_shared(
+    cache: Path,
+    kind: str,
+    spec: RunSpec,
+    settings: Mapping[str, Any],
+    make: Callable[[], Shared],
+) -> Shared:
+    """Read what all runs share that may start from it; make it first if nobody has.
+
+    It is written whole or not at all. Other processes that need it wait meanwhile.
+    """
     ground = {name: spec.config[name] for name in _GROUND}
     identity = json.dumps([spec.task, spec.seed, ground, dict(settings)], sort_keys=True)
-    return f"{kind}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-
-
-def get_shared(folder: Path, make: Callable[[], Shared]) -> Shared:
-    """Read ``folder``, or make its content and write it whole; other processes wait meanwhile."""
+    folder = cache / f"{kind}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder.with_name(f".{folder.name}.lock")
     with FileLock(lock):

@@ -6,7 +6,6 @@ import dataclasses
 import time
 from typing import Any
 
-import torch
 from peft import PeftModel
 from torch import nn
 
@@ -18,7 +17,6 @@ from hrp.preheating.pipeline import preheat
 from hrp.preheating.rates import rates_of
 from hrp_lab.bench import costs
 from hrp_lab.bench.context import NotApplicable, Setup, Start
-from hrp_lab.bench.costs import Costs
 from hrp_lab.bench.spectrum_cache import Shared
 from hrp_lab.bench.training import trainer_arguments
 
@@ -89,14 +87,8 @@ def _preheat(setup: Setup, settings: dict[str, Any]) -> Shared:
         costs.factored_svd_flops(*shape, min(config.preheat_rank, *shape))
         for shape in setup.targets.values()
     )
-    used = Costs(
-        preheat_steps=steps,
-        charged_steps=steps,
-        tokens=tokens,
-        flops=flops,
-        wall_s=time.perf_counter() - began,
-        peak_memory_bytes=peak_memory(),
-        extra_parameters=held,
+    used = setup.used(
+        began, tokens, flops, preheat_steps=steps, charged_steps=steps, extra_parameters=held
     )
     return Shared(spectrum, used, tuple(spectrum.provenance["losses"]))
 
@@ -113,16 +105,12 @@ def squeezed_with_tail(setup: Setup) -> Start:
     steps = round((1 - section["tail_share"]) * setup.spec.config["steps"])
     model = _high_rank(setup, section["rank"])
     rate = setup.spec.learning_rate * (setup.rank / section["rank"]) ** 0.5
-    trained = setup.train(Start(model), steps, rate)
+    began = time.perf_counter()
+    tokens = setup.train(Start(model), steps, rate).tokens
     held = setup.adapter_parameters(section["rank"])
-    used = Costs(
-        preheat_steps=steps,
-        charged_steps=steps,
-        tokens=trained.tokens,
-        flops=costs.lora_flops(setup.size, trained.tokens, held),
-        wall_s=trained.wall_s,
-        peak_memory_bytes=peak_memory(),
-        extra_parameters=held,
+    flops = costs.lora_flops(setup.size, tokens, held)
+    used = setup.used(
+        began, tokens, flops, preheat_steps=steps, charged_steps=steps, extra_parameters=held
     )
     return Start(_cut(setup, model), used)
 
@@ -139,8 +127,3 @@ def _cut(setup: Setup, model: nn.Module) -> PeftModel:
     adapter = setup.adapter()
     initialize_lora_hrp_weights(adapter, spectrum, "AB", truncation="frobenius")
     return adapter
-
-
-def peak_memory() -> int:
-    """Return the largest memory allocated since the last reset, in bytes; 0 on the CPU."""
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0

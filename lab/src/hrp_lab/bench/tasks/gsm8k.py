@@ -39,12 +39,14 @@ _SHUFFLE_SEED = 0
 def load(request: TaskRequest) -> Task:
     """Load the task; see the module for its options."""
     metamath = request.name == "metamath-gsm8k"
-    defaults: dict[str, Any] = {"train_rows": None, "test_rows": None, "max_length": 512, "eval_batch_size": 64,
-                "generate_rows": 0, "max_new_tokens": 256}  # fmt: skip
+    defaults: dict[str, Any] = {
+        "train_rows": None, "test_rows": None, "max_length": 512, "eval_batch_size": 64,
+        "generate_rows": 0, "max_new_tokens": 256, "lm_eval": (), "forgetting_rows": 0,
+    }  # fmt: skip
     if metamath:
         defaults |= {"train_rows": 100_000, "eval_batch_size": 16, "generate_rows": 1319,
                      "max_new_tokens": 512}  # fmt: skip
-    options = request.settings(**defaults, lm_eval=(), forgetting_rows=0)
+    options = request.settings(**defaults)
     train = _metamath(request) if metamath else _pairs(request, "train", request.dataset)
     gsm8k = None if metamath and not request.folder else request.dataset
     test = _pairs(request, "test", gsm8k)
