@@ -70,16 +70,12 @@ def lora(setup: Setup) -> Start:
     return Start(setup.adapter())
 
 
-@register("rslora", "scaling alpha / sqrt(r)")
-def rslora(setup: Setup) -> Start:
-    """Scale by alpha / sqrt(r), as Kalajdzievski (2023) does."""
-    return Start(setup.adapter(use_rslora=True))
-
-
-@register("dora", "weight-decomposed LoRA")
-def dora(setup: Setup) -> Start:
-    """Train magnitude and direction apart, as Liu et al. (2024) do."""
-    return Start(setup.adapter(use_dora=True))
+register("rslora", "scaling alpha / sqrt(r)")(  # Kalajdzievski (2023)
+    lambda setup: Start(setup.adapter(use_rslora=True))
+)
+register("dora", "weight-decomposed LoRA")(  # Liu et al. (2024)
+    lambda setup: Start(setup.adapter(use_dora=True))
+)
 
 
 def _peft_start(name: str) -> Callable[[Setup], Start]:
@@ -302,9 +298,6 @@ def hrp_auto(setup: Setup) -> Start:
     """Preheat until the subspaces settle; charge the steps that this took."""
     direction, how = setup.section("auto")["direction"], _cut(setup.section("hrp"))
     return _directed(setup, starts.preheated_until_settled(setup), direction, how=how)
-
-
-# --- asymmetric LoRA from random starts, and the headroom -----------------------------------
 
 
 @register("asymmetric-a", "lora_A frozen at PEFT's random start")

@@ -106,6 +106,10 @@ class Analysis:
         chosen = [record for record in rated if self.labels[record.run_id] == arm]
         return sorted(chosen, key=lambda record: record.run.seed)
 
+    def values_of(self, arm: str, metric: str) -> list[float]:
+        """Return a metric of `records_of` those that have it."""
+        return [run.metrics[metric] for run in self.records_of(arm) if metric in run.metrics]
+
 
 def views(records: Iterable[Record], control: str = CONTROL) -> list[View]:
     """Split records into views by experiment and task, then by the control's step counts.

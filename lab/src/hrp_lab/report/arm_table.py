@@ -80,7 +80,7 @@ def arms_table(analysis: Analysis) -> Table:
 
 
 def _metric_cell(analysis: Analysis, arm: str, metric: str) -> str:
-    values = [run.metrics[metric] for run in analysis.records_of(arm) if metric in run.metrics]
+    values = analysis.values_of(arm, metric)
     if not values:
         return DASH
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan

@@ -124,8 +124,7 @@ def loss_of(best: Best) -> str:
 def forgotten(analysis: Analysis, arm: str) -> str:
     """Return the mean of what runs at an arm's best rate forgot; "" where none measured it."""
     label = label_of(analysis, arm)
-    runs = analysis.records_of(label) if label else []
-    values = [run.metrics[FORGETTING] for run in runs if FORGETTING in run.metrics]
+    values = analysis.values_of(label, FORGETTING) if label else []
     return f"{sum(values) / len(values):+.2f}" if values else ""
 
 
