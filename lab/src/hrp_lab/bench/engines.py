@@ -110,19 +110,14 @@ class Sequential:
 
 
 class Workers:
-    """Do runs in several processes, spread over this machine's devices; one that dies is replaced.
-
-    Args:
-        places: where model, data and records lie.
-        count: processes.
-    """
+    """Do runs in ``count`` processes, spread over this machine's GPUs; one that dies is replaced."""
 
     def __init__(self, places: Places, count: int) -> None:
         self.slots = count
         self._places = places
         self._context = _context()
         self._gpus = visible_gpus()
-        self._can_start = False
+        self._came_up = self._context.Event()  # once any of them has
         self._idle: list[_Worker] = []
         self._busy: dict[_Worker, RunSpec] = {}
 
@@ -138,12 +133,12 @@ class Workers:
         threads = max(1, (os.cpu_count() or 1) // self.slots)
         used = [worker.gpu for worker in (*self._idle, *self._busy)]
         gpu = min(self._gpus, key=used.count, default=None)
-        came_up = self._context.Event()
-        process = self._context.Process(target=_serve, args=(its, self._places, threads, came_up))
+        told = its, self._places, threads, self._came_up
+        process = self._context.Process(target=_serve, args=told)
         with _sees_only(gpu):
             process.start()
         its.close()
-        return _Worker(process, mine, came_up, gpu)
+        return _Worker(process, mine, gpu)
 
     def wait(self, timeout_s: float | None) -> list[Result]:
         """Collect what has come back, and who has died.
@@ -158,11 +153,9 @@ class Workers:
             try:
                 results.append(Result(run, worker.connection.recv()))
                 self._idle.append(worker)
-                self._can_start = True
             except (EOFError, ConnectionResetError):
                 worker.process.join()
-                self._can_start |= worker.came_up.is_set()
-                if not self._can_start and worker.process.exitcode == 1:
+                if worker.process.exitcode == 1 and not self._came_up.is_set():
                     raise ChildProcessError(_CANNOT_START) from None
                 results.append(Result(run, lost=f"exit code {worker.process.exitcode}"))
         return results
@@ -181,7 +174,6 @@ class Workers:
 class _Worker:
     process: Any
     connection: Connection
-    came_up: Any
     gpu: str | None = None
 
 
@@ -252,12 +244,9 @@ def _end_with_parent() -> None:
 
 
 class Ray:
-    """Do runs as Ray tasks on a cluster, or a local one started for the purpose (extra ``ray``).
+    """Do ``count`` runs at a time as Ray tasks (extra ``ray``), on a new local cluster by default.
 
-    Args:
-        places: where model, data and records lie; paths must mean the same on every node.
-        count: runs at a time.
-        address: of a running cluster; None starts a local one.
+    Paths must mean the same on every node.
     """
 
     def __init__(self, places: Places, count: int, address: str | None = None) -> None:
@@ -282,14 +271,14 @@ class Ray:
     def wait(self, timeout_s: float | None) -> list[Result]:
         """Collect what has come back, and who has died."""
         ready, _ = self._ray.wait(list(self._busy), num_returns=1, timeout=timeout_s)
-        return [self._result(reference) for reference in ready]
-
-    def _result(self, reference: Any) -> Result:
-        run = self._busy.pop(reference)
-        try:
-            return Result(run, self._ray.get(reference))
-        except self._ray.exceptions.RayError as error:
-            return Result(run, lost=type(error).__name__)
+        results = []
+        for reference in ready:
+            run = self._busy.pop(reference)
+            try:
+                results.append(Result(run, self._ray.get(reference)))
+            except self._ray.exceptions.RayError as error:
+                results.append(Result(run, lost=type(error).__name__))
+        return results
 
     def close(self) -> None:
         """Leave the cluster, or end the local one."""
