@@ -15,7 +15,7 @@ from hrp_lab.bench.context import Setup
 from hrp_lab.bench.protocol import experiment_from, load_experiment, plan
 from hrp_lab.bench.record import Record, RunSpec
 from hrp_lab.bench.record_store import find_records
-from hrp_lab.report.reading import sentences
+from hrp_lab.report.sections import sentences
 
 EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 OLD = {"truncation": None, "statistics_steps": None, "warmup_share": None, "keep": None}

@@ -110,7 +110,7 @@ class Sequential:
 
 
 class Workers:
-    """Do runs in ``count`` processes, spread over this machine's GPUs; one that dies is replaced."""
+    """Do runs in ``count`` processes spread over this machine's GPUs; one that dies is replaced."""
 
     def __init__(self, places: Places, count: int) -> None:
         self.slots = count
