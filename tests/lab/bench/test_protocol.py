@@ -208,7 +208,7 @@ def test_a_task_may_have_its_own_steps():
     ("changes", "message"),
     [
         ({"arms": ["lora", "lorra"]}, "`arms` must be one of .* got 'lorra'"),
-        ({"tasks": ["gsm9k"]}, "`task` must be one of .* got 'gsm9k'"),
+        ({"tasks": ["gsm9k"]}, "`tasks` must be one of .* got 'gsm9k'"),
         ({"arms": []}, "`arms` must not be empty"),
         ({"seeds": []}, "`seeds` must not be empty"),
         ({"learning_rates": []}, "`learning_rates` must not be empty"),

@@ -234,7 +234,7 @@ def test_a_missing_file_an_unknown_option_and_an_unknown_task_are_named(tmp_path
         load_task(TaskRequest("gsm8k", "m", str(tmp_path), {"rows": 3}))
     with pytest.raises(FileNotFoundError, match="in_domain_train"):
         rows(TaskRequest("glue-cola", "m", str(tmp_path)), "cola", "train")
-    with pytest.raises(ValueError, match="`task` must be one of"):
+    with pytest.raises(ValueError, match="`tasks` must be one of"):
         load_task(TaskRequest("glue", "m"))
 
 

@@ -46,8 +46,6 @@ class Places:
         model: local path of the base model; None means its name in the experiment.
         dataset: local folder or hub name of the data; None means the task's hub name.
         git: commit of the source tree and whether it was changed.
-        command: command line, for the records.
-        speed: how training steps are made faster.
     """
 
     records: Path
@@ -66,9 +64,6 @@ class Start:
     Args:
         model: with exactly the parameters to train requiring gradient.
         costs: of the start; wall time only for what was made once and shared.
-        preheat_losses: loss per preheating step.
-        optimizer: the one that the arm needs, if any.
-        callbacks: for the trainer.
         full: whether the base itself is trained.
         finish: makes the model to be judged of the trained one; None: it is the trained one.
     """
@@ -125,18 +120,12 @@ class Bench:
 
 
 class Setup:
-    """Gives an arm what it needs of its run: fresh models, data, sizes, and the budget.
-
-    Args:
-        bench: tasks and base models of this process.
-        spec: the run.
-    """
+    """Gives an arm what it needs of its run: fresh models, data, sizes, and the budget."""
 
     def __init__(self, bench: Bench, spec: RunSpec) -> None:
         self.bench, self.spec = bench, spec
         self.task = bench.task(spec)
-        self.sharing_s = 0.0
-        """These seconds were spent on making or reading what runs share."""
+        self.sharing_s = 0.0  # spent on making or reading what runs share
 
     def section(self, name: str) -> dict[str, Any]:
         """Return the run's settings of a section of `ARM_DEFAULTS`."""

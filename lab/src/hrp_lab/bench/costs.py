@@ -26,15 +26,12 @@ class Costs:
     """Holds what a run used, from the first forward pass of its start to the end of fine-tuning.
 
     Args:
-        preheat_steps: optimizer steps of preheating that were done.
-        finetune_steps: optimizer steps of fine-tuning that were done.
         charged_steps: what the start is charged, in fine-tuning steps: those of preheating, and
             passes for gradients or covariances by `equivalent_steps`. 0 for an oracle, whose start
             is not part of the comparison.
         tokens: processed in all, padding left out, the start included.
         flops: in all, by this module's formulas, the start included.
         wall_s: seconds, the start included, loading and evaluation left out.
-        peak_memory_bytes: largest memory allocated on the device.
         extra_parameters: trainable parameters held at the peak beyond the plain adapter's.
     """
 

@@ -22,18 +22,11 @@ _ATTEMPTS = 2  # a worker killed by the machine's owner loses a run once; twice 
 
 @dataclass
 class Summary:
-    """Count what one call did.
+    """Count what one call did."""
 
-    Args:
-        ran: records written, by status.
-        left: runs of the plan that have no record yet.
-        steps: optimizer steps of fine-tuning in the records written.
-        wall_s: seconds.
-    """
-
-    ran: Counter[str] = field(default_factory=Counter)
-    left: int = 0
-    steps: int = 0
+    ran: Counter[str] = field(default_factory=Counter)  # records written, by status
+    left: int = 0  # runs of the plan that have no record yet
+    steps: int = 0  # of fine-tuning, in the records written
     wall_s: float = 0.0
 
     @property
@@ -56,8 +49,6 @@ class Driver:
     """Give out runs, write records, replace what is lost.
 
     Args:
-        experiment: what to run.
-        places: where.
         say: prints one line a run.
         limit_s: seconds after which nothing more is done.
         retry_failed: whether runs whose record is a failure are done again.

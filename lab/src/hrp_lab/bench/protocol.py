@@ -21,7 +21,7 @@ from hrp_lab.bench.arm_defaults import ARM_DEFAULTS
 from hrp_lab.bench.arms import ARMS
 from hrp_lab.bench.record import Record, RunSpec
 from hrp_lab.bench.sweeps import minimised, scores, select, widened
-from hrp_lab.bench.tasks import TASKS, check_task
+from hrp_lab.bench.tasks import TASKS
 
 Budget = Literal["equal_total", "equal_compute", "amortised", "equal_finetuning"]
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
@@ -86,7 +86,7 @@ class Experiment:
                 raise ValueError(f"`{name}` must not be empty, got {getattr(self, name)!r}")
         for task in self.tasks:
             _check_keys("tasks", task, _TASK_KEYS)
-            check_task(task["name"])
+            check_choice("tasks", task["name"], tuple(TASKS))
         for arm in self.arms:
             _check_keys("arms", arm, _ARM_KEYS)
             check_choice("arms", arm["name"], tuple(ARMS))

@@ -37,9 +37,6 @@ class RunSpec:
     """Describe a run before it is run; its `run_id` names the record.
 
     Args:
-        experiment: name of the experiment that asked for the run.
-        arm: name of the initialiser or variant.
-        task: name of the task.
         seed: of data order, adapters and preheating.
         learning_rate: of fine-tuning.
         config: all other settings, JSON types only (tuples become lists).
@@ -47,12 +44,6 @@ class RunSpec:
     Raises:
         ValueError: an empty name, a negative seed, a learning rate that is not positive.
         TypeError: ``config`` holds what JSON cannot.
-
-    >>> run = RunSpec("demo", "lora", "gsm8k", 0, 1e-3, {"rank": 4})
-    >>> run.run_id == RunSpec("demo", "lora", "gsm8k", 0, 1e-3, {"rank": 4}).run_id
-    True
-    >>> run.run_id == dataclasses.replace(run, seed=1).run_id
-    False
     """
 
     experiment: str
@@ -85,18 +76,12 @@ class Record:
     """Hold the outcome of a run.
 
     Args:
-        run: what was run.
         status: "ok", "failed", or "not-applicable" (the arm cannot run on this task).
         reason: why not, when the status is not "ok".
         metrics: final metrics by name; finite.
         losses: (step, training loss) of fine-tuning; a loss that is not finite reads back as NaN.
-        preheat_losses: loss per preheating step.
-        costs: see `hrp_lab.bench.costs.Costs`.
-        git_commit: commit of the source tree, None outside one; ``git_dirty``: whether tracked
-            files differed from it.
-        versions: of the packages that matter.
-        device: name of the device.
-        command: command line that ran it.
+        git_commit: of the source tree, None outside one; ``git_dirty``: whether tracked files
+            differed from it.
         started: UTC time, ISO 8601; likewise ``ended``.
 
     Raises:

@@ -43,12 +43,7 @@ def write_record(record: Record, folder: Path) -> Path:
 def load_records(source: Path) -> list[Record]:
     """Read all records of an experiment, single and packed, ordered by run id.
 
-    Args:
-        source: the folder, whose sub-folders are read too, or the packed file.
-
-    Raises:
-        FileNotFoundError: neither is there, or they hold no record.
-        RecordError: see `find_records`.
+    Raises ``FileNotFoundError`` where there is none, and `RecordError` as `find_records` does.
     """
     folder, packed = records_folder(source), packed_path(source)
     if not folder.is_dir() and not packed.is_file():
@@ -161,8 +156,7 @@ def pack(source: Path) -> tuple[Path, int]:
     A process killed at any moment loses nothing: the packed file is written whole before the
     first single file is removed. A file that has been written anew in the meantime stays.
 
-    Returns:
-        The packed file and the number of single files folded into it.
+    Returns the packed file and the number of single files folded into it.
 
     Raises:
         FileNotFoundError, RecordError: see `load_records`; nothing is changed.

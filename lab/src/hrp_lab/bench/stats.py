@@ -15,11 +15,8 @@ This is the procedure, with its assumptions and its reasons:
 Choosing the learning rate by the very scores that are compared does no harm to the level when arms
 are alike: for normal scores the choice depends on means only, which are independent of the
 residuals, and the smallest of several means is a 1-Lipschitz function of them, so that by Gaussian
-isoperimetry the difference of two such minima has lighter tails than one plain difference. In
-simulated A/A benchmarks (3 to 20 arms, 5 rates, 2 to 5 seeds; curved, flat and correlated sweeps,
-noise that grows with the rate, t4 and skewed noise) 0.3 to 4 % had any false verdict. What it does
-not cover is arms of unequal noise: at 20 arms 8 or 15 % with log-normal deviations (sigma 0.5 or
-0.75), 5, 11 or 18 % with a control 1.5, 2 or 3 times as noisy as all others.
+isoperimetry the difference of two such minima has lighter tails than one plain difference. What
+simulated A/A benchmarks gave, those of arms of unequal noise too, stands in docs/benchmark.md.
 
 Choosing the rate on the other seeds instead, which looks safer, is not: the folds' choices share
 seeds, so their scores are positively correlated, and up to 30 % of A/A benchmarks had false

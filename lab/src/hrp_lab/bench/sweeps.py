@@ -80,7 +80,6 @@ class Best:
     """Holds an arm's sweep, and the best of its learning rates.
 
     Args:
-        learning_rate: the best of ``by_rate``'s.
         by_rate: metric by rate and seed.
         failed: rates at which a run was tried and gave nothing: they bound the sweep as others do,
             and are not waited for.

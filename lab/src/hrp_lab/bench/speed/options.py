@@ -23,13 +23,7 @@ _FEW_SHAPES = 512, 128  # multiples of a batch's tokens, and of its longest row
 
 @dataclass(frozen=True)
 class Speed:
-    """Says how training steps are made faster on this machine, which is no part of a run.
-
-    Args:
-        padding_free: whether to leave padding out of causal tasks' batches, see `padding_free`.
-        torch_compile: whether to compile the model's blocks, see `compiled_blocks`.
-        cuda_graphs: whether to replay captured training steps, see `cuda_graphs`.
-    """
+    """Says how training steps are made faster on this machine, which is no part of a run."""
 
     padding_free: bool = False
     torch_compile: bool = False

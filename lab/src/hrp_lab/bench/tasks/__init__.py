@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hrp.validation import check_choice
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -31,13 +33,9 @@ TASKS: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class TaskRequest:
-    """Says which task to load, with which model, data and options.
+    """Says which of `TASKS` to load, with which model, data and options.
 
-    Args:
-        name: one of `TASKS`.
-        model: local path or hub name of the base model.
-        dataset: local folder or hub name; None means the task's hub name.
-        options: settings of the task; each task says which it has.
+    Model and dataset are local paths or hub names; without a dataset it is the task's own.
     """
 
     name: str
@@ -85,13 +83,7 @@ class Task:
 
 def load_task(request: TaskRequest) -> Task:
     """Load a task by name; raise ``ValueError`` on an unknown name or option."""
-    check_task(request.name)
+    check_choice("tasks", request.name, tuple(TASKS))
     module = importlib.import_module(f"hrp_lab.bench.tasks.{TASKS[request.name][0]}")
     task: Task = module.load(request)
     return task
-
-
-def check_task(name: str) -> None:
-    """Raise ``ValueError`` unless ``name`` is a task."""
-    if name not in TASKS:
-        raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {name!r}")
