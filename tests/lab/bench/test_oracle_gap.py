@@ -6,7 +6,7 @@ from hrp_lab.bench.stats import gap_closed, shared_pool
 
 
 def shares_of(best, oracle="oracle"):
-    return gap_closed(best, shared_pool(best, minimise=True), oracle)
+    return gap_closed(shared_pool(best, minimise=True), oracle)
 
 
 def test_gap_closed_is_0_for_the_control_s_equal_and_1_for_the_oracle_s():

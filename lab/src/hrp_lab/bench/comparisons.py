@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from hrp_lab.bench.record import Record
 from hrp_lab.bench.stats import CONTROL, Comparison, Pool, Share, compare, gap_closed, shared_pool
-from hrp_lab.bench.sweeps import Best, Scores, minimised, scores, select
+from hrp_lab.bench.sweeps import Best, minimised, scores, select
 
 Basis = Literal["equal total steps", "equal fine-tuning steps"]
 ORACLES = ("oracle-b", "oracle-a")
@@ -71,7 +71,6 @@ class Analysis:
 
     Args:
         labels: arm by run id; each configuration of an arm counts as an arm.
-        table: scores by arm, rate and seed.
         best: arms at their best rates, best arm first.
         comparisons: with the control; empty where it has no results.
         pool: behind the comparisons; None where nothing can be tested.
@@ -81,7 +80,6 @@ class Analysis:
     view: View
     metric: str
     labels: Mapping[str, str]
-    table: Scores
     best: Mapping[str, Best]
     comparisons: Sequence[Comparison]
     oracle: str | None
@@ -269,12 +267,11 @@ def analyse(view: View, metric: str | None = None, control: str = CONTROL) -> An
         view,
         metric,
         labels,
-        table,
         best,
         comparisons=compare(best, minimised(metric), control) if control in best else [],
         oracle=oracle,
         pool=pool,
-        gaps=gap_closed(best, pool, oracle, control) if pool and oracle else {},
+        gaps=gap_closed(pool, oracle, control) if pool and oracle else {},
         control=control,
     )
 

@@ -34,18 +34,19 @@ _KEPT_RANKS = 4  # times the adapter's rank, of each spectrum that is kept
 def gradient(setup: Setup) -> Shared:
     """Return the spectrum of the loss's mean gradient with respect to the adapted weights."""
     settings = setup.section("gradient")
-    return setup.shared("gradient", settings, lambda: _mean_gradient(setup, settings["batches"]))
+    batches = settings["batches"]
 
+    def make() -> Shared:
+        began = time.perf_counter()
+        model = setup.base(torch.float32).requires_grad_(False).train()
+        weights = {name: model.get_submodule(name).weight for name in setup.targets}
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        tokens = _accumulate_gradients(setup, model, batches)
+        spectrum = _dense_spectrum(setup, {n: w.grad / batches for n, w in weights.items()})
+        return Shared(spectrum, _costs_of_gradients(setup, began, tokens))
 
-def _mean_gradient(setup: Setup, batches: int) -> Shared:
-    began = time.perf_counter()
-    model = setup.base(torch.float32).requires_grad_(False).train()
-    weights = {name: model.get_submodule(name).weight for name in setup.targets}
-    for weight in weights.values():
-        weight.requires_grad_(True)
-    tokens = _accumulate_gradients(setup, model, batches)
-    spectrum = _dense_spectrum(setup, {n: w.grad / batches for n, w in weights.items()})
-    return Shared(spectrum, _costs_of_gradients(setup, began, tokens))
+    return setup.shared("gradient", settings, make)
 
 
 def _accumulate_gradients(setup: Setup, model: nn.Module, batches: int) -> int:
@@ -89,17 +90,17 @@ def _dense_spectrum(setup: Setup, changes: Mapping[str, Float[Tensor, "d_out d_i
 
 def full_change(setup: Setup) -> Shared:
     """Return the spectrum of what full fine-tuning changes in the adapted weights, uncharged."""
-    settings = setup.section("oracle")
-    settings.setdefault("steps", setup.spec.config["steps"])
-    return setup.shared("oracle", settings, lambda: _full_change(setup, settings))
+    settings = {"steps": setup.spec.config["steps"]} | setup.section("oracle")
 
+    def make() -> Shared:
+        model = setup.base(torch.float32).requires_grad_(True)
+        weights = {name: model.get_submodule(name).weight for name in setup.targets}
+        before = {name: weight.detach().clone() for name, weight in weights.items()}
+        setup.train(Start(model, full=True), settings["steps"], settings["learning_rate"])
+        changes = {name: weight.detach() - before[name] for name, weight in weights.items()}
+        return Shared(_dense_spectrum(setup, changes), Costs())
 
-def _full_change(setup: Setup, settings: dict[str, Any]) -> Shared:
-    model = setup.base(torch.float32).requires_grad_(True)
-    before = {name: model.get_submodule(name).weight.detach().clone() for name in setup.targets}
-    setup.train(Start(model, full=True), settings["steps"], settings["learning_rate"])
-    after = {name: model.get_submodule(name).weight.detach() for name in setup.targets}
-    return Shared(_dense_spectrum(setup, {n: after[n] - before[n] for n in after}), Costs())
+    return setup.shared("oracle", settings, make)
 
 
 def lora_ga(setup: Setup) -> Start:

@@ -1,6 +1,8 @@
 """Engines do the driver's runs: in this process, in several processes, or on a Ray cluster.
 
-All of them give back the same records; the driver alone writes them.
+All of them give back the same records; the driver alone writes them. It submits a run while fewer
+than ``slots`` are under way, and waits for results of at least one unless a time passes first.
+Closing ends at once; runs under way are lost.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol
+from typing import Any
 
 from hrp_lab.bench.context import Places
 from hrp_lab.bench.record import Record, RunSpec
@@ -35,21 +37,6 @@ class Result:
     run: RunSpec
     record: Record | None = None
     lost: str = ""
-
-
-class Engine(Protocol):
-    """Do runs, ``slots`` of them at a time."""
-
-    slots: int
-
-    def submit(self, run: RunSpec) -> None:
-        """Begin a run; only while fewer than ``slots`` are under way."""
-
-    def wait(self, timeout_s: float | None) -> list[Result]:
-        """Return results of runs that ended, at least one unless ``timeout_s`` passes first."""
-
-    def close(self) -> None:
-        """End at once; runs under way are lost."""
 
 
 @contextlib.contextmanager
@@ -285,3 +272,6 @@ class Ray:
         for reference in self._busy:
             self._ray.cancel(reference, force=True)
         self._ray.shutdown()
+
+
+Engine = Sequential | Workers | Ray

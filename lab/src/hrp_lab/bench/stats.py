@@ -51,15 +51,13 @@ class Pool:
     """Holds the variance of a run, seed effects removed, pooled over arms alike in spread.
 
     Args:
-        seeds: over which arms are paired.
-        arms: those in the pool.
-        outliers: complete arms left out by Cochran's test.
+        values: of every arm that has all seeds, one value a seed.
+        alike: those in the pool; the others are left out by Cochran's test.
         variance: of a single run; ``degrees``: its degrees of freedom.
     """
 
-    seeds: tuple[int, ...]
-    arms: frozenset[str]
-    outliers: frozenset[str]
+    values: Mapping[str, np.ndarray]
+    alike: frozenset[str]
     variance: float
     degrees: int
 
@@ -72,28 +70,29 @@ class Pool:
         squared coefficients.
         """
         unpooled = float(np.var(weighted, ddof=1))
-        if not arms <= self.arms:
-            return math.sqrt(unpooled / len(self.seeds)), len(self.seeds) - 1
-        return math.sqrt(max(weight * self.variance, unpooled) / len(self.seeds)), self.degrees
+        if not arms <= self.alike:
+            return math.sqrt(unpooled / len(weighted)), len(weighted) - 1
+        return math.sqrt(max(weight * self.variance, unpooled) / len(weighted)), self.degrees
 
 
 def pool(best: Mapping[str, Best], seeds: Sequence[int]) -> Pool:
     """Pool the residuals of a two-way layout, arms by seeds, over the arms that have all seeds."""
-    arms = [arm for arm, sweep in best.items() if set(seeds) <= set(sweep.values)]
-    values = np.array([[best[arm].values[seed] for seed in seeds] for arm in arms])
-    kept, squares = np.arange(len(arms)), np.zeros(0)
+    values = {
+        arm: np.array([sweep.values[seed] for seed in seeds])
+        for arm, sweep in best.items()
+        if set(seeds) <= set(sweep.values)
+    }
+    alike = list(values)
     while True:
-        rows = values[kept]
+        rows = np.array([values[arm] for arm in alike])
         residuals = rows - rows.mean(0) - rows.mean(1, keepdims=True) + rows.mean()
         squares = np.square(residuals).sum(1)
         worst = int(squares.argmax())
         if not _stands_out(squares, worst, len(seeds) - 1):
             break
-        kept = np.delete(kept, worst)
-    members = frozenset(arms[i] for i in kept)
-    degrees = (len(kept) - 1) * (len(seeds) - 1)
-    variance = float(squares.sum() / degrees)
-    return Pool(tuple(seeds), members, frozenset(arms) - members, variance, degrees)
+        del alike[worst]
+    degrees = (len(alike) - 1) * (len(seeds) - 1)
+    return Pool(values, frozenset(alike), float(squares.sum() / degrees), degrees)
 
 
 def _stands_out(squares: np.ndarray, index: int, degrees: int) -> bool:
@@ -158,11 +157,9 @@ def compare_pairs(
         raise ValueError(f"`control` must be an arm with results, {sorted(best)}; got {lacking}")
     known = settled(best, minimise)
     shared = shared_pool(best, minimise, {control for _, control in pairs})
-    if shared is None:
-        tests = {}
-    else:
-        members = shared.arms | shared.outliers
-        tests = {pair: _test(best, pair, shared) for pair in pairs if set(pair) <= members}
+    tests = {}
+    if shared is not None:
+        tests = {pair: _test(pair, shared) for pair in pairs if set(pair) <= set(shared.values)}
     corrected = holm([test.p_value for test in tests.values()])
     for (pair, test), holm_p in zip(tests.items(), corrected, strict=True):
         verdict: Verdict = "no significant difference"
@@ -210,15 +207,9 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def paired_differences(best: Mapping[str, Best], pair: Pair, seeds: Sequence[int]) -> np.ndarray:
-    """Subtract the second arm of ``pair`` from the first, one value a seed."""
-    arm, control = pair
-    return np.array([best[arm].values[seed] - best[control].values[seed] for seed in seeds])
-
-
-def _test(best: Mapping[str, Best], pair: Pair, shared: Pool) -> Comparison:
+def _test(pair: Pair, shared: Pool) -> Comparison:
     """Test a pair by t, without the correction for others."""
-    differences = paired_differences(best, pair, shared.seeds)
+    differences = shared.values[pair[0]] - shared.values[pair[1]]
     error, degrees = shared.standard_error(differences, set(pair), weight=2.0)
     mean, half = float(differences.mean()), float(stats.t.isf(LEVEL / 2, degrees) * error)
     # Without any spread there is nothing to test against: equal discrete scores prove nothing.
@@ -230,7 +221,7 @@ def _test(best: Mapping[str, Best], pair: Pair, shared: Pool) -> Comparison:
         interval=(mean - half, mean + half),
         bootstrap=bootstrap_interval(differences),
         p_value=p_value,
-        pooled=set(pair) <= shared.arms,
+        pooled=set(pair) <= shared.alike,
     )
 
 
@@ -246,9 +237,7 @@ class Share:
         return f"{self.share:.0%} [{self.low:.0%}, {self.high:.0%}]"
 
 
-def gap_closed(
-    best: Mapping[str, Best], shared: Pool, oracle: str, control: str = CONTROL
-) -> dict[str, Share]:
+def gap_closed(shared: Pool, oracle: str, control: str = CONTROL) -> dict[str, Share]:
     """Return, by arm, the share of the way from ``control`` to ``oracle`` that it goes.
 
     With f = (control - arm) / (control - oracle), the limits are Fieller's (1954): all f for which
@@ -257,14 +246,14 @@ def gap_closed(
     that is where the gap itself is not significant, are left out. No arm has a share where the
     control or the oracle is not among those of ``shared``.
     """
-    arms = shared.arms | shared.outliers
-    if not {control, oracle} <= arms:
+    values = shared.values
+    if not {control, oracle} <= set(values):
         return {}
-    gaps = -paired_differences(best, (oracle, control), shared.seeds)
+    gaps = values[control] - values[oracle]
     shares = {}
-    for arm in sorted(arms - {control, oracle}, key=list(best).index):
-        gains = -paired_differences(best, (arm, control), shared.seeds)
-        limits = _fieller(gains, gaps, shared, pooled={arm, control, oracle} <= shared.arms)
+    for arm in [arm for arm in values if arm not in (control, oracle)]:
+        gains = values[control] - values[arm]
+        limits = _fieller(gains, gaps, shared, pooled={arm, control, oracle} <= shared.alike)
         if limits:
             shares[arm] = Share(float(gains.mean() / gaps.mean()), *limits)
     return shares

@@ -112,7 +112,7 @@ def levels_table(analysis: Analysis) -> Table | None:
     There is no row where the control, or a cell of the level, has no verdict.
     """
     pool, rows = analysis.pool, []
-    judged = pool.arms | pool.outliers if pool else frozenset()
+    judged = set(pool.values) if pool else set()
     for grid in grids(analysis):
         for axis, factor in enumerate(FACTORS):
             others = grid.levels[1 - axis]
@@ -120,7 +120,7 @@ def levels_table(analysis: Analysis) -> Table | None:
                 cells = [(level, other) if axis == 0 else (other, level) for other in others]
                 labels = [grid.labels[cell] for cell in cells if cell in grid.labels]
                 if pool and len(labels) == len(others) and judged >= {*labels, analysis.control}:
-                    mean, half = _contrast(analysis, pool, labels)
+                    mean, half = _contrast(pool, labels, analysis.control)
                     shown = f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
                     rows.append((grid.arm, factor, level, str(len(labels)), shown))
     header = ("arm", "factor", "level", "cells", f"minus {analysis.control} [95 % CI]")
@@ -134,13 +134,8 @@ def levels_table(analysis: Analysis) -> Table | None:
     return Table(words, header, tuple(rows)) if rows else None
 
 
-def _contrast(analysis: Analysis, pool: Pool, labels: list[str]) -> tuple[float, float]:
+def _contrast(pool: Pool, labels: list[str], control: str) -> tuple[float, float]:
     """Return the mean over cells minus the control, and half its 95 % t interval."""
-    values = {
-        label: np.array([analysis.best[label].values[seed] for seed in pool.seeds])
-        for label in (*labels, analysis.control)
-    }
-    level = np.mean([values[label] for label in labels], axis=0)
-    weighted = level - values[analysis.control]
-    error, degrees = pool.standard_error(weighted, set(values), weight=1 + 1 / len(labels))
+    weighted = np.mean([pool.values[label] for label in labels], axis=0) - pool.values[control]
+    error, degrees = pool.standard_error(weighted, {*labels, control}, weight=1 + 1 / len(labels))
     return float(weighted.mean()), float(stats.t.isf(LEVEL / 2, degrees)) * error

@@ -143,7 +143,7 @@ def _caption(analysis: Analysis) -> str:
     if pool := analysis.pool:
         text += (
             f"Differences are paired by seed; intervals and p values use a variance pooled over "
-            f"{len(pool.arms)} arms (sd of a run {number(math.sqrt(pool.variance))}, "
+            f"{len(pool.alike)} arms (sd of a run {number(math.sqrt(pool.variance))}, "
             f"{pool.degrees} degrees of freedom), never less than the pair's own. Each interval is "
             f"for its comparison alone; p is corrected by Holm over all {len(judged)}, and a "
             f"verdict needs p ≤ {LEVEL:g}. The bootstrap over seeds is too narrow for few seeds "

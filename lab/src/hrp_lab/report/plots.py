@@ -133,16 +133,16 @@ def sweep_curves(analysis: Analysis) -> Figure | None:
     that in which the best rates lie; triangles on its edge point to what is beyond, with the mean
     where it is an arm's best. Returns None where no arm was swept.
     """
-    if all(len(by_rate) < 2 for by_rate in analysis.table.values()):
+    if all(len(best.by_rate) < 2 for best in analysis.best.values()):
         return None
     with drawn() as figure:
         axes = figure.add_subplot()
-        frame = _sweep_frame(analysis)
-        for arm, look in _looks(analysis).items():
+        frame, looks = _sweep_frame(analysis), _looks(analysis)
+        for arm, look in looks.items():
             _sweep(axes, analysis.best[arm], frame, look)
         axes.set_ylim(*frame)
         axes.set_xscale("log")
-        rates = _apart(sorted({rate for arm in _looks(analysis) for rate in analysis.table[arm]}))
+        rates = _apart(sorted({rate for arm in looks for rate in analysis.best[arm].by_rate}))
         axes.set_xticks(rates, list(map(power, rates)))
         axes.minorticks_off()
         axes.set_xlabel("learning rate")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer
 
 from hrp_lab.bench.speed.cuda_graphs import GraphedTrainer, with_few_shapes
-from hrp_lab.bench.speed.padding_free import PaddingFreeCollator, padding_free
+from hrp_lab.bench.speed.padding_free import padding_free, padding_free_batch
 from hrp_lab.bench.tasks import Example, Task
 
 _KINDS = 64  # of blocks that a worker may meet: arms, ranks, dtypes
@@ -41,7 +42,8 @@ class Speed:
     def collator(self, task: Task) -> Callable[[list[Example]], Any]:
         """Return the task's collator or one without padding, with few shapes for graphs."""
         if self.packs(task):
-            return PaddingFreeCollator(*(_FEW_SHAPES if self.cuda_graphs else ()))
+            tokens, longest = _FEW_SHAPES if self.cuda_graphs else (1, 1)
+            return partial(padding_free_batch, tokens_multiple=tokens, longest_multiple=longest)
         return with_few_shapes(task.collator) if self.cuda_graphs else task.collator
 
     @contextmanager
