@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from summary_table import CLASSIFIER_SETTINGS, records_of, table
@@ -95,36 +94,38 @@ def _reading(name: str) -> str:
 
 def readings() -> dict[str, str]:
     """Return the pages that a person wrote: what follows from the records, new and earlier."""
+    listed = "".join(
+        f"- [{title}]({name}.md): {about}\n" for name, (title, about) in EARLIER.items()
+    )
     return {
         "reading": f"# What the records say\n\n{_reading('kept').replace('<!-- more -->', '')}",
         "reading-earlier": f"# What the earlier records say\n\n{SUPERSEDED}\n\n"
-        f"{_reading('results').rstrip()}\n\n## The experiments\n\n{_listed(EARLIER)}"
+        f"{_reading('results').rstrip()}\n\n## The experiments\n\n{listed}"
         "- [Ablation: R and K on word problems](../ablation.md)\n",
     }
 
 
 def main_page() -> str:
     """Return the text of docs/results.md."""
-    return "\n".join(_main_parts()).rstrip() + "\n"
-
-
-def _main_parts() -> Iterator[str]:
-    yield "# Results\n"
-    yield _reading("kept").partition("<!-- more -->")[0]
     reading = "[the reading](results/reading.md)"
-    yield f"What speaks for HRP, the goals and why some were missed: {reading}.\n"
-    yield "## GSM8K, a 30 M-parameter Llama, rank 4\n"
-    yield table("short").markdown()
-    yield "## The comparisons that decide, by length and rank\n"
-    yield table("pairs").markdown()
-    yield "## What preheating is charged\n"
-    yield table("charging").markdown()
-    yield "## CoLA and SST-2, MiniLM, five seeds\n"
-    yield classifiers().markdown()
-    yield "## Every experiment\n"
     links = "; ".join(f"[{title}](results/{name}.md)" for name, (title, _) in KEPT.items())
-    yield f"{links}. [Earlier ones](results/reading-earlier.md), HRP cut by the plain SVD."
-    yield "What HRP [costs](costs.md); how to [make such tables](benchmark.md)."
+    parts = [
+        "# Results\n",
+        _reading("kept").partition("<!-- more -->")[0],
+        f"What speaks for HRP, the goals and why some were missed: {reading}.\n",
+        "## GSM8K, a 30 M-parameter Llama, rank 4\n",
+        table("short").markdown(),
+        "## The comparisons that decide, by length and rank\n",
+        table("pairs").markdown(),
+        "## What preheating is charged\n",
+        table("charging").markdown(),
+        "## CoLA and SST-2, MiniLM, five seeds\n",
+        classifiers().markdown(),
+        "## Every experiment\n",
+        f"{links}. [Earlier ones](results/reading-earlier.md), HRP cut by the plain SVD.",
+        "What HRP [costs](costs.md); how to [make such tables](benchmark.md).",
+    ]
+    return "\n".join(parts).rstrip() + "\n"
 
 
 def classifiers() -> Table:
@@ -133,10 +134,6 @@ def classifiers() -> Table:
     whole = classifiers_table(by_task, CLASSIFIER_SETTINGS)
     rows = [row for row in whole.rows if row[2] in ("0", "0.3") and row[1:3] != ("0.001", "0.3")]
     return Table(whole.caption, whole.header, (whole.rows[0], *rows))
-
-
-def _listed(pages: dict[str, tuple[str, str]]) -> str:
-    return "".join(f"- [{title}]({name}.md): {about}\n" for name, (title, about) in pages.items())
 
 
 def write_short() -> None:
@@ -151,18 +148,14 @@ def write_short() -> None:
 def with_table(readme: str) -> str:
     """Return README with its table anew between the marks; unchanged without them."""
     begin, end = README_MARKS
-    head, mark, rest = readme.partition(begin)
-    _, closing, tail = rest.partition(end)
-    if not (mark and closing):
-        return readme
-    return f"{head}{begin}\n{table('readme').markdown().rstrip()}\n{end}{tail}"
+    made = f"{begin}\n{table('readme').markdown().rstrip()}\n{end}"
+    return re.sub(f"{begin}.*?{end}", lambda _: made, readme, flags=re.DOTALL)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="docs/results.md and README alone")
-    options = parser.parse_args()
-    if not options.short:
+    if not parser.parse_args().short:
         write_experiments()
     write_short()
 

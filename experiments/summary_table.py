@@ -33,26 +33,25 @@ def records_of(names: Sequence[str]) -> list[Record]:
     return load_all([RESULTS / f"{name}.jsonl" for name in names])
 
 
-def table(kind: str, experiment: str | None = None) -> Table:
-    """Return the table of that kind."""
-    if kind == "pairs":
-        return summary.pairs_table(records_of(LENGTHS + RANKS))
-    if kind == "charging":
-        return summary.charging_table(records_of(LENGTHS[:2]))
-    if kind == "seeds":
-        return summary.seeds_table(records_of([experiment or "kept-cola"]), CLASSIFIER_SETTINGS)
-    if kind == "readme":
-        return starts_table(records_of(LENGTHS), records_of(FORGETTING), records_of(EARLIER))
-    if kind == "exact":
-        return exact_match_table(records_of(FORGETTING))
-    return summary.short_table(records_of(LENGTHS), records_of(FORGETTING))
+def table(kind: str, experiment: str = "kept-cola") -> Table:
+    """Return the table of that kind; ``experiment`` is that of `seeds`."""
+    return {
+        "short": lambda: summary.short_table(records_of(LENGTHS), records_of(FORGETTING)),
+        "readme": lambda: starts_table(
+            records_of(LENGTHS), records_of(FORGETTING), records_of(EARLIER)
+        ),
+        "exact": lambda: exact_match_table(records_of(FORGETTING)),
+        "pairs": lambda: summary.pairs_table(records_of(LENGTHS + RANKS)),
+        "charging": lambda: summary.charging_table(records_of(LENGTHS[:2])),
+        "seeds": lambda: summary.seeds_table(records_of([experiment]), CLASSIFIER_SETTINGS),
+    }[kind]()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     kinds = ("short", "readme", "exact", "pairs", "charging", "seeds")
     parser.add_argument("kind", nargs="?", default="short", choices=kinds)
-    parser.add_argument("experiment", nargs="?", help="of `seeds` (default: kept-cola)")
+    parser.add_argument("experiment", nargs="?", default="kept-cola", help="of `seeds`")
     options = parser.parse_args()
     print(table(options.kind, options.experiment).markdown(), end="")
 
