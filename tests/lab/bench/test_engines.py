@@ -18,15 +18,14 @@ import pytest
 
 from helpers.faults import fault
 from helpers.spectra_made import made_spectrum
-from helpers.tiny_bench import FEW
+from helpers.tiny_bench import FEW, TinyBench, spec
 from hrp_lab.bench import engines
-from hrp_lab.bench.context import Places
+from hrp_lab.bench.context import Places, Setup
 from hrp_lab.bench.costs import Costs
 from hrp_lab.bench.driver import Driver
 from hrp_lab.bench.engines import Ray, Sequential, Workers
 from hrp_lab.bench.protocol import experiment_from, load_experiment, plan
 from hrp_lab.bench.record_store import find_records, load_records
-from hrp_lab.bench.spectrum_cache import Shared, get_shared
 from hrp_lab.cli.bench_commands import _engine, main
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes started here
@@ -273,25 +272,23 @@ def test_a_ray_worker_that_dies_loses_one_run_which_is_done_again(tmp_path):
     assert any("a worker died" in line for line in said)
 
 
-def make_slowly(cache: Path, made: Path):
-    def make() -> Shared:
-        (made / str(os.getpid())).touch()
+def make_slowly(folder: Path):
+    def make():
+        (folder / str(os.getpid())).touch()
         time.sleep(1)
-        return Shared(made_spectrum(), Costs(charged_steps=3), (2.0, 1.0))
+        return made_spectrum(), Costs(charged_steps=3)
 
-    shared = get_shared(cache, "preheat", plan(experiment_from(FEW), {})[0], {}, make)
-    assert (shared.costs.charged_steps, shared.losses) == (3, (2.0, 1.0))
+    spectrum = Setup(TinyBench(folder), spec("hrp-ab")).shared("preheat", {}, make)
+    assert Costs(**spectrum.provenance["costs"]) == Costs(charged_steps=3)
 
 
 def test_of_processes_that_share_a_spectrum_one_makes_it_and_the_others_wait(tmp_path):
-    (tmp_path / "made").mkdir()
     context = multiprocessing.get_context("forkserver")
-    arguments = (tmp_path / "cache", tmp_path / "made")
-    processes = [context.Process(target=make_slowly, args=arguments) for _ in range(3)]
+    processes = [context.Process(target=make_slowly, args=(tmp_path,)) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert len(list((tmp_path / "made").iterdir())) == 1
+    assert len([path for path in tmp_path.iterdir() if path.is_file()]) == 1
     assert len(list((tmp_path / "cache").iterdir())) == 1

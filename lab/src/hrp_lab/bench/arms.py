@@ -20,11 +20,11 @@ from hrp.adapters.freezing import freeze_factor
 from hrp.adapters.layers import lora_modules
 from hrp.config import Direction
 from hrp.initialization import initialize_lora_hrp_weights
+from hrp.spectra.spectrum import Spectrum
 from hrp_lab.bench import data_starts, starts
 from hrp_lab.bench.arm_defaults import adalora_fields
 from hrp_lab.bench.context import NotApplicable, Setup, Start
 from hrp_lab.bench.costs import Costs
-from hrp_lab.bench.spectrum_cache import Shared
 
 Starter = Callable[[Setup], Start]
 
@@ -176,7 +176,7 @@ def _full(setup: Setup) -> Start:
 
 def _directed(
     setup: Setup,
-    shared: Shared,
+    spectrum: Spectrum,
     direction: Direction,
     scale: float = 1.0,
     freeze: bool = False,
@@ -185,14 +185,15 @@ def _directed(
 ) -> Start:
     """Start a LoRA from a shared spectrum; with ``freeze``, the direction's factor stays."""
     model = setup.adapter(**variant)
-    initialize_lora_hrp_weights(model, shared.spectrum, direction, scale, **(how or {}))
+    initialize_lora_hrp_weights(model, spectrum, direction, scale, **(how or {}))
     if freeze:
         freeze_factor(model, "A" if direction == "A" else "B")
-    return Start(model, shared.costs, shared.losses)
+    made = spectrum.provenance
+    return Start(model, Costs(**made["costs"]), tuple(made.get("losses", ())))
 
 
-def _from(shared: Callable[[Setup], Shared], direction: Direction) -> Starter:
-    return lambda setup: _directed(setup, shared(setup), direction)
+def _from(spectrum: Callable[[Setup], Spectrum], direction: Direction) -> Starter:
+    return lambda setup: _directed(setup, spectrum(setup), direction)
 
 
 def _hrp(direction: Direction, freeze: bool = False, kept: bool = False, **fixed: Any) -> Starter:
@@ -203,8 +204,8 @@ def _hrp(direction: Direction, freeze: bool = False, kept: bool = False, **fixed
         scale = 1.0 if direction == "AB" else section["scale"]
         how = _cut(section) | {name: fixed[name] for name in _CUT if name in fixed}
         variant = {k: fixed[k] for k in ("use_dora", "use_rslora") if k in fixed}
-        shared = starts.preheated(setup, use_dora=kept and "truncation" in section)
-        return _directed(setup, shared, direction, scale, freeze, how, **variant)
+        spectrum = starts.preheated(setup, use_dora=kept and "truncation" in section)
+        return _directed(setup, spectrum, direction, scale, freeze, how, **variant)
 
     return start
 

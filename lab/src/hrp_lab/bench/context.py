@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
+import hashlib
 import itertools
 import json
 import time
@@ -15,21 +17,25 @@ from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache
+from filelock import FileLock
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, set_seed
 from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
+from hrp.files import clear_dead_staging
+from hrp.spectra.spectrum import Spectrum
 from hrp_lab.bench import costs
 from hrp_lab.bench.costs import Costs, ModelSize
 from hrp_lab.bench.record import RunSpec
-from hrp_lab.bench.spectrum_cache import Shared, get_shared
 from hrp_lab.bench.speed.options import Speed
 from hrp_lab.bench.tasks import Task, TaskRequest, load_task
 from hrp_lab.bench.training import Plan, Trained, fine_tune
 
 _BASES_KEPT = 4
+# A run's data, model and adapter depend on these, apart from its own settings.
+_GROUND = ("model", "dtype", "batch_size", "task", "lora", "training")
 
 
 class NotApplicable(Exception):  # noqa: N818 - an answer, not an error
@@ -251,15 +257,33 @@ class Setup:
         plan = self.plan(steps, learning_rate)
         return fine_tune(start.model, plan, start.optimizer, start.callbacks)
 
-    def shared(self, kind: str, settings: dict[str, Any], make: Callable[[], Shared]) -> Shared:
-        """Make or read what runs of one task, seed and settings share; see `spectrum_cache`."""
+    def shared(
+        self, kind: str, settings: dict[str, Any], make: Callable[[], tuple[Spectrum, Costs]]
+    ) -> Spectrum:
+        """Return the spectrum that all runs of one task, seed and settings start from.
+
+        The first of them makes it, others wait meanwhile. It is written whole or not at all, and
+        its provenance says what it cost, so that every run can be charged in full.
+        """
         began = time.perf_counter()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        shared = get_shared(self.bench.places.cache, kind, self.spec, settings, make)
-        clear_device_cache(garbage_collection=True)  # of the models that made it
+        ground = {name: self.spec.config[name] for name in _GROUND}
+        identity = json.dumps([self.spec.task, self.spec.seed, ground, settings], sort_keys=True)
+        name = f"{kind}-spectrum-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+        cache = self.bench.places.cache
+        folder, lock = cache / name, cache / f".{name}.lock"
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            clear_dead_staging(folder)
+            if not folder.exists():
+                spectrum, used = make()
+                spectrum.provenance["costs"] = dataclasses.asdict(used)
+                spectrum.save(folder)
+                clear_device_cache(garbage_collection=True)  # of the models that made it
+            lock.unlink(missing_ok=True)  # who waits for it then finds the folder
         self.sharing_s += time.perf_counter() - began
-        return shared
+        return Spectrum.load(folder)
 
 
 def peak_memory() -> int:

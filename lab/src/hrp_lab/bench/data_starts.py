@@ -25,18 +25,17 @@ from hrp.spectra.spectrum import Spectrum
 from hrp_lab.bench import costs
 from hrp_lab.bench.context import NotApplicable, Setup, Start
 from hrp_lab.bench.costs import Costs, equivalent_steps
-from hrp_lab.bench.spectrum_cache import Shared
 from hrp_lab.bench.tasks.answers import IGNORED, half_precision
 
 _KEPT_RANKS = 4  # times the adapter's rank, of each spectrum that is kept
 
 
-def gradient(setup: Setup) -> Shared:
+def gradient(setup: Setup) -> Spectrum:
     """Return the spectrum of the loss's mean gradient with respect to the adapted weights."""
     settings = setup.section("gradient")
     batches = settings["batches"]
 
-    def make() -> Shared:
+    def make() -> tuple[Spectrum, Costs]:
         began = time.perf_counter()
         model = setup.base(torch.float32).requires_grad_(False).train()
         weights = {name: model.get_submodule(name).weight for name in setup.targets}
@@ -44,7 +43,7 @@ def gradient(setup: Setup) -> Shared:
             weight.requires_grad_(True)
         tokens = _accumulate_gradients(setup, model, batches)
         spectrum = _dense_spectrum(setup, {n: w.grad / batches for n, w in weights.items()})
-        return Shared(spectrum, _costs_of_gradients(setup, began, tokens))
+        return spectrum, _costs_of_gradients(setup, began, tokens)
 
     return setup.shared("gradient", settings, make)
 
@@ -88,17 +87,17 @@ def _dense_spectrum(setup: Setup, changes: Mapping[str, Float[Tensor, "d_out d_i
     return Spectrum(spectra)
 
 
-def full_change(setup: Setup) -> Shared:
+def full_change(setup: Setup) -> Spectrum:
     """Return the spectrum of what full fine-tuning changes in the adapted weights, uncharged."""
     settings = {"steps": setup.spec.config["steps"]} | setup.section("oracle")
 
-    def make() -> Shared:
+    def make() -> tuple[Spectrum, Costs]:
         model = setup.base(torch.float32).requires_grad_(True)
         weights = {name: model.get_submodule(name).weight for name in setup.targets}
         before = {name: weight.detach().clone() for name, weight in weights.items()}
         setup.train(Start(model, full=True), settings["steps"], settings["learning_rate"])
         changes = {name: weight.detach() - before[name] for name, weight in weights.items()}
-        return Shared(_dense_spectrum(setup, changes), Costs())
+        return _dense_spectrum(setup, changes), Costs()
 
     return setup.shared("oracle", settings, make)
 

@@ -15,16 +15,17 @@ from hrp.config import HRPConfig
 from hrp.initialization import initialize_lora_hrp_weights
 from hrp.preheating.pipeline import preheat
 from hrp.preheating.rates import rates_of
+from hrp.spectra.spectrum import Spectrum
 from hrp_lab.bench import costs
 from hrp_lab.bench.context import NotApplicable, Setup, Start
-from hrp_lab.bench.spectrum_cache import Shared
+from hrp_lab.bench.costs import Costs
 from hrp_lab.bench.training import trainer_arguments
 
 PREHEAT_SEED = 1000  # added to a run's seed: other batches than fine-tuning's first ones
 _OF_THE_START = ("scale", "truncation", "keep")  # settings that preheating does not depend on
 
 
-def preheated(setup: Setup, use_dora: bool = False) -> Shared:
+def preheated(setup: Setup, use_dora: bool = False) -> Spectrum:
     """Return the spectrum of preheating by section ``hrp``, of a LoRA or a DoRA."""
     settings = _preheating(setup)
     if use_dora:
@@ -33,7 +34,7 @@ def preheated(setup: Setup, use_dora: bool = False) -> Shared:
     return setup.shared("preheat", settings, lambda: _preheat(setup, settings))
 
 
-def preheated_until_settled(setup: Setup) -> Shared:
+def preheated_until_settled(setup: Setup) -> Spectrum:
     """Return that of ``preheat_steps="auto"``, for at most ``max_share`` of all steps."""
     settings, auto = _preheating(setup), setup.section("auto")
     limit = round(auto.pop("max_share") * setup.spec.config["steps"])
@@ -65,7 +66,7 @@ def _preheating(setup: Setup) -> dict[str, Any]:
     }
 
 
-def _preheat(setup: Setup, settings: dict[str, Any]) -> Shared:
+def _preheat(setup: Setup, settings: dict[str, Any]) -> tuple[Spectrum, Costs]:
     settings = dict(settings)
     use_dora = settings.pop("use_dora", False)
     settings.pop("own_learning_rate")
@@ -87,10 +88,9 @@ def _preheat(setup: Setup, settings: dict[str, Any]) -> Shared:
         costs.factored_svd_flops(*shape, min(config.preheat_rank, *shape))
         for shape in setup.targets.values()
     )
-    used = setup.used(
+    return spectrum, setup.used(
         began, tokens, flops, preheat_steps=steps, charged_steps=steps, extra_parameters=held
     )
-    return Shared(spectrum, used, tuple(spectrum.provenance["losses"]))
 
 
 def squeezed_after(setup: Setup) -> Start:
