@@ -8,14 +8,11 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hrp.cli.failures import reported
 from hrp.cli.locks import held, lock_beside
 from hrp.validation import check_choice, check_integer, check_positive
-
-if TYPE_CHECKING:
-    from hrp_lab.bench.record import Record
 
 _CONTROL = "lora"
 EPILOG = """examples:
@@ -231,54 +228,38 @@ def _list_experiment(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace, _: Sequence[str]) -> None:
+    from hrp.files import write_text
+    from hrp.report.html import check_page
+    from hrp.spectra.spectrum import Spectrum
     from hrp_lab.bench.record_store import load_all
+    from hrp_lab.report.markdown import write_page
+    from hrp_lab.report.sections import GENERATOR, report_page
 
-    html = _is_html(options)
+    out, html = options.out, options.out.suffix == ".html"
+    if not html and out.suffix != ".md":
+        raise ValueError(f"`--out` must end in .html or .md, got '{out}'")
+    if options.spectrum and not html:
+        raise ValueError(f"`--spectrum` needs `--out` to end in .html, got '{out}'")
+    if options.reading and html:
+        raise ValueError(f"`--reading` needs `--out` to end in .md, got '{out}'")
     records = load_all(options.records)
     if options.metric:
         known = sorted({name for record in records for name in record.metrics})
         check_choice("--metric", options.metric, tuple(known))
     if options.control != _CONTROL:  # a page without the default one is a page
         check_choice("--control", options.control, tuple(sorted({r.arm for r in records})))
-    shown = _write_html(options, records) if html else _write_markdown(options, records)
-    print(f"wrote {options.out} ({len(records)} records, {shown})")
-
-
-def _is_html(options: argparse.Namespace) -> bool:
-    """Tell the kind of page by its name, and check that all options are of that kind."""
-    suffix = options.out.suffix
-    if suffix not in (".html", ".md"):
-        raise ValueError(f"`--out` must end in .html or .md, got '{options.out}'")
-    other = (
-        ("--reading", options.reading) if suffix == ".html" else ("--spectrum", options.spectrum)
-    )
-    if other[1]:
-        wanted = ".md" if suffix == ".html" else ".html"
-        raise ValueError(f"`{other[0]}` needs `--out` to end in {wanted}, got '{options.out}'")
-    return bool(suffix == ".html")
-
-
-def _write_html(options: argparse.Namespace, records: Sequence[Record]) -> str:
-    from hrp.files import write_text
-    from hrp.report.html import check_page
-    from hrp.spectra.spectrum import Spectrum
-    from hrp_lab.report.sections import GENERATOR, report_page
-
-    check_page(options.out, GENERATOR)
-    spectra = {str(folder): Spectrum.load(folder) for folder in options.spectrum}
-    title = options.title or "HRP benchmark"
-    write_text(options.out, report_page(records, spectra, title, options.metric, options.control))
-    return f"{len(spectra)} spectra"
-
-
-def _write_markdown(options: argparse.Namespace, records: Sequence[Record]) -> str:
-    from hrp_lab.report.markdown import write_page
-
-    reading = options.reading.read_text(encoding="utf-8") if options.reading else ""
-    figures = write_page(
-        records, options.out, options.title or "Results", options.metric, options.control, reading
-    )
-    return f"{figures} figures"
+    asked = options.metric, options.control
+    if html:
+        check_page(out, GENERATOR)
+        spectra = {str(folder): Spectrum.load(folder) for folder in options.spectrum}
+        title = options.title or "HRP benchmark"
+        write_text(out, report_page(records, spectra, title, *asked))
+        shown = f"{len(spectra)} spectra"
+    else:
+        reading = options.reading.read_text(encoding="utf-8") if options.reading else ""
+        count = write_page(records, out, options.title or "Results", *asked, reading)
+        shown = f"{count} figures"
+    print(f"wrote {out} ({len(records)} records, {shown})")
 
 
 def _export(options: argparse.Namespace, _: Sequence[str]) -> None:

@@ -48,14 +48,10 @@ def write_page(
 
     Every table is followed by the run ids behind it, so that each number can be traced. ``reading``
     is what a person makes of them, in Markdown; it stands first. Where ``drawn`` is false the page
-    has tables alone.
+    has tables alone. Returns the number of figures.
 
-    Returns:
-        The number of figures.
-
-    Raises:
-        ValueError: there are no records.
-        RecordError: two records are of the same run; nothing is written.
+    Raises ``ValueError`` without records, and `RecordError` where two are of the same run; then
+    nothing is written.
     """
     if not records:
         raise ValueError("`records` must not be empty")
