@@ -11,10 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from typing import Any, get_args
 
 EXAMPLES = """\
 examples:
@@ -136,10 +133,7 @@ def _figure1(options: argparse.Namespace, command: str) -> int:
     result = figure1(config)
     print(figure1_table(result))
     _record(options, command, asdict(config), optimum=result.optimum, table=result.rows())
-    if options.out:
-        from hrp_lab.theory.theory_plots import draw_figure1
-
-        _save(draw_figure1(result), options.out / "theory-figure1.png")
+    _draw(options, "theory-figure1", lambda plots: plots.draw_figure1(result))
     return 0
 
 
@@ -159,10 +153,7 @@ def _sweep(options: argparse.Namespace, command: str) -> int:
     result = sweep(config)
     print(sweep_table(result))
     _record(options, command, asdict(config), limits=result.limits(), table=result.rows)
-    if options.out:
-        from hrp_lab.theory.theory_plots import draw_sweep
-
-        _save(draw_sweep(result), options.out / f"{options.name}.png")
+    _draw(options, options.name, lambda plots: plots.draw_sweep(result))
     return 0
 
 
@@ -175,10 +166,7 @@ def _truncation(options: argparse.Namespace, command: str) -> int:
     print(truncation_table(result))
     avoided = result.avoided()
     _record(options, command, asdict(config), table=result.rows(), avoided=avoided)
-    if options.out:
-        from hrp_lab.theory.theory_plots import draw_truncation
-
-        _save(draw_truncation(result), options.out / "theory-truncation.png")
+    _draw(options, "theory-truncation", lambda plots: plots.draw_truncation(result))
     return 0
 
 
@@ -188,11 +176,14 @@ def _fields(options: argparse.Namespace, config: Any) -> dict[str, Any]:
     return {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
 
 
-def _save(figure: Figure, path: Path) -> None:
-    from hrp_lab.theory.theory_plots import save_figure
+def _draw(options: argparse.Namespace, name: str, draw: Callable[[Any], Any]) -> None:
+    """Draw with the module of plots, which is slow to load, where ``--out`` asks for it."""
+    if options.out:
+        from hrp_lab.theory import theory_plots
 
-    save_figure(figure, path)
-    print(f"wrote {path}")
+        path = options.out / f"{name}.png"
+        theory_plots.save_figure(draw(theory_plots), path)
+        print(f"wrote {path}")
 
 
 def _record(
