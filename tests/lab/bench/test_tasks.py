@@ -1,22 +1,15 @@
 from __future__ import annotations
 
-import json
 import math
 import sys
 import types
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    BertConfig,
-    BertModel,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
 from helpers.tiny import tiny_llama
+from helpers.tiny_bench import word_tokenizer, write_lines
 from hrp_lab.bench.tasks import TASKS, TaskRequest, load_task
 from hrp_lab.bench.tasks.answers import (
     answer_metrics,
@@ -36,18 +29,8 @@ WORDS = [
 
 
 @pytest.fixture
-def tokenizer() -> PreTrainedTokenizerFast:
-    tokens = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
-    tokens.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokens.post_processor = processors.TemplateProcessing("$A", "$A $B", [])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokens, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
-
-
-def write_lines(path, rows) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def tokenizer():
+    return word_tokenizer(WORDS)
 
 
 def test_the_prompt_and_the_cut_are_left_out_of_the_loss(tokenizer):

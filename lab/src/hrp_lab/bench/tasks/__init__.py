@@ -69,7 +69,6 @@ class Task:
         load_model: returns a fresh base model of the given dtype on the CPU.
         evaluate: returns the metrics of a model, by name; among them the one that `TASKS` names.
         seeded_head: whether ``load_model`` draws a new head from the global generator.
-        tokenizer: of the base model.
     """
 
     task_type: str
@@ -78,7 +77,6 @@ class Task:
     load_model: Callable[[torch.dtype], PreTrainedModel]
     evaluate: Callable[[nn.Module], dict[str, float]]
     seeded_head: bool = False
-    tokenizer: Any = None
 
 
 def load_task(request: TaskRequest) -> Task:

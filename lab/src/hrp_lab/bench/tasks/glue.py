@@ -134,7 +134,6 @@ def _classifier(
         ),
         evaluate=evaluate,
         seeded_head=True,
-        tokenizer=tokenizer,
     )
 
 
@@ -182,7 +181,6 @@ def _seq2seq(
         collator=DataCollatorForSeq2Seq(tokenizer),
         load_model=lambda dtype: AutoModelForSeq2SeqLM.from_pretrained(model, dtype=dtype),
         evaluate=evaluate,
-        tokenizer=tokenizer,
     )
 
 

@@ -85,7 +85,6 @@ def judged_by_answers(
         collator=collator,
         load_model=load_model,
         evaluate=evaluate,
-        tokenizer=tokenizer,
     )
 
 
