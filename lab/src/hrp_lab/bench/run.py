@@ -24,29 +24,25 @@ AMORTISED_OVER = 5
 """Fine-tunings that share one start in the budget "amortised": a usual sweep of learning rates."""
 
 
-class PoisonedDeviceError(RuntimeError):
-    """The GPU context of this process is unusable; only a new process helps."""
-
-
 def execute(bench: Bench, spec: RunSpec) -> Record:
     """Run ``spec``; a failure becomes a record too.
 
-    Raises:
-        PoisonedDeviceError: the process must be replaced and the run done again.
+    A CUDA error, which leaves the GPU context of this process unusable, is raised: the process must
+    be replaced and the run done again.
     """
     started = now()
     try:
-        return _done(bench, spec, started)
+        record = _done(bench, spec)
     except NotApplicable as reason:
         record = Record(spec, "not-applicable", str(reason))
     except Exception as error:
-        # Such an error leaves the process's context unusable; lack of memory does not.
         if "CUDA error" in str(error) and not isinstance(error, torch.cuda.OutOfMemoryError):
-            raise PoisonedDeviceError(str(error)) from error
+            raise
         record = Record(spec, "failed", _described(error))
     finally:
         clear_device_cache(garbage_collection=True)  # so that many processes fit on one device
-    return stamped(record, bench.places, started, _device())
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return stamped(record, bench.places, started, device)
 
 
 def now() -> str:
@@ -69,7 +65,7 @@ def stamped(record: Record, places: Places, started: str, device: str) -> Record
     )
 
 
-def _done(bench: Bench, spec: RunSpec, started: str) -> Record:
+def _done(bench: Bench, spec: RunSpec) -> Record:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     setup = Setup(bench, spec)
@@ -96,7 +92,7 @@ def _done(bench: Bench, spec: RunSpec, started: str) -> Record:
     lost = [name for name, value in metrics.items() if not math.isfinite(value)]
     if lost:
         raise FloatingPointError(f"the metrics {lost} are not finite after fine-tuning")
-    record = Record(
+    return Record(
         spec,
         "ok",
         metrics=metrics,
@@ -104,7 +100,6 @@ def _done(bench: Bench, spec: RunSpec, started: str) -> Record:
         preheat_losses=start.preheat_losses,
         costs=used,
     )
-    return stamped(record, bench.places, started, _device())
 
 
 def _charged(setup: Setup, used: Costs) -> Costs:
@@ -154,7 +149,3 @@ def _described(error: BaseException) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
     return " ".join(f"{type(error).__name__}: {error} ({place})".split())[:1000]
-
-
-def _device() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
