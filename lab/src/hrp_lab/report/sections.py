@@ -10,7 +10,7 @@ from hrp.report.html import page
 from hrp.report.spectrum_views import spectrum_sections
 from hrp.report.table import Table
 from hrp.spectra.spectrum import Spectrum
-from hrp_lab.bench.comparisons import Analysis, View, analyse, shown_arm, superseded, views
+from hrp_lab.bench.comparisons import Analysis, analyse, shown_arm, superseded, views
 from hrp_lab.bench.record import Record
 from hrp_lab.bench.stats import CONTROL
 from hrp_lab.report import ablation_maps, plots, provenance
@@ -65,26 +65,17 @@ def report_page(
 
 
 def _comparison(analysis: Analysis) -> Iterator[Block]:
+    view = analysis.view
+    name = f"{view.experiment}-{view.task}-{view.basis}-{view.steps}"
+    name += f"-{view.settings}" if view.settings else ""
     yield Sentences(tuple(sentences(analysis)))
-    yield from _ablation(analysis)
-    yield _folded_if_long(arms_table(analysis), "All arms")
-    yield TableBlock(provenance.origins_table(analysis.view.records))
-    yield from _figures(analysis)
-    yield Heading("Costs")
-    yield _folded_if_long(cost_table(analysis), "Costs of all arms")
-    yield TableBlock(provenance.sources_table(analysis), "Records behind the table")
-
-
-def _ablation(analysis: Analysis) -> Iterator[Block]:
     for arm, figure in ablation_maps.heat_maps(analysis).items():
-        name = f"{_name(analysis.view)}-{arm}-ablation"
-        yield FigureBlock(figure, name, ablation_maps.caption(analysis, arm))
+        caption = ablation_maps.caption(analysis, arm)
+        yield FigureBlock(figure, f"{name}-{arm}-ablation", caption)
     if levels := ablation_maps.levels_table(analysis):
         yield TableBlock(levels)
-
-
-def _figures(analysis: Analysis) -> Iterator[FigureBlock]:
-    name = _name(analysis.view)
+    yield _folded_if_long(arms_table(analysis), "All arms")
+    yield TableBlock(provenance.origins_table(view.records))
     if any(comparison.judged for comparison in analysis.comparisons):
         caption = f"Difference to {analysis.control}, {plots.INTERVALS}"
         yield FigureBlock(plots.differences(analysis), f"{name}-differences", caption)
@@ -95,11 +86,9 @@ def _figures(analysis: Analysis) -> Iterator[FigureBlock]:
         yield FigureBlock(sweeps, f"{name}-sweep", f"Learning-rate sweeps: {plots.POINTS}")
     if losses := plots.loss_curves(analysis):
         yield FigureBlock(losses, f"{name}-losses", "Training loss: mean, range over seeds")
-
-
-def _name(view: View) -> str:
-    name = f"{view.experiment}-{view.task}-{view.basis}-{view.steps}"
-    return f"{name}-{view.settings}" if view.settings else name
+    yield Heading("Costs")
+    yield _folded_if_long(cost_table(analysis), "Costs of all arms")
+    yield TableBlock(provenance.sources_table(analysis), "Records behind the table")
 
 
 def _folded_if_long(table: Table, summary: str) -> TableBlock:
