@@ -262,13 +262,13 @@ def analyse(view: View, metric: str | None = None, control: str = CONTROL) -> An
     table = scores(view.records, metric, label=lambda record: labels[record.run_id])
     best = select(table, minimised(metric), _failed_rates(view, labels))
     oracle = next((name for name in ORACLES if name in best), None)
-    pool = shared_pool(best, minimised(metric), [control])
+    pool = shared_pool(best, [control])
     return Analysis(
         view,
         metric,
         labels,
         best,
-        comparisons=compare(best, minimised(metric), control) if control in best else [],
+        comparisons=compare(best, control) if control in best else [],
         oracle=oracle,
         pool=pool,
         gaps=gap_closed(pool, oracle, control) if pool and oracle else {},

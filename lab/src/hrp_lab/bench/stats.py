@@ -134,14 +134,12 @@ class Comparison:
         return self.verdict not in UNJUDGED
 
 
-def compare(best: Mapping[str, Best], minimise: bool, control: str = CONTROL) -> list[Comparison]:
+def compare(best: Mapping[str, Best], control: str = CONTROL) -> list[Comparison]:
     """Compare every arm with ``control``, in the order of ``best``; see the module's text."""
-    return compare_pairs(best, [(arm, control) for arm in best if arm != control], minimise)
+    return compare_pairs(best, [(arm, control) for arm in best if arm != control])
 
 
-def compare_pairs(
-    best: Mapping[str, Best], pairs: Sequence[Pair], minimise: bool
-) -> list[Comparison]:
+def compare_pairs(best: Mapping[str, Best], pairs: Sequence[Pair]) -> list[Comparison]:
     """Compare (arm, control) pairs, with Holm's correction over all of them.
 
     To say that the best of several new arms beats every other, give all pairs of a new arm and
@@ -155,8 +153,8 @@ def compare_pairs(
     lacking = sorted({control for _, control in pairs} - set(best))
     if lacking:
         raise ValueError(f"`control` must be an arm with results, {sorted(best)}; got {lacking}")
-    known = settled(best, minimise)
-    shared = shared_pool(best, minimise, {control for _, control in pairs})
+    known = settled(best)
+    shared = shared_pool(best, {control for _, control in pairs})
     tests = {}
     if shared is not None:
         tests = {pair: _test(pair, shared) for pair in pairs if set(pair) <= set(shared.values)}
@@ -164,7 +162,7 @@ def compare_pairs(
     for (pair, test), holm_p in zip(tests.items(), corrected, strict=True):
         verdict: Verdict = "no significant difference"
         if holm_p <= LEVEL:
-            verdict = "better" if (test.difference < 0) == minimise else "worse"
+            verdict = "better" if (test.difference < 0) == best[pair[0]].minimise else "worse"
         tests[pair] = dataclasses.replace(test, holm_p=holm_p, verdict=verdict)
     return [
         tests.get(pair)
@@ -173,14 +171,12 @@ def compare_pairs(
     ]
 
 
-def shared_pool(
-    best: Mapping[str, Best], minimise: bool, controls: Collection[str] = (CONTROL,)
-) -> Pool | None:
+def shared_pool(best: Mapping[str, Best], controls: Collection[str] = (CONTROL,)) -> Pool | None:
     """Pool all settled arms, over the seeds that the settled controls have.
 
     Returns None where that leaves fewer than two seeds or two arms: nothing can be tested.
     """
-    known = settled(best, minimise)
+    known = settled(best)
     seeds = [set(known[control].values) for control in controls if control in known]
     paired = sorted(set.intersection(*seeds)) if seeds else []
     complete = [arm for arm, sweep in known.items() if set(paired) <= set(sweep.values)]

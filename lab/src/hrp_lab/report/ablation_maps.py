@@ -101,7 +101,7 @@ def _heat_map(analysis: Analysis, grid: Grid, scale: tuple[float, float], centre
 
 def _cell(analysis: Analysis, label: str) -> str:
     best = analysis.best[label]
-    mark = "" if best.overtaken_by(analysis.minimise) is None else "?"
+    mark = "" if best.overtaken_by is None else "?"
     spread = f"\n±{number(best.spread)}" if np.isfinite(best.spread) else ""
     return f"{number(best.mean)}{mark}{spread}"
 

@@ -77,7 +77,7 @@ def arms_table(analysis: Analysis) -> Table:
         row = [arm, spread(best.mean, best.spread), *verdict]
         if analysis.gaps:
             row.append(_gap_cell(analysis.gaps.get(arm)))
-        row += [number(relative_compute(analysis, arm), 2), _rate_cell(best, analysis.minimise)]
+        row += [number(relative_compute(analysis, arm), 2), _rate_cell(best)]
         row += [str(len(best.values)), bootstrap]
         rows.append((*row, *(_metric_cell(analysis, arm, name) for name in others)))
     return Table(_caption(analysis), tuple(header), tuple(rows))
@@ -108,9 +108,9 @@ def _gap_cell(share: Share | None) -> str:
     return str(share)
 
 
-def _rate_cell(best: Best, minimise: bool) -> str:
+def _rate_cell(best: Best) -> str:
     rate = f"{best.learning_rate:g}"
-    if (ahead := best.overtaken_by(minimise)) is not None:
+    if (ahead := best.overtaken_by) is not None:
         seeds = len(best.by_rate[ahead])
         return f"{rate} (not settled: {ahead:g} is better on {seeds} seed{'s' * (seeds > 1)})"
     if len(best.grid) == 1:

@@ -98,9 +98,7 @@ def _folded_if_long(table: Table, summary: str) -> TableBlock:
 def sentences(analysis: Analysis) -> Iterator[str]:
     """Yield the arms by verdict, and what is missing before a verdict means much."""
     ahead = {
-        arm: rate
-        for arm, best in analysis.best.items()
-        if (rate := best.overtaken_by(analysis.minimise)) is not None
+        arm: rate for arm, best in analysis.best.items() if (rate := best.overtaken_by) is not None
     }
     if (rate := ahead.pop(analysis.control, None)) is not None:
         yield (

@@ -171,7 +171,7 @@ def _compared(analysis: Analysis) -> dict[Pair, str]:
         first, second = label_of(analysis, arm), label_of(analysis, control)
         if first and second:
             labels[first, second] = arm, control
-    tested = compare_pairs(analysis.best, list(labels), analysis.minimise)
+    tested = compare_pairs(analysis.best, list(labels))
     return {
         labels[test.arm, test.control]: f"{_difference(test)} {_level(test.verdict)}"
         for test in tested
