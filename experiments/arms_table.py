@@ -7,46 +7,28 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections import defaultdict
 from pathlib import Path
 
 from hrp_lab.bench.record_store import load_records
-
-Losses = dict[int, float]  # seed -> test loss
-
-
-def losses_by_setting(source: Path) -> dict[str, dict[float, Losses]]:
-    """Return arm -> learning rate -> losses, without the learning rates at which a seed failed."""
-    losses: dict[str, dict[float, Losses]] = defaultdict(lambda: defaultdict(dict))
-    records = load_records(source)
-    failed = {(r.arm, r.run.learning_rate) for r in records if r.status == "failed"}
-    for record in records:
-        if (record.arm, record.run.learning_rate) not in failed:
-            losses[record.arm][record.run.learning_rate][record.run.seed] = record.metrics[
-                "test_loss"
-            ]
-    return losses
+from hrp_lab.bench.sweeps import scores, select
 
 
 def main() -> None:
-    arms = losses_by_setting(Path(sys.argv[1]))
-    best = {
-        arm: min(rates, key=lambda rate, rates=rates: statistics.mean(rates[rate].values()))
-        for arm, rates in arms.items()
-    }
-    control = arms["lora"][best["lora"]]
+    records = load_records(Path(sys.argv[1]))
+    failed = {(r.arm, r.run.learning_rate) for r in records if r.status == "failed"}
+    kept = [record for record in records if (record.arm, record.run.learning_rate) not in failed]
+    best = select(scores(kept, "test_loss"), minimise=True)
+    control = best["lora"].values
     print("| start | best learning rate | test loss, mean of seeds | each seed | against `lora` |")
     print("|---|---|---|---|---|")
-    for arm in sorted(arms):
-        losses = arms[arm][best[arm]]
-        differences = [losses[seed] - control[seed] for seed in sorted(control)]
+    for arm, sweep in sorted(best.items()):
+        differences = [sweep.values[seed] - control[seed] for seed in sorted(control)]
         error = statistics.stdev(differences) / len(differences) ** 0.5
         mean = statistics.mean(differences)
         shown = f"{mean:+.4f} +- {error:.4f}"
         shown += f" ({abs(mean) / error:.0f} standard errors)" if arm != "lora" else ""
-        each = ", ".join(f"{losses[seed]:.4f}" for seed in sorted(losses))
-        average = statistics.mean(losses.values())
-        print(f"| `{arm}` | {best[arm]:g} | {average:.4f} | {each} | {shown} |")
+        each = ", ".join(f"{sweep.values[seed]:.4f}" for seed in sorted(sweep.values))
+        print(f"| `{arm}` | {sweep.learning_rate:g} | {sweep.mean:.4f} | {each} | {shown} |")
 
 
 if __name__ == "__main__":

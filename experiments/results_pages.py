@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -141,36 +141,38 @@ def _reading(name: str) -> str:
 
 def readings() -> dict[str, str]:
     """Return the pages that a person wrote: what follows from the records, new and earlier."""
+    listed = "".join(
+        f"- [{page.title}]({name}.md): {page.about}\n" for name, page in EARLIER.items()
+    )
     return {
         "reading": f"# What the records say\n\n{_reading('kept').replace('<!-- more -->', '')}",
         "reading-earlier": f"# What the earlier records say\n\n{SUPERSEDED}\n\n"
-        f"{_reading('results').rstrip()}\n\n## The experiments\n\n{_listed(EARLIER)}"
+        f"{_reading('results').rstrip()}\n\n## The experiments\n\n{listed}"
         "- [Ablation: R and K on word problems](../ablation.md)\n",
     }
 
 
 def main_page() -> str:
     """Return the text of docs/results.md."""
-    return "\n".join(_main_parts()).rstrip() + "\n"
-
-
-def _main_parts() -> Iterator[str]:
-    yield "# Results\n"
-    yield _reading("kept").partition("<!-- more -->")[0]
     reading = "[the reading](results/reading.md)"
-    yield f"What speaks for HRP, the goals and why some were missed: {reading}.\n"
-    yield "## GSM8K, a 30 M-parameter Llama, rank 4\n"
-    yield table("short").markdown()
-    yield "## The comparisons that decide, by length and rank\n"
-    yield table("pairs").markdown()
-    yield "## What preheating is charged\n"
-    yield table("charging").markdown()
-    yield "## CoLA and SST-2, MiniLM, five seeds, 400 steps\n"
-    yield classifiers().markdown()
-    yield "## Every experiment\n"
     links = "; ".join(f"[{page.title}](results/{name}.md)" for name, page in KEPT.items())
-    yield f"{links}. [Earlier ones](results/reading-earlier.md), HRP cut by the plain SVD."
-    yield "What HRP [costs](costs.md); how to [make such tables](benchmark.md)."
+    parts = [
+        "# Results\n",
+        _reading("kept").partition("<!-- more -->")[0],
+        f"What speaks for HRP, the goals and why some were missed: {reading}.\n",
+        "## GSM8K, a 30 M-parameter Llama, rank 4\n",
+        table("short").markdown(),
+        "## The comparisons that decide, by length and rank\n",
+        table("pairs").markdown(),
+        "## What preheating is charged\n",
+        table("charging").markdown(),
+        "## CoLA and SST-2, MiniLM, five seeds, 400 steps\n",
+        classifiers().markdown(),
+        "## Every experiment\n",
+        f"{links}. [Earlier ones](results/reading-earlier.md), HRP cut by the plain SVD.",
+        "What HRP [costs](costs.md); how to [make such tables](benchmark.md).",
+    ]
+    return "\n".join(parts).rstrip() + "\n"
 
 
 def classifiers() -> Table:
@@ -188,10 +190,6 @@ def classifiers() -> Table:
     return Table(sixth.caption, sixth.header, (*twentieth.rows, *told))
 
 
-def _listed(pages: dict[str, Page]) -> str:
-    return "".join(f"- [{page.title}]({name}.md): {page.about}\n" for name, page in pages.items())
-
-
 def write_short() -> None:
     """Write docs/results.md, the readings, and README's table."""
     write_text(DOCS / "results.md", main_page())
@@ -204,18 +202,14 @@ def write_short() -> None:
 def with_table(readme: str) -> str:
     """Return README with its table anew between the marks; unchanged without them."""
     begin, end = README_MARKS
-    head, mark, rest = readme.partition(begin)
-    _, closing, tail = rest.partition(end)
-    if not (mark and closing):
-        return readme
-    return f"{head}{begin}\n{table('readme').markdown().rstrip()}\n{end}{tail}"
+    made = f"{begin}\n{table('readme').markdown().rstrip()}\n{end}"
+    return re.sub(f"{begin}.*?{end}", lambda _: made, readme, flags=re.DOTALL)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="docs/results.md and README alone")
-    options = parser.parse_args()
-    if not options.short:
+    if not parser.parse_args().short:
         write_experiments()
     write_short()
 

@@ -60,7 +60,7 @@ def main() -> None:
     names = set(arm_labels(view.records).values())
     control = next(c for c in (options.control, f"{options.control} (plain cut)") if c in names)
     analysis = analyse(view, control=control)
-    arms = settled(analysis.best, analysis.minimise)
+    arms = settled(analysis.best)
     kept = {arm for arm in arms if options.all or arm.split()[0] in STARTS}
     print(starts_table(analysis, kept), end="")
 

@@ -11,7 +11,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,9 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, convert_to_lora, get_peft_model
 from torch import nn
+from torch.utils.benchmark import Timer
 
+from hrp.files import write_text
 from hrp.spectra.factorization import factored_svd
 from hrp.versions import installed_versions
 
@@ -33,18 +34,6 @@ def adapted_linear(size: int, rank: int, device: str) -> nn.Module:
     return get_peft_model(model, config)
 
 
-def seconds(function: Callable[[], object], repeats: int, device: str) -> list[float]:
-    function()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        function()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return times
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=2048)
@@ -54,7 +43,6 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", message="Converting a PEFT adapter to LoRA")
     model = adapted_linear(options.size, options.rank, options.device)
     layer = model.base_model.model[0]
@@ -65,13 +53,16 @@ def main() -> None:
         "torch.linalg.svd": (lambda: torch.linalg.svd(dense, full_matrices=False), options.repeats),
         "peft.convert_to_lora": (lambda: convert_to_lora(model, RANK_KEPT), options.repeats),
     }
-    times = {name: seconds(way, count, options.device) for name, (way, count) in ways.items()}
+    times = {}
+    for name, (way, count) in ways.items():
+        timer = Timer("way()", globals={"way": way}, num_threads=options.threads)
+        times[name] = [timer.timeit(1).mean for _ in range(count)]
     medians = {name: statistics.median(values) for name, values in times.items()}
     record = {
         "size": options.size,
         "rank": options.rank,
         "device": options.device,
-        "threads": torch.get_num_threads(),
+        "threads": options.threads,
         "median_seconds": medians,
         "spread_seconds": {name: [min(v), max(v)] for name, v in times.items()},
         "speedup": {name: medians[name] / medians["factored_svd"] for name in medians},
@@ -81,9 +72,7 @@ def main() -> None:
     for name, median in medians.items():
         print(f"{name:22} {1e3 * median:9.1f} ms  {record['speedup'][name]:7.1f}x")
     if options.out:
-        temporary = options.out.with_suffix(".tmp")
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
-        temporary.rename(options.out)
+        write_text(options.out, json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import DataCollatorForSeq2Seq
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast
 
 from helpers.tiny import collate, tiny_llama, token_rows
 from hrp.demo.base_model import load_base
@@ -86,9 +89,25 @@ def ragged_task() -> Task:
     for _ in range(23):
         ids = [draw.randrange(2, 16) for _ in range(draw.randint(3, 24))]
         rows.append({"input_ids": ids, "labels": [-100, *ids[1:]]})
-    tokenizer = load_base()[1]
-    padded = DataCollatorForSeq2Seq(tokenizer, padding=True)
-    return dataclasses.replace(tiny_task(), train=rows, collator=padded, tokenizer=tokenizer)
+    padded = DataCollatorForSeq2Seq(load_base()[1], padding=True)
+    return dataclasses.replace(tiny_task(), train=rows, collator=padded)
+
+
+def word_tokenizer(words: Sequence[str], ends: bool = False) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of words that, as T5's does, ends every text, or, as Llama's, does not."""
+    known = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    known.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    template = ("$A <eos>", "$A $B <eos>", [("<eos>", 1)]) if ends else ("$A", "$A $B", [])
+    known.post_processor = processors.TemplateProcessing(*template)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=known, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
+
+
+def write_lines(path: Path, rows: list[dict]) -> None:
+    """Write a JSON Lines file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 FEW = {

@@ -89,8 +89,11 @@ def test_export_writes_a_result_of_peft_s_format_for_every_run(ran, tmp_path, ca
     [
         (["export", "none", "--out", "x"], "'none' is no folder"),
         (["run", "none.yaml"], "none.yaml"),
-        (["run", "few.yaml", "--workers", "0"], "`--workers` must be at least 1, got 0"),
-        (["run", "few.yaml", "--time_limit", "-1"], "`--time_limit` must be > 0, got -1"),
+        (["run", "few.yaml", "--workers", "0"], "`--workers` must be an integer >= 1, got 0"),
+        (
+            ["run", "few.yaml", "--time_limit", "-1"],
+            "`--time_limit` must be finite and > 0, got -1",
+        ),
         (["pack", "none"], "'none' is no folder"),
         (["list", "few.yaml", "--records", "broken"], "broken.jsonl', line 1: not JSON"),
     ],

@@ -132,12 +132,12 @@ def test_a_reading_of_one_s_own_begins_a_markdown_page(records, tmp_path, capsys
         (["{records}", "--spectrum", "nowhere", "--out", "page.html"], "is no spectrum folder"),
         (
             ["{records}", "--control", "lore", "--out", "page.html"],
-            "`--control` must be one of ['hrp-ab', 'lora', 'oracle-b'], got 'lore'",
+            "`--control` must be one of 'hrp-ab', 'lora', 'oracle-b', got 'lore'",
         ),
         (["{records}", "--control", "lore", "--out", "page.md"], "`--control` must be one of"),
         (
             ["{records}", "--metric", "rouge", "--out", "page.html"],
-            "must be one of ['eval_loss', 'exact_match']",
+            "must be one of 'eval_loss', 'exact_match'",
         ),
         (["{records}", "--out", "page.pdf"], "`--out` must end in .html or .md, got 'page.pdf'"),
         (

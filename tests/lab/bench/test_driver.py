@@ -11,9 +11,8 @@ from hrp_lab.bench.context import Places
 from hrp_lab.bench.driver import Driver
 from hrp_lab.bench.engines import Result
 from hrp_lab.bench.protocol import experiment_from, plan
-from hrp_lab.bench.record import Record
+from hrp_lab.bench.record import Record, RunSpec
 from hrp_lab.bench.record_store import find_records, load_records, pack, write_record
-from hrp_lab.bench.schedule import Job, Schedule
 
 
 def made(**changes):
@@ -23,28 +22,23 @@ def made(**changes):
     )  # fmt: skip
 
 
-def done(job: Job, loss: float = 1.0) -> Result:
-    if job.makes:
-        return Result(job)
-    return Result(job, Record(job.spec, "ok", metrics={"eval_loss": loss}))
-
-
 class Instant:
-    """Ends jobs last come, first served; loses those that ``lose`` says."""
+    """Ends runs last come, first served; loses those that ``lose`` says."""
 
-    def __init__(self, slots: int = 1, lose=lambda job: False, loss=lambda job: 1.0) -> None:
+    def __init__(self, slots: int = 1, lose=lambda run: False, loss=lambda run: 1.0) -> None:
         self.slots, self.seen, self.closed = slots, [], False
         self._under_way, self._lose, self._loss = [], lose, loss
 
-    def submit(self, job: Job) -> None:
+    def submit(self, run: RunSpec) -> None:
         assert len(self._under_way) < self.slots
-        self._under_way.append(job)
-        self.seen.append(job)
+        self._under_way.append(run)
+        self.seen.append(run)
 
     def wait(self, timeout_s):
-        job = self._under_way.pop()
-        lost = self._lose(job)
-        return [Result(job, lost="exit code -9") if lost else done(job, self._loss(job))]
+        run = self._under_way.pop()
+        if self._lose(run):
+            return [Result(run, lost="exit code -9")]
+        return [Result(run, Record(run, "ok", metrics={"eval_loss": self._loss(run)}))]
 
     def close(self) -> None:
         self.closed = True
@@ -69,58 +63,35 @@ def test_every_run_is_recorded_once_and_a_rerun_does_nothing(tmp_path, slots):
     assert again.seen == []
 
 
-def test_what_is_shared_is_made_once_a_seed_and_before_it_is_needed(tmp_path):
-    engine = Instant(3)
-    drive(tmp_path, made(), engine)
-    makers = [job for job in engine.seen if job.makes]
-    assert sorted(job.spec.seed for job in makers) == [0, 1]
-    for job in engine.seen:
-        if job.needs:
-            maker = next(one for one in makers if one.makes == job.needs)
-            assert engine.seen.index(maker) < engine.seen.index(job)
-
-
-def test_a_run_waits_for_what_it_needs_while_others_go_on():
-    runs = plan(made(seeds=[0]), {})
-    schedule = Schedule(runs, list)
-    first, maker, third = schedule.take(), schedule.take(), schedule.take()
-    assert (first.spec.arm, first.makes) == ("lora", None)
-    assert maker.makes
-    assert (third.spec.arm, third.spec.learning_rate) == ("lora", 2e-3)
-    assert schedule.take() is None
-    schedule.done(maker)
-    assert schedule.take().spec.arm == "hrp-a"
-
-
 def test_only_what_is_missing_is_run(tmp_path):
     experiment = made(arms=["lora"])
     kept = plan(experiment, {})[1]
     write_record(Record(kept, "ok", metrics={"eval_loss": 2.0}), tmp_path / "records")
     engine = Instant()
     drive(tmp_path, experiment, engine)
-    assert kept.run_id not in {job.spec.run_id for job in engine.seen}
+    assert kept.run_id not in {run.run_id for run in engine.seen}
     assert find_records(tmp_path / "records")[kept.run_id].metrics["eval_loss"] == 2.0
 
 
 def test_a_lost_run_is_done_again(tmp_path):
     lost = []
 
-    def lose(job: Job) -> bool:
-        if job.spec.seed == 1 and job.spec.arm == "hrp-a" and job not in lost:
-            lost.append(job)
+    def lose(run: RunSpec) -> bool:
+        if run.seed == 1 and run.arm == "hrp-a" and run not in lost:
+            lost.append(run)
             return True
         return False
 
     summary, said = drive(tmp_path, made(), Instant(2, lose))
-    assert len(lost) == 3  # what is shared once, and a run at each of two rates
+    assert len(lost) == 2  # at each of two rates
     assert summary.ran == {"ok": 12}
-    assert sum("will be done again" in line for line in said) == 3
+    assert sum("will be done again" in line for line in said) == 2
 
 
 def test_a_run_lost_twice_is_recorded_as_failed_and_no_other_run_suffers(tmp_path):
     experiment = made(widen=0)
     bad = plan(experiment, {})[3].run_id
-    summary, _ = drive(tmp_path, experiment, Instant(2, lambda job: job.spec.run_id == bad))
+    summary, _ = drive(tmp_path, experiment, Instant(2, lambda run: run.run_id == bad))
     assert summary.ran == {"failed": 1, "ok": 11}
     record = find_records(tmp_path / "records")[bad]
     assert record.reason == "its worker process died twice (exit code -9)"
@@ -151,7 +122,7 @@ def test_packed_records_are_not_run_again_and_a_retried_failure_replaces_its_lin
 
 def test_grids_widen_in_the_same_call(tmp_path):
     experiment = made(arms=["lora"], widen=2)
-    summary, _ = drive(tmp_path, experiment, Instant(loss=lambda job: 1 - job.spec.learning_rate))
+    summary, _ = drive(tmp_path, experiment, Instant(loss=lambda run: 1 - run.learning_rate))
     rates = {one.run.learning_rate for one in load_records(tmp_path / "records")}
     assert rates == {1e-3, 2e-3, 4e-3, 8e-3}
     assert (summary.runs, summary.left) == (8, 0)

@@ -17,9 +17,11 @@ from pathlib import Path
 import pytest
 
 from helpers.faults import fault
-from helpers.tiny_bench import FEW
+from helpers.spectra_made import made_spectrum
+from helpers.tiny_bench import FEW, TinyBench, spec
 from hrp_lab.bench import engines
-from hrp_lab.bench.context import Places
+from hrp_lab.bench.context import Places, Setup
+from hrp_lab.bench.costs import Costs
 from hrp_lab.bench.driver import Driver
 from hrp_lab.bench.engines import Ray, Sequential, Workers
 from hrp_lab.bench.protocol import experiment_from, load_experiment, plan
@@ -80,8 +82,8 @@ def test_a_killed_worker_is_replaced_and_its_run_done_again(tmp_path):
     engine = Workers(Places(tmp_path / "records", tmp_path / "cache"), 1)
     victims, submit = [], engine.submit
 
-    def submit_and_kill(job) -> None:
-        submit(job)
+    def submit_and_kill(run) -> None:
+        submit(run)
         if not victims:
             (worker,) = engine._busy
             victims.append(worker.process.pid)
@@ -96,17 +98,17 @@ def test_a_killed_worker_is_replaced_and_its_run_done_again(tmp_path):
 
 
 def serve_once_ending(connection, places, threads, came_up):
-    """Serve as a worker does, in its own process, but end at the first job of all workers."""
+    """Serve as a worker does, in its own process, but end at the first run of all workers."""
     honest, code = engines.work, places.records.parent / "code"
 
-    def work(places, job):
+    def work(places, run):
         with contextlib.suppress(FileNotFoundError):
             status = int(code.read_text())
             code.unlink()
             if status < 0:
                 os.kill(os.getpid(), -status)
             os._exit(status)
-        return honest(places, job)
+        return honest(places, run)
 
     engines.work = work
     engines._serve(connection, places, threads, came_up)
@@ -144,7 +146,7 @@ def test_a_worker_that_cannot_start_after_another_could_loses_its_job_alone(tmp_
     (tmp_path / "code").write_text("3")
     monkeypatch.setattr(engines, "_serve", serve_once_ending)
     engine = Workers(Places(tmp_path / "records", tmp_path / "cache"), 1)
-    first, second = (engines.Job(run) for run in plan(experiment_from(FEW), {}))
+    first, second = plan(experiment_from(FEW), {})
     engine.submit(first)
     assert engine.wait(60.0) == [engines.Result(first, lost="exit code 3")]
     monkeypatch.setattr(engines, "_serve", never_come_up)
@@ -156,7 +158,7 @@ def test_a_worker_that_cannot_start_after_another_could_loses_its_job_alone(tmp_
 def test_workers_of_which_none_comes_up_end_the_benchmark(tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "_serve", never_come_up)
     engine = Workers(Places(tmp_path / "records", tmp_path / "cache"), 1)
-    engine.submit(engines.Job(plan(experiment_from(FEW), {})[0]))
+    engine.submit(plan(experiment_from(FEW), {})[0])
     with pytest.raises(ChildProcessError, match="the worker processes cannot start"):
         engine.wait(60.0)
 
@@ -255,7 +257,7 @@ def test_a_ray_worker_that_dies_loses_one_run_which_is_done_again(tmp_path):
     honest, once = engine._work, tmp_path / "died"
 
     @ray.remote(max_retries=0)
-    def dying(places, job):
+    def dying(places, run):
         once.touch()
         os._exit(1)
 
@@ -268,3 +270,25 @@ def test_a_ray_worker_that_dies_loses_one_run_which_is_done_again(tmp_path):
     summary = Driver(experiment_from(FEW), places, said.append).run(engine)
     assert summary.ran == {"ok": 2}
     assert any("a worker died" in line for line in said)
+
+
+def make_slowly(folder: Path):
+    def make():
+        (folder / str(os.getpid())).touch()
+        time.sleep(1)
+        return made_spectrum(), Costs(charged_steps=3)
+
+    spectrum = Setup(TinyBench(folder), spec("hrp-ab")).shared("preheat", {}, make)
+    assert Costs(**spectrum.provenance["costs"]) == Costs(charged_steps=3)
+
+
+def test_of_processes_that_share_a_spectrum_one_makes_it_and_the_others_wait(tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    processes = [context.Process(target=make_slowly, args=(tmp_path,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert len([path for path in tmp_path.iterdir() if path.is_file()]) == 1
+    assert len(list((tmp_path / "cache").iterdir())) == 1

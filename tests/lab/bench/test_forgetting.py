@@ -13,12 +13,14 @@ import torch
 
 from helpers.synthetic import full_record
 from helpers.tiny_bench import BASE
+from hrp.demo.base_model import BASE as DEMO
 from hrp_lab.bench.comparisons import analyse, views
 from hrp_lab.bench.context import Bench, Places
 from hrp_lab.bench.protocol import experiment_from, plan
 from hrp_lab.bench.run import execute
 from hrp_lab.bench.sweeps import FORGETTING, minimised
 from hrp_lab.bench.tasks import TaskRequest, load_task
+from hrp_lab.bench.tasks.answers import load_tokenizer
 from hrp_lab.bench.tasks.forgetting import SAMPLE_MODULES, sample
 from hrp_lab.report import plots
 from hrp_lab.report.arm_table import arms_table
@@ -47,9 +49,10 @@ def test_the_base_forgets_nothing_and_another_model_the_rise_of_its_loss():
     measured = task(forgetting_rows=3)
     model = measured.load_model(torch.float32).eval()
     assert measured.evaluate(model)[FORGETTING] == 0
+    tokenizer = load_tokenizer(str(DEMO))
     total, tokens = 0.0, 0
     for text in sample(3):
-        ids = torch.tensor([measured.tokenizer(text, truncation=True, max_length=256)["input_ids"]])
+        ids = torch.tensor([tokenizer(text, truncation=True, max_length=256)["input_ids"]])
         with torch.no_grad():
             total += (len(ids[0]) - 1) * model(ids, labels=ids).loss.item()
         tokens += len(ids[0]) - 1

@@ -7,16 +7,15 @@ or more of fine-tuning, so a slip in a file, a task or an arm is found before an
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import T5Config, T5ForConditionalGeneration
 
 from helpers.tiny import tiny_llama
+from helpers.tiny_bench import word_tokenizer, write_lines
 from hrp_lab.bench.context import Bench, Places
 from hrp_lab.bench.protocol import experiment_from, load_experiment, plan
 from hrp_lab.bench.run import execute
@@ -37,17 +36,6 @@ WORDS = (
 NOT_APPLICABLE: dict[str, set[str]] = {}
 
 
-def tokenizer(ends: bool) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of words that, as T5's does, ends every text, or, as Llama's, does not."""
-    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    template = ("$A <eos>", "$A $B <eos>", [("<eos>", 1)]) if ends else ("$A", "$A $B", [])
-    words.post_processor = processors.TemplateProcessing(*template)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
-
-
 def write_model(folder: Path, kind: str) -> None:
     torch.manual_seed(0)
     if kind == "llama":
@@ -58,31 +46,27 @@ def write_model(folder: Path, kind: str) -> None:
                      pad_token_id=0, eos_token_id=1, decoder_start_token_id=0)
         )  # fmt: skip
     model.save_pretrained(folder)
-    tokenizer(ends=kind == "t5").save_pretrained(folder)
+    word_tokenizer(WORDS, ends=kind == "t5").save_pretrained(folder)
 
 
 def write_rows(folder: Path) -> None:
     """Write rows in the columns of MetaMathQA, GSM8K and GLUE."""
 
-    def lines(path: Path, rows: list[dict]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
     math = [f"one plus two {n % 3 + 1}" for n in range(24)]
-    lines(
+    write_lines(
         folder / "metamath.jsonl",
         [{"query": text, "response": f"{text} The answer is: 3", "type": "x",
           "original_question": text} for text in math],
     )  # fmt: skip
-    lines(folder / "test.jsonl", [{"question": t, "answer": f"{t} #### 3"} for t in math[:6]])
+    write_lines(folder / "test.jsonl", [{"question": t, "answer": f"{t} #### 3"} for t in math[:6]])
     for name, subset in SUBSETS.items():
         rows = [
             dict.fromkeys(subset.columns, f"{('good', 'bad')[n % 2]} one")
             | {"label": n % len(subset.words), "idx": n}
             for n in range(24)
         ]
-        lines(folder / name / "train.jsonl", rows)
-        lines(folder / name / f"{subset.validation}.jsonl", rows[:6])
+        write_lines(folder / name / "train.jsonl", rows)
+        write_lines(folder / name / f"{subset.validation}.jsonl", rows[:6])
 
 
 def tiny(name: str) -> dict:

@@ -2,12 +2,11 @@ import numpy as np
 import pytest
 
 from helpers.synthetic import at_best
-from hrp_lab.bench.oracle_gap import gap_closed
-from hrp_lab.bench.stats import shared_pool
+from hrp_lab.bench.stats import gap_closed, shared_pool
 
 
 def shares_of(best, oracle="oracle"):
-    return gap_closed(best, shared_pool(best, minimise=True), oracle)
+    return gap_closed(shared_pool(best), oracle)
 
 
 def test_gap_closed_is_0_for_the_control_s_equal_and_1_for_the_oracle_s():
@@ -47,7 +46,7 @@ def test_the_interval_of_a_share_holds_the_true_one_in_95_of_100_benchmarks(nois
 
 def test_the_limits_are_the_shares_whose_contrast_is_just_significant():
     best = noisy(np.random.default_rng(3), 0.1)
-    shared, share = shared_pool(best, minimise=True), shares_of(best)["arm"]
+    shared, share = shared_pool(best), shares_of(best)["arm"]
     values = {
         arm: np.array([sweep.values[seed] for seed in range(3)]) for arm, sweep in best.items()
     }

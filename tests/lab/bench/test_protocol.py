@@ -208,18 +208,18 @@ def test_a_task_may_have_its_own_steps():
     ("changes", "message"),
     [
         ({"arms": ["lora", "lorra"]}, "`arms` must be one of .* got 'lorra'"),
-        ({"tasks": ["gsm9k"]}, "`task` must be one of .* got 'gsm9k'"),
+        ({"tasks": ["gsm9k"]}, "`tasks` must be one of .* got 'gsm9k'"),
         ({"arms": []}, "`arms` must not be empty"),
         ({"seeds": []}, "`seeds` must not be empty"),
         ({"learning_rates": []}, "`learning_rates` must not be empty"),
         ({"budgets": []}, "`budgets` must not be empty"),
-        ({"budgets": ["free"]}, "`budgets` must be one of"),
+        ({"budgets": ["free"]}, "`budgets` must be a list of 'equal_total' or .* got .'free'"),
         ({"learning_rates": [0]}, "`learning_rates` must be finite and > 0"),
         ({"preheat": {}}, r"unknown key\(s\) \['preheat'\]"),
         ({"arms": [{"name": "lora", "rate": 1}]}, r"unknown key\(s\) \['rate'\]"),
         ({"arms": [{"rank": 1}]}, "a name or a mapping with `name`"),
         ({"arms": ["hrp-a"], "hrp": {"rank": 1}}, r"unknown key\(s\) \['rank'\] in hrp"),
-        ({"dtype": "float16"}, "`dtype` must be one of"),
+        ({"dtype": "float16"}, "`dtype` must be 'float32' or 'bfloat16', got 'float16'"),
         ({"steps": 0}, "`steps` must be an integer >= 1"),
     ],
 )
@@ -228,9 +228,12 @@ def test_a_slip_in_the_file_is_named(changes, message):
         plan(experiment_from(BASE | changes), {})
 
 
-def test_what_the_file_lacks_is_named():
-    with pytest.raises(ValueError, match=r"lacks \['model', 'steps'\]"):
-        experiment_from({k: v for k, v in BASE.items() if k not in ("model", "steps")})
+def test_what_the_file_lacks_is_named(tmp_path):
+    path = tmp_path / "short.yaml"
+    lacking = {k: v for k, v in BASE.items() if k not in ("model", "steps")}
+    path.write_text(yaml.safe_dump(lacking))
+    with pytest.raises(ValueError, match=r"missing 2 required .* 'model' and 'steps'; mend it"):
+        load_experiment(path)
 
 
 @fault(
@@ -271,21 +274,6 @@ def test_a_file_that_is_no_experiment_is_refused(tmp_path, text, message):
     path = tmp_path / "broken.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
-        load_experiment(path)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"seeds": list(range(2000)), "learning_rates": [1e-5 * (i + 1) for i in range(2000)]},
-        {"tasks": ["gsm8k"] * 2000, "arms": ["lora"] * 2000},
-        {"arms": ["hrp-a"], "hrp": {"preheat_rank": [8] * 500, "preheat_steps": [2] * 500}},
-    ],
-)
-def test_an_experiment_of_more_runs_than_can_be_meant_is_refused_at_once(tmp_path, changes):
-    path = tmp_path / "wide.yaml"
-    path.write_text(yaml.safe_dump(BASE | changes))
-    with pytest.raises(ValueError, match=r"at most 100000 (runs|arms), got"):
         load_experiment(path)
 
 

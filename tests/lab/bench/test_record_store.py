@@ -178,7 +178,7 @@ def test_a_broken_file_is_named_with_what_is_wrong(tmp_path, text, message):
     (tmp_path / "broken.json").write_text(text, errors="surrogateescape")
     with pytest.raises(RecordError, match=message) as caught:
         load_records(tmp_path)
-    assert "1 of 2 records cannot be used" in str(caught.value)
+    assert "records that cannot be used: 1;" in str(caught.value)
     assert "broken.json'" in str(caught.value)
 
 
@@ -192,7 +192,7 @@ def test_a_broken_line_is_named_with_file_and_number_and_kept(tmp_path, text, me
     for use in (load_records, find_records, pack):
         with pytest.raises(RecordError, match=message) as caught:
             use(tmp_path / "demo")
-        assert "1 of 4 records cannot be used" in str(caught.value)
+        assert "records that cannot be used: 1;" in str(caught.value)
         assert f"'{packed}', line 2: " in str(caught.value)
         assert "remove" not in str(caught.value)
         assert "delete" not in str(caught.value)

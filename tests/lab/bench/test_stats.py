@@ -14,7 +14,7 @@ from hrp_lab.report.summary import PAIRS
 
 def judged(values, arms=ARMS):
     table = scores(records_of(values, arms), "eval_loss")
-    return compare(select(table, minimise=True), minimise=True)
+    return compare(select(table, minimise=True))
 
 
 def family_wise_errors(benchmarks, seed, **settings):
@@ -42,7 +42,7 @@ def test_the_arms_of_the_kept_start_give_at_most_5_percent_false_verdicts(curvat
     for _ in range(1000):  # of 200 alone, 12 had one
         values = planted_scores(generator, arms, curvature=curvature)
         best = select(scores(records_of(values, arms), "eval_loss"), minimise=True)
-        compared = compare_pairs(best, PAIRS, minimise=True)
+        compared = compare_pairs(best, PAIRS)
         assert len(compared) == len(PAIRS)
         false += any(comparison.verdict in ("better", "worse") for comparison in compared)
     assert false <= 50
@@ -116,17 +116,15 @@ def test_a_planted_effect_is_found_and_planted_nulls_beside_it_are_not():
 def test_a_planted_harm_is_called_worse_and_more_is_better_for_accuracies():
     values = planted_scores(np.random.default_rng(0), effects={"pissa": 9.0})
     best = select(scores(records_of(values), "eval_loss"), minimise=True)
-    verdict = {comparison.arm: comparison.verdict for comparison in compare(best, minimise=True)}
+    verdict = {comparison.arm: comparison.verdict for comparison in compare(best)}
     assert verdict["pissa"] == "worse"
     mirrored = select(scores(records_of(-values), "eval_loss"), minimise=False)
-    assert {
-        comparison.arm: comparison.verdict for comparison in compare(mirrored, minimise=False)
-    } == verdict
+    assert {comparison.arm: comparison.verdict for comparison in compare(mirrored)} == verdict
 
 
 def test_two_arms_alone_are_compared_by_the_paired_t_test():
     best = at_best(lora=[1.0, 2.0, 4.0], other=[0.5, 1.0, 3.8])
-    (comparison,) = compare(best, minimise=True)
+    (comparison,) = compare(best)
     differences = np.array([-0.5, -1.0, -0.2])
     error = differences.std(ddof=1) / math.sqrt(3)
     assert comparison.difference == pytest.approx(differences.mean())
@@ -158,9 +156,7 @@ def test_an_arm_that_scatters_wildly_neither_hides_the_others_nor_borrows_their_
     values = {f"arm{i}": list(generator.standard_normal(3)) for i in range(8)}
     values["lora"] = list(generator.standard_normal(3) + 12)
     values["wild"] = [-100.0, 60.0, 45.0]
-    compared = {
-        comparison.arm: comparison for comparison in compare(at_best(**values), minimise=True)
-    }
+    compared = {comparison.arm: comparison for comparison in compare(at_best(**values))}
     assert not compared["wild"].pooled
     assert compared["wild"].verdict == "no significant difference"
     assert all(compared[f"arm{i}"].verdict == "better" for i in range(8))
@@ -170,9 +166,7 @@ def test_a_pair_that_scatters_more_than_the_pool_is_held_to_its_own_spread():
     generator = np.random.default_rng(2)
     values = {f"arm{i}": list(generator.standard_normal(3)) for i in range(12)}
     best = at_best(lora=[0.0, 0.0, 0.0], loose=[2.0, 0.0, -2.0], **values)
-    loose = next(
-        comparison for comparison in compare(best, minimise=True) if comparison.arm == "loose"
-    )
+    loose = next(comparison for comparison in compare(best) if comparison.arm == "loose")
     error = (loose.interval[1] - loose.difference) / student.isf(0.025, 13 * 2)
     assert loose.pooled
     assert error == pytest.approx(np.std([2.0, 0.0, -2.0], ddof=1) / math.sqrt(3))
@@ -180,9 +174,7 @@ def test_a_pair_that_scatters_more_than_the_pool_is_held_to_its_own_spread():
 
 def test_scores_without_any_spread_give_no_verdict():
     best = at_best(lora=[0.5] * 3, other=[0.25] * 3, third=[0.5] * 3)
-    assert {comparison.verdict for comparison in compare(best, minimise=True)} == {
-        "no significant difference"
-    }
+    assert {comparison.verdict for comparison in compare(best)} == {"no significant difference"}
 
 
 def test_an_arm_that_lacks_a_seed_is_incomplete_and_leaves_the_others_as_they_were():
@@ -190,12 +182,12 @@ def test_an_arm_that_lacks_a_seed_is_incomplete_and_leaves_the_others_as_they_we
     table = scores(records_of(values), "eval_loss")
     without = {arm: by_rate for arm, by_rate in table.items() if arm != "pissa"}
     lacking = dict(table, pissa={rate: {0: 1.0, 1: 1.0} for rate in table["pissa"]})
-    compared = compare(select(lacking, minimise=True), minimise=True)
+    compared = compare(select(lacking, minimise=True))
     assert {comparison.verdict for comparison in compared if comparison.arm == "pissa"} == {
         "incomplete"
     }
     others = [comparison for comparison in compared if comparison.arm != "pissa"]
-    assert others == compare(select(without, minimise=True), minimise=True)
+    assert others == compare(select(without, minimise=True))
 
 
 def with_unsettled(table, arm, offset=100.0):
@@ -208,31 +200,29 @@ def with_unsettled(table, arm, offset=100.0):
 def test_an_arm_stuck_at_a_wrong_rate_has_no_verdict_and_leaves_the_others_as_they_were():
     table = scores(records_of(planted_scores(np.random.default_rng(0))), "eval_loss")
     without = {arm: by_rate for arm, by_rate in table.items() if arm != "pissa"}
-    compared = compare(select(with_unsettled(table, "pissa"), minimise=True), minimise=True)
+    compared = compare(select(with_unsettled(table, "pissa"), minimise=True))
     (stuck,) = [comparison for comparison in compared if comparison.arm == "pissa"]
     assert (stuck.verdict, stuck.judged) == ("rate not settled", False)
     assert math.isnan(stuck.holm_p)
     others = [comparison for comparison in compared if comparison.arm != "pissa"]
-    assert others == compare(select(without, minimise=True), minimise=True)
+    assert others == compare(select(without, minimise=True))
 
 
 def test_a_control_stuck_at_a_wrong_rate_gives_no_verdict_at_all():
     table = scores(records_of(planted_scores(np.random.default_rng(0))), "eval_loss")
     best = select(with_unsettled(table, "lora"), minimise=True)
-    assert {comparison.verdict for comparison in compare(best, minimise=True)} == {
-        "rate not settled"
-    }
-    assert shared_pool(best, minimise=True) is None
+    assert {comparison.verdict for comparison in compare(best)} == {"rate not settled"}
+    assert shared_pool(best) is None
 
 
 def test_one_seed_is_never_enough_for_a_verdict():
     best = at_best(lora=[3.0], other=[1.0])
-    assert [comparison.verdict for comparison in compare(best, minimise=True)] == ["incomplete"]
+    assert [comparison.verdict for comparison in compare(best)] == ["incomplete"]
 
 
 def test_a_control_without_results_is_named():
     with pytest.raises(ValueError, match=r"`control` must be an arm with results, \['other'\]"):
-        compare(at_best(other=[1.0, 2.0]), minimise=True)
+        compare(at_best(other=[1.0, 2.0]))
 
 
 def test_holm_matches_its_definition():
@@ -249,8 +239,8 @@ def test_holm_matches_its_definition():
 
 def test_more_pairs_make_every_verdict_harder():
     best = at_best(lora=[3.0, 3.1, 3.3], a=[2.0, 2.2, 2.3], b=[2.5, 2.7, 2.6], c=[2.6, 2.6, 2.9])
-    few = compare_pairs(best, [("a", "lora")], minimise=True)[0]
-    many = compare_pairs(best, [(x, y) for x in "ab" for y in ("lora", "c")], minimise=True)
+    few = compare_pairs(best, [("a", "lora")])[0]
+    many = compare_pairs(best, [(x, y) for x in "ab" for y in ("lora", "c")])
     alike = next(
         comparison for comparison in many if (comparison.arm, comparison.control) == ("a", "lora")
     )
@@ -269,8 +259,8 @@ def test_the_bootstrap_interval_is_scipy_s_and_the_same_each_time():
 
 def test_comparisons_do_not_depend_on_the_order_of_records():
     records = records_of(planted_scores(np.random.default_rng(4)))
-    straight = compare(select(scores(records, "eval_loss"), minimise=True), minimise=True)
-    turned = compare(select(scores(records[::-1], "eval_loss"), minimise=True), minimise=True)
+    straight = compare(select(scores(records, "eval_loss"), minimise=True))
+    turned = compare(select(scores(records[::-1], "eval_loss"), minimise=True))
     assert [dataclasses.astuple(a)[:3] for a in straight] == [
         dataclasses.astuple(a)[:3] for a in turned
     ]

@@ -15,7 +15,7 @@ from hrp_lab.bench.context import Setup
 from hrp_lab.bench.protocol import experiment_from, load_experiment, plan
 from hrp_lab.bench.record import Record, RunSpec
 from hrp_lab.bench.record_store import find_records
-from hrp_lab.report.reading import sentences
+from hrp_lab.report.sections import sentences
 
 EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 OLD = {"truncation": None, "statistics_steps": None, "warmup_share": None, "keep": None}
@@ -85,8 +85,10 @@ def test_an_arm_of_old_settings_does_what_it_did(arm, monkeypatch):
         def section(self, _):
             return dict(self.config)
 
-    monkeypatch.setattr("hrp_lab.bench.starts.preheated", lambda setup: "as LoRA")
-    monkeypatch.setattr("hrp_lab.bench.starts.preheated_as_dora", lambda setup: "as DoRA")
+    monkeypatch.setattr(
+        "hrp_lab.bench.starts.preheated",
+        lambda setup, use_dora: "as DoRA" if use_dora else "as LoRA",
+    )
     monkeypatch.setattr(
         "hrp_lab.bench.arms._directed",
         lambda setup, spectrum, direction, scale, freeze, how, **variant: made.append(

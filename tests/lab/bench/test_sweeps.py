@@ -115,21 +115,21 @@ def test_a_screening_seed_is_compared_with_the_same_seed_at_the_chosen_rate(sign
     ]
     sweeps = [select(by_rate, minimise=sign == 1)["a"] for by_rate in turned]
     assert [sweep.learning_rate for sweep in sweeps] == [4e-3, 4e-3]
-    assert [sweep.overtaken_by(sign == 1) for sweep in sweeps] == [1e-3, None]
+    assert [sweep.overtaken_by for sweep in sweeps] == [1e-3, None]
 
 
 def test_a_rate_behind_a_complete_one_on_its_seeds_is_not_waited_for():
     # 2e-3 is best on the screening seed, 4e-3 on all: as a finished plan leaves it.
     by_rate = {2e-3: {0: 1.0, 1: 9.0}, 4e-3: {0: 3.0, 1: 3.0}, 1e-3: {0: 2.0}}
     best = select({"a": by_rate}, minimise=True)["a"]
-    assert (best.learning_rate, best.overtaken_by(minimise=True)) == (4e-3, None)
+    assert (best.learning_rate, best.overtaken_by) == (4e-3, None)
 
 
 def test_a_rate_at_which_a_seed_failed_is_not_waited_for():
     by_rate = {2e-3: {0: 3.0, 1: 3.0}, 4e-3: {0: 1.0}}
-    assert select({"a": by_rate}, True)["a"].overtaken_by(True) == 4e-3
+    assert select({"a": by_rate}, True)["a"].overtaken_by == 4e-3
     failed = {"a": frozenset({4e-3})}
-    assert select({"a": by_rate}, True, failed)["a"].overtaken_by(True) is None
+    assert select({"a": by_rate}, True, failed)["a"].overtaken_by is None
 
 
 def test_a_rate_that_failed_bounds_the_sweep():

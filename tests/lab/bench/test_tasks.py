@@ -1,82 +1,36 @@
 from __future__ import annotations
 
-import json
 import math
 import sys
 import types
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    BertConfig,
-    BertModel,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
 from helpers.tiny import tiny_llama
+from helpers.tiny_bench import word_tokenizer, write_lines
 from hrp_lab.bench.tasks import TASKS, TaskRequest, load_task
-from hrp_lab.bench.tasks.answers import answer_metrics, encode, exact_match, final_number
+from hrp_lab.bench.tasks.answers import (
+    answer_metrics,
+    encode,
+    exact_match,
+    final_number,
+    official_metrics,
+)
 from hrp_lab.bench.tasks.glue import glue_metrics, rows
 
 WORDS = [
-    "<pad>",
-    "<eos>",
-    "<unk>",
-    "Question:",
-    "Answer:",
-    "####",
-    "1",
-    "2",
-    "3",
-    "4",
-    "5",
-    "6",
-    "7",
-    "8",
-    "9",
-    "one",
-    "plus",
-    "is",
-    "fine",
-    "bad",
-    "cola",
-    "sst2",
-    "sentence:",
-    "acceptable",
-    "unacceptable",
-    "negative",
-    "positive",
-    "hypothesis",
-    "premise",
-    "hypothesis:",
-    "premise:",
-    "mnli",
-    "entailment",
-    "neutral",
-    "contradiction",
-    "a",
-    "b",
-    "c",
-    "d",
-]
+    "<pad>", "<eos>", "<unk>", "Question:", "Answer:", "####", "1", "2", "3", "4", "5", "6", "7",
+    "8", "9", "one", "plus", "is", "fine", "bad", "cola", "sst2", "sentence:", "acceptable",
+    "unacceptable", "negative", "positive", "hypothesis", "premise", "hypothesis:", "premise:",
+    "mnli", "entailment", "neutral", "contradiction", "a", "b", "c", "d",
+]  # fmt: skip
 
 
 @pytest.fixture
-def tokenizer() -> PreTrainedTokenizerFast:
-    tokens = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
-    tokens.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokens.post_processor = processors.TemplateProcessing("$A", "$A $B", [])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokens, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
-
-
-def write_lines(path, rows) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def tokenizer():
+    return word_tokenizer(WORDS)
 
 
 def test_the_prompt_and_the_cut_are_left_out_of_the_loss(tokenizer):
@@ -243,8 +197,6 @@ def test_word_problems_need_nothing(tmp_path):
 
 
 def test_official_numbers_keep_lm_eval_s_names(monkeypatch, tmp_path):
-    from hrp_lab.bench.tasks.official import official_metrics
-
     results = {"gsm8k": {"alias": "gsm8k", "exact_match,strict-match": 0.25,
                        "exact_match_stderr,strict-match": 0.1, "acc,none": 0.5,
                        "sample_len": 6}}  # fmt: skip
@@ -265,7 +217,7 @@ def test_a_missing_file_an_unknown_option_and_an_unknown_task_are_named(tmp_path
         load_task(TaskRequest("gsm8k", "m", str(tmp_path), {"rows": 3}))
     with pytest.raises(FileNotFoundError, match="in_domain_train"):
         rows(TaskRequest("glue-cola", "m", str(tmp_path)), "cola", "train")
-    with pytest.raises(ValueError, match="`task` must be one of"):
+    with pytest.raises(ValueError, match="`tasks` must be one of"):
         load_task(TaskRequest("glue", "m"))
 
 

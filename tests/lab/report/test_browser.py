@@ -10,7 +10,7 @@ import pytest
 
 from helpers.spectra_made import made_spectrum
 from helpers.synthetic import benchmark, full_record
-from hrp_lab.report.html_page import report_page
+from hrp_lab.report.sections import report_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")

@@ -5,7 +5,7 @@ import pytest
 from helpers.synthetic import benchmark
 from helpers.tables import column
 from hrp_lab.bench.comparisons import analyse, views
-from hrp_lab.report.cost_tables import cost_table
+from hrp_lab.report.arm_table import cost_table
 
 
 def test_the_cost_table_charges_the_start():

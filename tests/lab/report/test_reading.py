@@ -1,6 +1,6 @@
 from helpers.synthetic import benchmark, full_record
 from hrp_lab.bench.comparisons import analyse, views
-from hrp_lab.report.reading import sentences
+from hrp_lab.report.sections import sentences
 
 
 def read(records):

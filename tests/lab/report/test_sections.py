@@ -8,9 +8,8 @@ from helpers.synthetic import benchmark, full_record
 from hrp.report.blocks import FigureBlock, Heading, TableBlock
 from hrp.report.table import markdown_text
 from hrp_lab.bench.record import RecordError
-from hrp_lab.report.html_page import report_page
 from hrp_lab.report.markdown import write_page
-from hrp_lab.report.sections import sections
+from hrp_lab.report.sections import report_page, sections
 
 
 def of_kind(kind, parts):
@@ -54,7 +53,7 @@ def test_both_pages_show_every_section_heading_table_and_figure_in_the_list_s_or
 ):
     figures, tables = of_kind(FigureBlock, parts), of_kind(TableBlock, parts)
     count = write_page(records, tmp_path / "page.md")
-    markdown, html = (tmp_path / "page.md").read_text(), report_page(records)
+    markdown, html = (tmp_path / "page.md").read_text(), report_page(records, {})
     assert count == len(figures) == html.count("<figure>") == markdown.count("![")
     assert (
         len(re.findall("^[|] --- ", markdown, re.MULTILINE)) == len(tables) == html.count("<table>")

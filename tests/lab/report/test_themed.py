@@ -11,7 +11,7 @@ from helpers.synthetic import benchmark
 from hrp.report.figures import INK
 from hrp_lab.bench.comparisons import analyse, views
 from hrp_lab.report import plots
-from hrp_lab.report.themed import MID_TONE, save_themed
+from hrp_lab.report.markdown import MID_TONE, save_themed
 
 LIGHT, DARK = "#ffffff", "#1e2129"  # the site's two backgrounds
 

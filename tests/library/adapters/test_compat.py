@@ -30,7 +30,7 @@ ALLOWED = {
     "src/hrp/cli/help_page.py": {"_actions"},
     "lab/src/hrp_lab/bench/engines.py": {"_exit"},
     "lab/src/hrp_lab/bench/record.py": {"_fields"},
-    "lab/src/hrp_lab/bench/speed/compiled.py": {"_dynamo", "_compiled_call_impl"},
+    "lab/src/hrp_lab/bench/speed/options.py": {"_dynamo", "_compiled_call_impl"},
     "lab/src/hrp_lab/bench/speed/cuda_graphs.py": {"_foreach_zero_"},
     "lab/src/hrp_lab/theory/sweep.py": {"_asdict"},
     "lab/src/hrp_lab/theory/truncation_sweep.py": {"_asdict"},

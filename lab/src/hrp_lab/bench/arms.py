@@ -20,11 +20,13 @@ from hrp.adapters.freezing import freeze_factor
 from hrp.adapters.layers import lora_modules
 from hrp.config import Direction
 from hrp.initialization import initialize_lora_hrp_weights
+from hrp.spectra.spectrum import Spectrum
 from hrp_lab.bench import data_starts, starts
 from hrp_lab.bench.arm_defaults import adalora_fields
 from hrp_lab.bench.context import NotApplicable, Setup, Start
 from hrp_lab.bench.costs import Costs
-from hrp_lab.bench.spectrum_cache import Shared
+
+Starter = Callable[[Setup], Start]
 
 
 @dataclass(frozen=True)
@@ -36,26 +38,21 @@ class Arm:
         start: makes the start of a run.
         sections: those of `hrp_lab.bench.arm_defaults.ARM_DEFAULTS` that it depends on.
         charged: whether its start takes steps or passes that are charged.
-        shares: makes the spectrum that it shares with other runs, or reads it from the cache; None
-            where it shares none.
     """
 
     about: str
-    start: Callable[[Setup], Start]
+    start: Starter
     sections: tuple[str, ...] = ()
     charged: bool = False
-    shares: Callable[[Setup], Shared] | None = None
 
 
 ARMS: dict[str, Arm] = {}
 
 
-def register(
-    name: str, about: str, **fields: Any
-) -> Callable[[Callable[[Setup], Start]], Callable[[Setup], Start]]:
+def register(name: str, about: str, **fields: Any) -> Callable[[Starter], Starter]:
     """Enter a function under ``name``; raise ``ValueError`` where the name is taken."""
 
-    def enter(start: Callable[[Setup], Start]) -> Callable[[Setup], Start]:
+    def enter(start: Starter) -> Starter:
         if name in ARMS:
             raise ValueError(f"an arm {name!r} is registered already")
         ARMS[name] = Arm(about, start, **fields)
@@ -67,46 +64,20 @@ def register(
 # --- plain starts, and variants -------------------------------------------------------------
 
 
-@register("lora", "PEFT's default: Kaiming lora_A, lora_B = 0")
-def lora(setup: Setup) -> Start:
-    """Start as PEFT does by default; this is the control."""
-    return Start(setup.adapter())
+def _lora(**settings: Any) -> Starter:
+    return lambda setup: Start(setup.adapter(**settings))
 
 
-@register("rslora", "scaling alpha / sqrt(r)")
-def rslora(setup: Setup) -> Start:
-    """Scale by alpha / sqrt(r), as Kalajdzievski (2023) does."""
-    return Start(setup.adapter(use_rslora=True))
+def _peft_start(name: str) -> Starter:
+    def start(setup: Setup) -> Start:
+        if name == "orthogonal" and setup.rank % 2:
+            raise NotApplicable(f"PEFT's orthogonal start needs an even rank, got {setup.rank}")
+        return Start(setup.linear_adapter(init_lora_weights=name))
+
+    return start
 
 
-@register("dora", "weight-decomposed LoRA")
-def dora(setup: Setup) -> Start:
-    """Train magnitude and direction apart, as Liu et al. (2024) do."""
-    return Start(setup.adapter(use_dora=True))
-
-
-def _peft_start(name: str) -> Callable[[Setup], Start]:
-    return lambda setup: Start(setup.linear_adapter(init_lora_weights=name))
-
-
-for _name, _about in {
-    "gaussian": "Gaussian lora_A, lora_B = 0",
-    "pissa": "leading singular triples of the weight (PiSSA)",
-    "olora": "QR of the weight (OLoRA)",
-    "mica": "trailing left singular vectors of the weight, lora_B frozen (MiCA)",
-}.items():
-    register(_name, _about)(_peft_start(_name))
-
-
-@register("orthogonal", "orthogonal lora_A and lora_B, product 0")
-def orthogonal(setup: Setup) -> Start:
-    """Start from PEFT's orthogonal factors, which exist for even ranks only."""
-    if setup.rank % 2:
-        raise NotApplicable(f"PEFT's orthogonal start needs an even rank, got {setup.rank}")
-    return Start(setup.linear_adapter(init_lora_weights="orthogonal"))
-
-
-def _random(direction: Direction) -> Callable[[Setup], Start]:
+def _random(direction: Direction) -> Starter:
     def start(setup: Setup) -> Start:
         model = setup.adapter()
         generator = torch.Generator().manual_seed(setup.spec.seed)
@@ -119,30 +90,42 @@ def _random(direction: Direction) -> Callable[[Setup], Start]:
     return start
 
 
-register("random-a", "random orthonormal rows in lora_A, lora_B = 0")(_random("A"))
-register("random-b", "random orthonormal columns in lora_B, lora_A = 0")(_random("B"))
-
-
-@register("lora+", "a higher learning rate for lora_B", sections=("loraplus",))
-def lora_plus(setup: Setup) -> Start:
-    """Train lora_B at a higher rate, as Hayou et al. (2024) do."""
+def _asymmetric(setup: Setup) -> Start:
+    """Train lora_B alone, which is the setting of `docs/theory.md` T1."""
     model = setup.adapter()
-    return Start(model, optimizer=loraplus_optimizer(setup, model))
+    freeze_factor(model, "A")
+    return Start(model)
 
 
-def loraplus_optimizer(setup: Setup, model: PeftModel) -> torch.optim.Optimizer:
-    """Return AdamW with LoRA+'s two learning rates."""
-    optimizer: torch.optim.Optimizer = create_loraplus_optimizer(
-        model,
-        torch.optim.AdamW,
-        lr=setup.spec.learning_rate,
-        loraplus_lr_ratio=setup.section("loraplus")["ratio"],
-    )
-    return optimizer
+def _asymmetric_b(setup: Setup) -> Start:
+    """Train lora_A alone; lora_B is uniform, its columns of expected squared norm 1/3."""
+    model = setup.adapter()
+    generator = torch.Generator().manual_seed(setup.spec.seed)
+    for module in lora_modules(model, "default").values():
+        lora_A, lora_B = module.matrices()
+        uniform = 2 * torch.rand(lora_B.shape, generator=generator) - 1
+        module.write(torch.zeros_like(lora_A), uniform / lora_B.shape[0] ** 0.5)
+    freeze_factor(model, "B")
+    return Start(model)
 
 
-@register("lora-fa", "lora_A frozen at random, gradient of lora_B corrected")
-def lora_fa(setup: Setup) -> Start:
+def _with_loraplus(starter: Starter) -> Starter:
+    """Train lora_B at a higher rate, as Hayou et al. (2024) do."""
+
+    def start(setup: Setup) -> Start:
+        made = starter(setup)
+        optimizer = create_loraplus_optimizer(
+            cast(PeftModel, made.model),
+            torch.optim.AdamW,
+            lr=setup.spec.learning_rate,
+            loraplus_lr_ratio=setup.section("loraplus")["ratio"],
+        )
+        return dataclasses.replace(made, optimizer=optimizer)
+
+    return start
+
+
+def _lora_fa(setup: Setup) -> Start:
     """Train lora_B alone, by a corrected gradient, as Zhang et al. (2023) do in LoRA-FA."""
     model, config = setup.adapter(), setup.lora_config()
     optimizer = create_lorafa_optimizer(
@@ -162,8 +145,7 @@ class _Allocation(TrainerCallback):
         self._model.base_model.update_and_allocate(state.global_step)
 
 
-@register("adalora", "ranks allocated by importance", sections=("adalora",))
-def adalora(setup: Setup) -> Start:
+def _adalora(setup: Setup) -> Start:
     """Allocate ranks by importance, as Zhang et al. (2023) do in AdaLoRA."""
     fields = adalora_fields(setup.section("adalora"), setup.rank, setup.steps_after(0))
     plain = setup.lora_config()
@@ -182,29 +164,19 @@ def adalora(setup: Setup) -> Start:
     return Start(model, Costs(extra_parameters=extra), callbacks=(_Allocation(model),))
 
 
-@register("full", "full fine-tuning, in float32")
-def full(setup: Setup) -> Start:
+def _full(setup: Setup) -> Start:
     """Train every parameter in float32; bfloat16 weights would round most updates away."""
     model = setup.base(torch.float32).requires_grad_(True)
     extra = sum(p.numel() for p in model.parameters()) - setup.adapter_parameters()
     return Start(model, Costs(extra_parameters=max(extra, 0)), full=True)
 
 
-# --- starts from the data ------------------------------------------------------------------
-
-
-register("eva", "leading directions of the activations", sections=("eva",), charged=True)(
-    data_starts.eva
-)
-register("corda", "weight times covariance of the activations", sections=("covariance",),
-         charged=True)(data_starts.corda)  # fmt: skip
-register("lora_ga", "singular vectors of the gradient, the base changed", sections=("gradient",),
-         charged=True)(data_starts.lora_ga)  # fmt: skip
+# --- starts from a spectrum -----------------------------------------------------------------
 
 
 def _directed(
     setup: Setup,
-    shared: Shared,
+    spectrum: Spectrum,
     direction: Direction,
     scale: float = 1.0,
     freeze: bool = False,
@@ -213,30 +185,18 @@ def _directed(
 ) -> Start:
     """Start a LoRA from a shared spectrum; with ``freeze``, the direction's factor stays."""
     model = setup.adapter(**variant)
-    initialize_lora_hrp_weights(model, shared.spectrum, direction, scale, **(how or {}))
+    initialize_lora_hrp_weights(model, spectrum, direction, scale, **(how or {}))
     if freeze:
         freeze_factor(model, "A" if direction == "A" else "B")
-    return Start(model, shared.costs, shared.losses)
+    made = spectrum.provenance
+    return Start(model, Costs(**made["costs"]), tuple(made.get("losses", ())))
 
 
-def _gradient(direction: Direction) -> Callable[[Setup], Start]:
-    return lambda setup: _directed(setup, data_starts.gradient(setup), direction)
+def _from(spectrum: Callable[[Setup], Spectrum], direction: Direction) -> Starter:
+    return lambda setup: _directed(setup, spectrum(setup), direction)
 
 
-_GRADIENTS: tuple[tuple[Direction, str], ...] = (("A", "gradient-svd"), ("B", "gradient-svd-b"))
-for _direction, _name in _GRADIENTS:
-    register(
-        _name, f"singular vectors of the mean gradient, direction {_direction} (as in LoRA-One)",
-        sections=("gradient",), charged=True, shares=data_starts.gradient,
-    )(_gradient(_direction))  # fmt: skip
-
-
-# --- HRP -----------------------------------------------------------------------------------
-
-
-def _hrp(
-    direction: Direction, freeze: bool = False, kept: bool = False, **fixed: Any
-) -> Callable[[Setup], Start]:
+def _hrp(direction: Direction, freeze: bool = False, kept: bool = False, **fixed: Any) -> Starter:
     """Start from a preheated spectrum; with ``kept`` DoRA is preheated as DoRA."""
 
     def start(setup: Setup) -> Start:
@@ -244,8 +204,7 @@ def _hrp(
         scale = 1.0 if direction == "AB" else section["scale"]
         how = _cut(section) | {name: fixed[name] for name in _CUT if name in fixed}
         variant = {k: fixed[k] for k in ("use_dora", "use_rslora") if k in fixed}
-        as_dora = kept and "truncation" in section
-        spectrum = starts.preheated_as_dora(setup) if as_dora else starts.preheated(setup)
+        spectrum = starts.preheated(setup, use_dora=kept and "truncation" in section)
         return _directed(setup, spectrum, direction, scale, freeze, how, **variant)
 
     return start
@@ -262,33 +221,7 @@ def _cut(section: Mapping[str, Any]) -> dict[str, Any]:
     return {name: section.get(name, old) for name, old in _CUT.items()}
 
 
-_HRP: Mapping[str, Any] = {"sections": ("hrp",), "charged": True, "shares": starts.preheated}
-_DORA: Mapping[str, Any] = {**_HRP, "shares": starts.preheated_as_dora}
-register("hrp-a", "preheated right singular vectors in lora_A", **_HRP)(_hrp("A"))
-register("hrp-b", "preheated left singular vectors in lora_B", **_HRP)(_hrp("B"))
-register("hrp-ab", "the preheated update, cut in the metric of the loss", **_HRP)(_hrp("AB"))
-register("hrp-ab-frobenius", "the preheated update, cut by the plain SVD", **_HRP)(
-    _hrp("AB", truncation="frobenius")
-)
-register("dora-hrp-ab", "DoRA, preheated as DoRA, magnitudes kept", **_DORA)(
-    _hrp("AB", kept=True, use_dora=True)
-)
-register("dora-hrp-ab-reset", "DoRA, preheated as LoRA, magnitudes as they follow", **_HRP)(
-    _hrp("AB", use_dora=True)
-)
-register("rslora-hrp-ab", "rsLoRA, started as hrp-ab", **_HRP)(_hrp("AB", use_rslora=True))
-
-
-@register("lora+-hrp-ab", "LoRA+, started as hrp-ab", **{**_HRP, "sections": ("hrp", "loraplus")})
-def lora_plus_hrp_ab(setup: Setup) -> Start:
-    """Start as hrp-ab does and train lora_B at a higher rate."""
-    start = _hrp("AB")(setup)
-    optimizer = loraplus_optimizer(setup, cast(PeftModel, start.model))
-    return dataclasses.replace(start, optimizer=optimizer)
-
-
-@register("random-ab", "random directions with the singular values of hrp-ab", **_HRP)
-def random_ab(setup: Setup) -> Start:
+def _random_ab(setup: Setup) -> Start:
     """Control hrp-ab's size: its singular values, at directions that learned nothing."""
     start = _hrp("AB")(setup)
     generator = torch.Generator().manual_seed(setup.spec.seed)
@@ -302,58 +235,69 @@ def random_ab(setup: Setup) -> Start:
     return start
 
 
-register("asymmetric-hrp-a", "as hrp-a, lora_A frozen", **_HRP)(_hrp("A", freeze=True))
-register("asymmetric-hrp-b", "as hrp-b, lora_B frozen", **_HRP)(_hrp("B", freeze=True))
-
-_SQUEEZE: Mapping[str, Any] = {"sections": ("squeeze",)}
-register("squeeze", "LoRA-Squeeze: a high rank for all steps, then the cut", **_SQUEEZE)(
-    starts.squeezed_after
-)
-register("squeeze-tail", "LoRA-Squeeze with its last steps at the low rank", charged=True,
-         **_SQUEEZE)(starts.squeezed_with_tail)  # fmt: skip
-
-
-@register(
-    "hrp-auto",
-    "HRP that stops preheating once the subspaces settle",
-    sections=("hrp", "auto"),
-    charged=True,
-    shares=starts.preheated_until_settled,
-)
-def hrp_auto(setup: Setup) -> Start:
+def _hrp_auto(setup: Setup) -> Start:
     """Preheat until the subspaces settle; charge the steps that this took."""
     direction, how = setup.section("auto")["direction"], _cut(setup.section("hrp"))
     return _directed(setup, starts.preheated_until_settled(setup), direction, how=how)
 
 
-# --- asymmetric LoRA from random starts, and the headroom -----------------------------------
+# --- all of them: those that are not charged, those that are --------------------------------
 
+_sections: tuple[str, ...]
+for _name, _about, _sections, _start in (
+    ("lora", "PEFT's default: Kaiming lora_A, lora_B = 0", (), _lora()),  # the control
+    ("rslora", "scaling alpha / sqrt(r)", (), _lora(use_rslora=True)),
+    ("dora", "weight-decomposed LoRA", (), _lora(use_dora=True)),
+    ("gaussian", "Gaussian lora_A, lora_B = 0", (), _peft_start("gaussian")),
+    ("pissa", "leading singular triples of the weight (PiSSA)", (), _peft_start("pissa")),
+    ("olora", "QR of the weight (OLoRA)", (), _peft_start("olora")),
+    ("mica", "trailing left singular vectors of the weight, lora_B frozen (MiCA)", (),
+     _peft_start("mica")),
+    ("orthogonal", "orthogonal lora_A and lora_B, product 0", (), _peft_start("orthogonal")),
+    ("random-a", "random orthonormal rows in lora_A, lora_B = 0", (), _random("A")),
+    ("random-b", "random orthonormal columns in lora_B, lora_A = 0", (), _random("B")),
+    ("asymmetric-a", "lora_A frozen at PEFT's random start", (), _asymmetric),
+    ("asymmetric-b", "lora_B frozen at a random start, lora_A = 0", (), _asymmetric_b),
+    ("lora+", "a higher learning rate for lora_B", ("loraplus",), _with_loraplus(_lora())),
+    ("lora-fa", "lora_A frozen at random, gradient of lora_B corrected", (), _lora_fa),
+    ("adalora", "ranks allocated by importance", ("adalora",), _adalora),
+    ("full", "full fine-tuning, in float32", (), _full),
+    ("squeeze", "LoRA-Squeeze: a high rank for all steps, then the cut", ("squeeze",),
+     starts.squeezed_after),
+    ("oracle-a", "right singular vectors of full fine-tuning's change", ("oracle",),
+     _from(data_starts.full_change, "A")),
+    ("oracle-b", "left singular vectors of full fine-tuning's change", ("oracle",),
+     _from(data_starts.full_change, "B")),
+):  # fmt: skip
+    register(_name, _about, sections=_sections)(_start)
 
-@register("asymmetric-a", "lora_A frozen at PEFT's random start")
-def asymmetric_a(setup: Setup) -> Start:
-    """Train lora_B alone, which is the setting of `docs/theory.md` T1."""
-    model = setup.adapter()
-    freeze_factor(model, "A")
-    return Start(model)
-
-
-@register("asymmetric-b", "lora_B frozen at a random start, lora_A = 0")
-def asymmetric_b(setup: Setup) -> Start:
-    """Train lora_A alone; lora_B is uniform, its columns of expected squared norm 1/3."""
-    model = setup.adapter()
-    generator = torch.Generator().manual_seed(setup.spec.seed)
-    for module in lora_modules(model, "default").values():
-        lora_A, lora_B = module.matrices()
-        uniform = 2 * torch.rand(lora_B.shape, generator=generator) - 1
-        module.write(torch.zeros_like(lora_A), uniform / lora_B.shape[0] ** 0.5)
-    freeze_factor(model, "B")
-    return Start(model)
-
-
-def _oracle(direction: Direction) -> Callable[[Setup], Start]:
-    return lambda setup: _directed(setup, data_starts.full_change(setup), direction)
-
-
-_ORACLE: Mapping[str, Any] = {"sections": ("oracle",), "shares": data_starts.full_change}
-register("oracle-a", "right singular vectors of full fine-tuning's change", **_ORACLE)(_oracle("A"))
-register("oracle-b", "left singular vectors of full fine-tuning's change", **_ORACLE)(_oracle("B"))
+for _name, _about, _sections, _start in (
+    ("eva", "leading directions of the activations", ("eva",), data_starts.eva),
+    ("corda", "weight times covariance of the activations", ("covariance",), data_starts.corda),
+    ("lora_ga", "singular vectors of the gradient, the base changed", ("gradient",),
+     data_starts.lora_ga),
+    ("gradient-svd", "singular vectors of the mean gradient, direction A (as in LoRA-One)",
+     ("gradient",), _from(data_starts.gradient, "A")),
+    ("gradient-svd-b", "singular vectors of the mean gradient, direction B (as in LoRA-One)",
+     ("gradient",), _from(data_starts.gradient, "B")),
+    ("hrp-a", "preheated right singular vectors in lora_A", ("hrp",), _hrp("A")),
+    ("hrp-b", "preheated left singular vectors in lora_B", ("hrp",), _hrp("B")),
+    ("hrp-ab", "the preheated update, cut in the metric of the loss", ("hrp",), _hrp("AB")),
+    ("hrp-ab-frobenius", "the preheated update, cut by the plain SVD", ("hrp",),
+     _hrp("AB", truncation="frobenius")),
+    ("dora-hrp-ab", "DoRA, preheated as DoRA, magnitudes kept", ("hrp",),
+     _hrp("AB", kept=True, use_dora=True)),
+    ("dora-hrp-ab-reset", "DoRA, preheated as LoRA, magnitudes as they follow", ("hrp",),
+     _hrp("AB", use_dora=True)),
+    ("rslora-hrp-ab", "rsLoRA, started as hrp-ab", ("hrp",), _hrp("AB", use_rslora=True)),
+    ("lora+-hrp-ab", "LoRA+, started as hrp-ab", ("hrp", "loraplus"),
+     _with_loraplus(_hrp("AB"))),
+    ("random-ab", "random directions with the singular values of hrp-ab", ("hrp",), _random_ab),
+    ("asymmetric-hrp-a", "as hrp-a, lora_A frozen", ("hrp",), _hrp("A", freeze=True)),
+    ("asymmetric-hrp-b", "as hrp-b, lora_B frozen", ("hrp",), _hrp("B", freeze=True)),
+    ("squeeze-tail", "LoRA-Squeeze with its last steps at the low rank", ("squeeze",),
+     starts.squeezed_with_tail),
+    ("hrp-auto", "HRP that stops preheating once the subspaces settle", ("hrp", "auto"),
+     _hrp_auto),
+):  # fmt: skip
+    register(_name, _about, sections=_sections, charged=True)(_start)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hrp_lab.bench.oracle_gap import Share, gap_closed
 from hrp_lab.bench.record import Record
-from hrp_lab.bench.stats import CONTROL, Comparison, Pool, compare, shared_pool
-from hrp_lab.bench.sweeps import Best, Scores, minimised, scores, select
+from hrp_lab.bench.stats import CONTROL, Comparison, Pool, Share, compare, gap_closed, shared_pool
+from hrp_lab.bench.sweeps import Best, minimised, scores, select
 
 Basis = Literal["equal total steps", "equal fine-tuning steps"]
 ORACLES = ("oracle-b", "oracle-a")
@@ -46,8 +44,6 @@ class View:
     Args:
         basis: "equal total steps" counts what the start is charged, "equal fine-tuning steps" does
             not.
-        steps: that number of steps.
-        records: those with status "ok".
         failed: failed runs of the experiment and task, at any number of steps.
         settings: what tells it from other views of the experiment and task, such as "r=4".
     """
@@ -62,10 +58,7 @@ class View:
 
     @property
     def title(self) -> str:
-        """Return task, steps, settings and experiment, as a heading.
-
-        A task's name is the part that people know it by, in their spelling.
-        """
+        """Return task, steps, settings and experiment, as a heading."""
         task = _TASK_WORDS.get(self.task, self.task)
         counted = _BASIS_WORDS[self.basis].format(self.steps)
         settings = f", {self.settings}" * bool(self.settings)
@@ -78,7 +71,6 @@ class Analysis:
 
     Args:
         labels: arm by run id; each configuration of an arm counts as an arm.
-        table: scores by arm, rate and seed.
         best: arms at their best rates, best arm first.
         comparisons: with the control; empty where it has no results.
         pool: behind the comparisons; None where nothing can be tested.
@@ -88,7 +80,6 @@ class Analysis:
     view: View
     metric: str
     labels: Mapping[str, str]
-    table: Scores
     best: Mapping[str, Best]
     comparisons: Sequence[Comparison]
     oracle: str | None
@@ -113,6 +104,10 @@ class Analysis:
         chosen = [record for record in rated if self.labels[record.run_id] == arm]
         return sorted(chosen, key=lambda record: record.run.seed)
 
+    def values_of(self, arm: str, metric: str) -> list[float]:
+        """Return a metric of `records_of` those that have it."""
+        return [run.metrics[metric] for run in self.records_of(arm) if metric in run.metrics]
+
 
 def views(records: Iterable[Record], control: str = CONTROL) -> list[View]:
     """Split records into views by experiment and task, then by the control's step counts.
@@ -127,10 +122,10 @@ def views(records: Iterable[Record], control: str = CONTROL) -> list[View]:
     for record in records:
         groups.setdefault((record.run.experiment, record.run.task), []).append(record)
     return [
-        dataclasses.replace(view, settings=settings)
+        view
         for key in sorted(groups)
         for settings, group in sorted(_alike(groups[key]).items())
-        for view in _views_of(key, group, control)
+        for view in _views_of(key, settings, group, control)
     ]
 
 
@@ -153,22 +148,22 @@ def _alike(records: Sequence[Record]) -> dict[str, list[Record]]:
     return groups
 
 
-def _views_of(key: tuple[str, str], group: list[Record], control: str) -> list[View]:
+def _views_of(
+    key: tuple[str, str], settings: str, group: list[Record], control: str
+) -> Iterator[View]:
     records = [record for record in group if record.status == "ok"]
     failed = tuple(record for record in group if record.status == "failed")
     total = {record.run_id: math.ceil(record.costs.total_steps) for record in records}
     controls = [record for record in records if record.arm == control]
     totals = {total[r.run_id] for r in controls} or set(total.values())
     tunings = {r.costs.finetune_steps for r in controls}
-    all_views = []
     for steps in sorted(totals | tunings):
         whole = tuple(r for r in records if steps in totals and total[r.run_id] == steps)
         tuned = tuple(r for r in records if r.costs.finetune_steps == steps)
         if whole:
-            all_views.append(View(*key, "equal total steps", steps, whole, failed))
+            yield View(*key, "equal total steps", steps, whole, failed, settings)
         if steps in tunings and {r.run_id for r in tuned} - {r.run_id for r in whole}:
-            all_views.append(View(*key, "equal fine-tuning steps", steps, tuned, failed))
-    return all_views
+            yield View(*key, "equal fine-tuning steps", steps, tuned, failed, settings)
 
 
 def superseded(record: Record) -> bool:
@@ -267,30 +262,29 @@ def analyse(view: View, metric: str | None = None, control: str = CONTROL) -> An
     table = scores(view.records, metric, label=lambda record: labels[record.run_id])
     best = select(table, minimised(metric), _failed_rates(view, labels))
     oracle = next((name for name in ORACLES if name in best), None)
-    pool = shared_pool(best, minimised(metric), [control])
+    pool = shared_pool(best, [control])
     return Analysis(
         view,
         metric,
         labels,
-        table,
         best,
-        comparisons=compare(best, minimised(metric), control) if control in best else [],
+        comparisons=compare(best, control) if control in best else [],
         oracle=oracle,
         pool=pool,
-        gaps=gap_closed(best, pool, oracle, control) if pool and oracle else {},
+        gaps=gap_closed(pool, oracle, control) if pool and oracle else {},
         control=control,
     )
 
 
 def _failed_rates(view: View, labels: Mapping[str, str]) -> dict[str, frozenset[float]]:
     """Return by label the rates at which runs of configurations with results failed."""
-    known = {_configuration(record): labels[record.run_id] for record in view.records}
+
+    def configuration(record: Record) -> str:
+        return json.dumps([record.arm, record.run.config], sort_keys=True)
+
+    known = {configuration(record): labels[record.run_id] for record in view.records}
     rates: dict[str, frozenset[float]] = {}
     for record in view.failed:
-        if label := known.get(_configuration(record)):
+        if label := known.get(configuration(record)):
             rates[label] = rates.get(label, frozenset()) | {record.run.learning_rate}
     return rates
-
-
-def _configuration(record: Record) -> str:
-    return json.dumps([record.arm, record.run.config], sort_keys=True)

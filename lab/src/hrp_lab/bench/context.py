@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
+import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -13,21 +16,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
+from filelock import FileLock
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, set_seed
 from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
+from hrp.files import clear_dead_staging
+from hrp.spectra.spectrum import Spectrum
 from hrp_lab.bench import costs
 from hrp_lab.bench.costs import Costs, ModelSize
 from hrp_lab.bench.record import RunSpec
-from hrp_lab.bench.spectrum_cache import Shared, get_shared, shared_key
 from hrp_lab.bench.speed.options import Speed
 from hrp_lab.bench.tasks import Task, TaskRequest, load_task
 from hrp_lab.bench.training import Plan, Trained, fine_tune
 
 _BASES_KEPT = 4
+# A run's data, model and adapter depend on these, apart from its own settings.
+_GROUND = ("model", "dtype", "batch_size", "task", "lora", "training")
 
 
 class NotApplicable(Exception):  # noqa: N818 - an answer, not an error
@@ -44,8 +52,6 @@ class Places:
         model: local path of the base model; None means its name in the experiment.
         dataset: local folder or hub name of the data; None means the task's hub name.
         git: commit of the source tree and whether it was changed.
-        command: command line, for the records.
-        speed: how training steps are made faster.
     """
 
     records: Path
@@ -64,9 +70,6 @@ class Start:
     Args:
         model: with exactly the parameters to train requiring gradient.
         costs: of the start; wall time only for what was made once and shared.
-        preheat_losses: loss per preheating step.
-        optimizer: the one that the arm needs, if any.
-        callbacks: for the trainer.
         full: whether the base itself is trained.
         finish: makes the model to be judged of the trained one; None: it is the trained one.
     """
@@ -123,18 +126,12 @@ class Bench:
 
 
 class Setup:
-    """Gives an arm what it needs of its run: fresh models, data, sizes, and the budget.
-
-    Args:
-        bench: tasks and base models of this process.
-        spec: the run.
-    """
+    """Gives an arm what it needs of its run: fresh models, data, sizes, and the budget."""
 
     def __init__(self, bench: Bench, spec: RunSpec) -> None:
         self.bench, self.spec = bench, spec
         self.task = bench.task(spec)
-        self.sharing_s = 0.0
-        """These seconds were spent on making or reading what runs share."""
+        self.sharing_s = 0.0  # spent on making or reading what runs share
 
     def section(self, name: str) -> dict[str, Any]:
         """Return the run's settings of a section of `ARM_DEFAULTS`."""
@@ -151,10 +148,8 @@ class Setup:
 
     def lora_config(self, **overrides: Any) -> LoraConfig:
         """Return the experiment's ``LoraConfig``, with ``overrides`` of the arm."""
-        return LoraConfig(
-            **{**copy.deepcopy(self.spec.config["lora"]), "task_type": self.task.task_type}
-            | overrides
-        )
+        settings = {**copy.deepcopy(self.spec.config["lora"]), "task_type": self.task.task_type}
+        return LoraConfig(**settings | overrides)
 
     def adapter(self, base: nn.Module | None = None, **overrides: Any) -> PeftModel:
         """Put a LoRA, drawn by the run's seed, on a fresh base or the one given."""
@@ -213,16 +208,18 @@ class Setup:
         return costs.lora_parameters(rank or self.rank, self.targets.values())
 
     @property
-    def target_parameters(self) -> int:
-        """Count the entries of the adapted weight matrices."""
-        return sum(d_out * d_in for d_out, d_in in self.targets.values())
-
-    @property
     def step_flops(self) -> float:
         """Return the FLOPs of a fine-tuning step of the plain LoRA on a mean batch."""
         accumulated = self.spec.config["training"].get("gradient_accumulation_steps", 1)
         tokens = round(self.tokens_per_row * self.spec.config["batch_size"] * accumulated)
         return costs.lora_flops(self.size, tokens, self.adapter_parameters())
+
+    def used(self, began: float, tokens: int, flops: float, **more: Any) -> Costs:
+        """Return the costs of a start that ``began`` at that `time.perf_counter` and ends now."""
+        seconds = time.perf_counter() - began
+        return Costs(
+            tokens=tokens, flops=flops, wall_s=seconds, peak_memory_bytes=peak_memory(), **more
+        )
 
     def steps_after(self, charged: float) -> int:
         """Return the fine-tuning steps that are left; raise `NotApplicable` where none is."""
@@ -243,18 +240,9 @@ class Setup:
             collate_fn=self.task.collator,
             generator=torch.Generator().manual_seed(self.spec.seed),
         )
-        given = 0
-        while given < count:
-            for batch in loader:
-                yield {name: value.to(self.bench.device) for name, value in batch.items()}
-                given += 1
-                if given == count:
-                    return
-
-    def train(self, start: Start, steps: int, learning_rate: float) -> Trained:
-        """Fine-tune a start in place through the HF Trainer."""
-        return fine_tune(start.model, self.plan(steps, learning_rate), start.optimizer,
-                         start.callbacks)  # fmt: skip
+        epochs = itertools.chain.from_iterable(itertools.repeat(loader))
+        for batch in itertools.islice(epochs, count):
+            yield {name: value.to(self.bench.device) for name, value in batch.items()}
 
     def plan(self, steps: int, learning_rate: float) -> Plan:
         """Return what the trainer is told."""
@@ -264,12 +252,40 @@ class Setup:
             config["training"], self.bench.places.speed,
         )  # fmt: skip
 
-    def shared(self, kind: str, settings: dict[str, Any], make: Callable[[], Shared]) -> Shared:
-        """Make or read what runs of one task, seed and settings share; see `spectrum_cache`."""
+    def train(self, start: Start, steps: int, learning_rate: float) -> Trained:
+        """Fine-tune a start in place through the HF Trainer."""
+        plan = self.plan(steps, learning_rate)
+        return fine_tune(start.model, plan, start.optimizer, start.callbacks)
+
+    def shared(
+        self, kind: str, settings: dict[str, Any], make: Callable[[], tuple[Spectrum, Costs]]
+    ) -> Spectrum:
+        """Return the spectrum that all runs of one task, seed and settings start from.
+
+        The first of them makes it, others wait meanwhile. It is written whole or not at all, and
+        its provenance says what it cost, so that every run can be charged in full.
+        """
         began = time.perf_counter()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        folder = self.bench.places.cache / shared_key(kind, self.spec, settings)
-        shared = get_shared(folder, make)
+        ground = {name: self.spec.config[name] for name in _GROUND}
+        identity = json.dumps([self.spec.task, self.spec.seed, ground, settings], sort_keys=True)
+        name = f"{kind}-spectrum-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+        cache = self.bench.places.cache
+        folder, lock = cache / name, cache / f".{name}.lock"
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            clear_dead_staging(folder)
+            if not folder.exists():
+                spectrum, used = make()
+                spectrum.provenance["costs"] = dataclasses.asdict(used)
+                spectrum.save(folder)
+                clear_device_cache(garbage_collection=True)  # of the models that made it
+            lock.unlink(missing_ok=True)  # who waits for it then finds the folder
         self.sharing_s += time.perf_counter() - began
-        return shared
+        return Spectrum.load(folder)
+
+
+def peak_memory() -> int:
+    """Return the largest memory allocated since the last reset, in bytes; 0 on the CPU."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0

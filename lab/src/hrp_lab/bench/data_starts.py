@@ -6,7 +6,6 @@ nothing.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -26,34 +25,27 @@ from hrp.spectra.spectrum import Spectrum
 from hrp_lab.bench import costs
 from hrp_lab.bench.context import NotApplicable, Setup, Start
 from hrp_lab.bench.costs import Costs, equivalent_steps
-from hrp_lab.bench.spectrum_cache import Shared
-from hrp_lab.bench.starts import peak_memory
 from hrp_lab.bench.tasks.answers import IGNORED, half_precision
 
 _KEPT_RANKS = 4  # times the adapter's rank, of each spectrum that is kept
 
 
-def gradient(setup: Setup) -> Shared:
+def gradient(setup: Setup) -> Spectrum:
     """Return the spectrum of the loss's mean gradient with respect to the adapted weights."""
     settings = setup.section("gradient")
-    return setup.shared("gradient", settings, lambda: _mean_gradient(setup, settings["batches"]))
+    batches = settings["batches"]
 
+    def make() -> tuple[Spectrum, Costs]:
+        began = time.perf_counter()
+        model = setup.base(torch.float32).requires_grad_(False).train()
+        weights = {name: model.get_submodule(name).weight for name in setup.targets}
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        tokens = _accumulate_gradients(setup, model, batches)
+        spectrum = _dense_spectrum(setup, {n: w.grad / batches for n, w in weights.items()})
+        return spectrum, _costs_of_gradients(setup, began, tokens)
 
-def _mean_gradient(setup: Setup, batches: int) -> Shared:
-    began = time.perf_counter()
-    model = setup.base(torch.float32).requires_grad_(False).train()
-    weights = {name: model.get_submodule(name).weight for name in setup.targets}
-    for weight in weights.values():
-        weight.requires_grad_(True)
-    tokens = _accumulate_gradients(setup, model, batches)
-    spectrum = _dense_spectrum(setup, {n: w.grad / batches for n, w in weights.items()})
-    flops = costs.gradient_flops(setup.size, tokens, setup.target_parameters) + _svd_flops(setup)
-    return Shared(spectrum, _gradients_held(setup, _passes(setup, tokens, flops, began)))
-
-
-def _gradients_held(setup: Setup, used: Costs) -> Costs:
-    """Count the adapted weights as trainable, which gradients make them for a while."""
-    return dataclasses.replace(used, extra_parameters=setup.target_parameters)
+    return setup.shared("gradient", settings, make)
 
 
 def _accumulate_gradients(setup: Setup, model: nn.Module, batches: int) -> int:
@@ -67,19 +59,21 @@ def _accumulate_gradients(setup: Setup, model: nn.Module, batches: int) -> int:
     return tokens
 
 
+def _costs_of_gradients(setup: Setup, began: float, tokens: int) -> Costs:
+    """Count the adapted weights as trainable, which gradients make them for a while."""
+    adapted = sum(d_out * d_in for d_out, d_in in setup.targets.values())
+    flops = costs.gradient_flops(setup.size, tokens, adapted) + _svd_flops(setup)
+    return _charged(setup, began, tokens, flops, extra_parameters=adapted)
+
+
 def _svd_flops(setup: Setup) -> float:
     return sum(costs.svd_flops(*shape) for shape in setup.targets.values())
 
 
-def _passes(setup: Setup, tokens: int, flops: float, began: float) -> Costs:
-    """Return the costs of passes over data, charged the steps that cost as many FLOPs."""
-    return Costs(
-        charged_steps=equivalent_steps(flops, setup.step_flops),
-        tokens=tokens,
-        flops=flops,
-        wall_s=time.perf_counter() - began,
-        peak_memory_bytes=peak_memory(),
-    )
+def _charged(setup: Setup, began: float, tokens: int, flops: float, **more: Any) -> Costs:
+    """Charge passes over data the steps that cost as many FLOPs."""
+    charged = equivalent_steps(flops, setup.step_flops)
+    return setup.used(began, tokens, flops, charged_steps=charged, **more)
 
 
 def _dense_spectrum(setup: Setup, changes: Mapping[str, Float[Tensor, "d_out d_in"]]) -> Spectrum:
@@ -93,19 +87,19 @@ def _dense_spectrum(setup: Setup, changes: Mapping[str, Float[Tensor, "d_out d_i
     return Spectrum(spectra)
 
 
-def full_change(setup: Setup) -> Shared:
+def full_change(setup: Setup) -> Spectrum:
     """Return the spectrum of what full fine-tuning changes in the adapted weights, uncharged."""
-    settings = setup.section("oracle")
-    settings.setdefault("steps", setup.spec.config["steps"])
-    return setup.shared("oracle", settings, lambda: _full_change(setup, settings))
+    settings = {"steps": setup.spec.config["steps"]} | setup.section("oracle")
 
+    def make() -> tuple[Spectrum, Costs]:
+        model = setup.base(torch.float32).requires_grad_(True)
+        weights = {name: model.get_submodule(name).weight for name in setup.targets}
+        before = {name: weight.detach().clone() for name, weight in weights.items()}
+        setup.train(Start(model, full=True), settings["steps"], settings["learning_rate"])
+        changes = {name: weight.detach() - before[name] for name, weight in weights.items()}
+        return _dense_spectrum(setup, changes), Costs()
 
-def _full_change(setup: Setup, settings: dict[str, Any]) -> Shared:
-    model = setup.base(torch.float32).requires_grad_(True)
-    before = {name: model.get_submodule(name).weight.detach().clone() for name in setup.targets}
-    setup.train(Start(model, full=True), settings["steps"], settings["learning_rate"])
-    after = {name: model.get_submodule(name).weight.detach() for name in setup.targets}
-    return Shared(_dense_spectrum(setup, {n: after[n] - before[n] for n in after}), Costs())
+    return setup.shared("oracle", settings, make)
 
 
 def lora_ga(setup: Setup) -> Start:
@@ -129,9 +123,7 @@ def lora_ga(setup: Setup) -> Start:
     model = setup.linear_adapter(
         base, init_lora_weights="lora_ga", lora_ga_config=config.lora_ga_config
     )
-    flops = costs.gradient_flops(setup.size, tokens[0], setup.target_parameters)
-    used = _passes(setup, tokens[0], flops + _svd_flops(setup), began)
-    return Start(model, _gradients_held(setup, used))
+    return Start(model, _costs_of_gradients(setup, began, tokens[0]))
 
 
 def corda(setup: Setup) -> Start:
@@ -158,7 +150,7 @@ def corda(setup: Setup) -> Start:
     model = setup.linear_adapter(base, init_lora_weights="corda", corda_config=config.corda_config)
     widths = [d_in for _, d_in in setup.targets.values()]
     flops = costs.covariance_flops(setup.size, tokens, widths) + _svd_flops(setup)
-    return Start(model, _passes(setup, tokens, flops, began))
+    return Start(model, _charged(setup, began, tokens, flops))
 
 
 class _Limited:
@@ -166,19 +158,14 @@ class _Limited:
 
     def __init__(self, setup: Setup, limit: int) -> None:
         self._setup, self._limit = setup, limit
-        self._given: list[dict[str, Any]] = []
+        self.tokens = 0
 
     def __len__(self) -> int:
         return self._limit
 
-    @property
-    def tokens(self) -> int:
-        """Count the tokens in the batches used."""
-        return sum(int(batch["attention_mask"].sum()) for batch in self._given)
-
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self._setup.batches(self._limit):
-            self._given.append(batch)
+            self.tokens += int(batch["attention_mask"].sum())
             yield batch
         raise NotApplicable(f"EVA has not converged after {self._limit} batches")
 
@@ -213,4 +200,4 @@ def eva(setup: Setup) -> Start:
     # PEFT makes the factors of modules with a new rank in the base's dtype; all arms train float32.
     cast_adapter_dtype(model, "default")
     flops = costs.forward_flops(setup.size, loader.tokens)
-    return Start(model, _passes(setup, loader.tokens, flops, began))
+    return Start(model, _charged(setup, began, loader.tokens, flops))

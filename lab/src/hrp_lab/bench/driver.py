@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -14,49 +15,40 @@ from hrp_lab.bench.protocol import Experiment, plan
 from hrp_lab.bench.record import Record, RunSpec
 from hrp_lab.bench.record_store import find_records, missing, record_path, write_record
 from hrp_lab.bench.run import now, stamped
-from hrp_lab.bench.schedule import Job, Schedule
 
 _MARGIN = 1.1  # a run is not begun unless this many times a usual run's duration is left
+_ATTEMPTS = 2  # a worker killed by the machine's owner loses a run once; twice is the run's fault
 
 
 @dataclass
 class Summary:
-    """Count what one call did.
+    """Count what one call did."""
 
-    Args:
-        ran: records written, by status.
-        left: runs of the plan that have no record yet.
-        steps: optimizer steps in the records written, those of preheating only where it was done.
-        wall_s: seconds.
-    """
-
-    ran: dict[str, int] = field(default_factory=dict)
-    left: int = 0
-    steps: int = 0
+    ran: Counter[str] = field(default_factory=Counter)  # records written, by status
+    left: int = 0  # runs of the plan that have no record yet
+    steps: int = 0  # of fine-tuning, in the records written
     wall_s: float = 0.0
 
     @property
     def runs(self) -> int:
         """Return the number of records written."""
-        return sum(self.ran.values())
+        return self.ran.total()
 
     def __str__(self) -> str:
         """Return one line for the end."""
         kinds = ", ".join(f"{count} {status}" for status, count in sorted(self.ran.items()))
-        hour = 3600 * self.runs / self.wall_s if self.wall_s else 0.0
-        rate = self.steps / self.wall_s if self.wall_s else 0.0
+        seconds = self.wall_s or 1.0
         return (
-            f"{self.runs} runs ({kinds or 'nothing to do'}) in {self.wall_s:.0f} s: {hour:.0f} "
-            f"runs an hour, {rate:.1f} steps/s; {self.left} runs left"
+            f"{self.runs} runs ({kinds or 'nothing to do'}) in {self.wall_s:.0f} s: "
+            f"{3600 * self.runs / seconds:.0f} runs an hour, {self.steps / seconds:.1f} steps/s; "
+            f"{self.left} runs left"
         )
 
 
 class Driver:
-    """Give out jobs, write records, replace what is lost.
+    """Give out runs, write records, replace what is lost.
 
     Args:
-        experiment: what to run.
-        places: where.
         say: prints one line a run.
         limit_s: seconds after which nothing more is done.
         retry_failed: whether runs whose record is a failure are done again.
@@ -71,19 +63,16 @@ class Driver:
         retry_failed: bool = False,
     ) -> None:
         self._experiment, self._places, self._say = experiment, places, say
-        self._limit_s = limit_s
         self._records = find_records(places.records)
         planned = plan(experiment, self._records)
         clear_dead_staging(*(record_path(run, places.records) for run in planned))
-        self._schedule = Schedule(self._missing(retry_failed), self._missing)
-        self._began = time.monotonic()
-        self._begun: dict[Job, float] = {}
+        self._waiting = missing(planned, self._records, retry_failed)
+        self._tries: Counter[str] = Counter()
+        self._begun: dict[str, float] = {}
         self._durations: list[float] = []
+        self._began = time.monotonic()
+        self._limit_s = limit_s
         self.summary = Summary()
-
-    def _missing(self, retry_failed: bool = False) -> list[RunSpec]:
-        """Return the runs to be done; grids widen as records come in."""
-        return missing(plan(self._experiment, self._records), self._records, retry_failed)
 
     def run(self, engine: Engine) -> Summary:
         """Do all that is missing, or all that the time limit allows."""
@@ -95,18 +84,22 @@ class Driver:
                     break
         finally:
             engine.close()
-        self.summary.left = len(self._missing())
+        self.summary.left = len(missing(plan(self._experiment, self._records), self._records))
         self.summary.wall_s = time.monotonic() - self._began
         return self.summary
 
     def _give_out(self, engine: Engine) -> bool:
         given = False
         while len(self._begun) < engine.slots and self._is_worth_beginning():
-            job = self._schedule.take()
-            if job is None:
+            if not self._waiting:  # grids widen as records come in
+                planned = missing(plan(self._experiment, self._records), self._records)
+                self._waiting = [run for run in planned if run.run_id not in self._tries]
+            if not self._waiting:
                 break
-            self._begun[job] = time.monotonic()
-            engine.submit(job)
+            run = self._waiting.pop(0)
+            self._tries[run.run_id] += 1
+            self._begun[run.run_id] = time.monotonic()
+            engine.submit(run)
             given = True
         return given
 
@@ -117,32 +110,25 @@ class Driver:
 
     def _is_worth_beginning(self) -> bool:
         left = self._left_s()
-        usual = statistics.median(self._durations) if self._durations else 0.0
-        return left is None or left > _MARGIN * usual
+        return left is None or left > _MARGIN * statistics.median(self._durations or [0.0])
 
     def _take_in(self, result: Result) -> None:
-        job = result.job
-        seconds = time.monotonic() - self._begun.pop(job)
-        if result.lost:
-            self._lose(job, result.lost)
-            return
-        self._schedule.done(job)
-        if result.record is not None:
+        run, record = result.run, result.record
+        seconds = time.monotonic() - self._begun.pop(run.run_id)
+        if record is not None:
             self._durations.append(seconds)
-            self._keep(result.record, seconds)
-
-    def _lose(self, job: Job, reason: str) -> None:
-        if self._schedule.lost(job):
-            self._say(f"a worker died ({reason}); {_name(job.spec)} will be done again")
-        elif job.makes is None:
-            text = f"its worker process died twice ({reason})"
-            record = stamped(Record(job.spec, "failed", text), self._places, now(), "")
-            self._keep(record, 0.0)
+            self._keep(record, seconds)
+        elif self._tries[run.run_id] < _ATTEMPTS:
+            self._waiting.insert(0, run)
+            self._say(f"a worker died ({result.lost}); {_name(run)} will be done again")
+        else:
+            text = f"its worker process died twice ({result.lost})"
+            self._keep(stamped(Record(run, "failed", text), self._places, now(), ""), seconds)
 
     def _keep(self, record: Record, seconds: float) -> None:
         write_record(record, self._places.records)
         self._records[record.run_id] = record
-        self.summary.ran[record.status] = self.summary.ran.get(record.status, 0) + 1
+        self.summary.ran[record.status] += 1
         self.summary.steps += record.costs.finetune_steps
         metric = str(record.run.config["metric"])
         outcome = (
@@ -150,8 +136,7 @@ class Driver:
             if record.status == "ok"
             else f"{record.status}: {record.reason}"
         )
-        begun = sum(job.makes is None for job in self._begun)
-        total = self.summary.runs + begun + self._schedule.runs_left
+        total = self.summary.runs + len(self._begun) + len(self._waiting)
         self._say(
             f"[{self.summary.runs}/{total}] {_name(record.run)}: {outcome}  ({seconds:.0f} s)"
         )

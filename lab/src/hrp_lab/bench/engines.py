@@ -1,6 +1,8 @@
-"""Engines do the driver's jobs: in this process, in several processes, or on a Ray cluster.
+"""Engines do the driver's runs: in this process, in several processes, or on a Ray cluster.
 
-All of them do the same jobs and give back the same records; the driver alone writes them.
+All of them give back the same records; the driver alone writes them. It submits a run while fewer
+than ``slots`` are under way, and waits for results of at least one unless a time passes first.
+Closing ends at once; runs under way are lost.
 """
 
 from __future__ import annotations
@@ -15,43 +17,31 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol
+from typing import Any
 
 from hrp_lab.bench.context import Places
-from hrp_lab.bench.record import Record
-from hrp_lab.bench.schedule import Job
+from hrp_lab.bench.record import Record, RunSpec
 
 WORKER_MODULE = "hrp_lab.bench.run"
-_BROKEN_EXIT = 70  # of a worker whose job raised what nobody caught
+_CANNOT_START = (
+    "the worker processes cannot start (see the traceback above); a script that calls "
+    "`hrp_lab.cli.main` must do so under `if __name__ == '__main__'`. `--workers 1` needs none"
+)
+_BROKEN_EXIT = 70  # of a worker whose run raised what nobody caught
 
 
 @dataclass(frozen=True)
 class Result:
-    """Hold the outcome of a job: a record, None where it made what is shared, or a lost worker."""
+    """Hold the record of a run, or how the worker that did it was lost."""
 
-    job: Job
+    run: RunSpec
     record: Record | None = None
     lost: str = ""
 
 
-class Engine(Protocol):
-    """Do jobs, ``slots`` of them at a time."""
-
-    slots: int
-
-    def submit(self, job: Job) -> None:
-        """Begin a job; only while fewer than ``slots`` are under way."""
-
-    def wait(self, timeout_s: float | None) -> list[Result]:
-        """Return results of jobs that ended, at least one unless ``timeout_s`` passes first."""
-
-    def close(self) -> None:
-        """End at once; jobs under way are lost."""
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep libraries' progress bars, logs and warnings off the screen while a job runs."""
+    """Keep libraries' progress bars, logs and warnings off the screen during a run."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -75,36 +65,31 @@ def _bench(places: Places) -> Any:
     return Bench(places)
 
 
-def work(places: Places, job: Job) -> Record | None:
-    """Do one job in this process."""
-    from hrp_lab.bench.run import execute, share
+def work(places: Places, run: RunSpec) -> Record:
+    """Do one run in this process."""
+    from hrp_lab.bench.run import execute
 
     with quiet():
-        bench = _bench(places)
-        if job.makes is None:
-            return execute(bench, job.spec)
-        with contextlib.suppress(Exception):  # the run itself will meet and record it
-            share(bench, job.spec)
-        return None
+        return execute(_bench(places), run)
 
 
 class Sequential:
-    """Do one job after the other, in this process."""
+    """Do one run after the other, in this process."""
 
     slots = 1
 
     def __init__(self, places: Places) -> None:
         self._places = places
-        self._job: Job | None = None
+        self._run: RunSpec | None = None
 
-    def submit(self, job: Job) -> None:
-        """Keep the job until it is waited for."""
-        self._job = job
+    def submit(self, run: RunSpec) -> None:
+        """Keep the run until it is waited for."""
+        self._run = run
 
     def wait(self, timeout_s: float | None) -> list[Result]:
-        """Do the job; it cannot be cut short."""
-        job, self._job = self._job, None
-        return [Result(job, work(self._places, job))] if job else []
+        """Do the run; it cannot be cut short."""
+        run, self._run = self._run, None
+        return [Result(run, work(self._places, run))] if run else []
 
     def close(self) -> None:
         """Drop this process's models and data."""
@@ -112,40 +97,35 @@ class Sequential:
 
 
 class Workers:
-    """Do jobs in several processes, spread over this machine's devices; one that dies is replaced.
-
-    Args:
-        places: where model, data and records lie.
-        count: processes.
-    """
+    """Do runs in ``count`` processes spread over this machine's GPUs; one that dies is replaced."""
 
     def __init__(self, places: Places, count: int) -> None:
         self.slots = count
         self._places = places
         self._context = _context()
         self._gpus = visible_gpus()
-        self._can_start = False
+        self._came_up = self._context.Event()  # once any of them has
         self._idle: list[_Worker] = []
-        self._busy: dict[_Worker, Job] = {}
+        self._busy: dict[_Worker, RunSpec] = {}
 
-    def submit(self, job: Job) -> None:
-        """Give the job to an idle process, or to a new one."""
+    def submit(self, run: RunSpec) -> None:
+        """Give the run to an idle process, or to a new one."""
         worker = self._idle.pop() if self._idle else self._new()
-        self._busy[worker] = job
+        self._busy[worker] = run
         with contextlib.suppress(BrokenPipeError):  # it died while idle; `wait` will see
-            worker.connection.send(job)
+            worker.connection.send(run)
 
     def _new(self) -> _Worker:
         mine, its = self._context.Pipe()
         threads = max(1, (os.cpu_count() or 1) // self.slots)
         used = [worker.gpu for worker in (*self._idle, *self._busy)]
         gpu = min(self._gpus, key=used.count, default=None)
-        came_up = self._context.Event()
-        process = self._context.Process(target=_serve, args=(its, self._places, threads, came_up))
+        told = its, self._places, threads, self._came_up
+        process = self._context.Process(target=_serve, args=told)
         with _sees_only(gpu):
             process.start()
         its.close()
-        return _Worker(process, mine, came_up, gpu)
+        return _Worker(process, mine, gpu)
 
     def wait(self, timeout_s: float | None) -> list[Result]:
         """Collect what has come back, and who has died.
@@ -156,17 +136,15 @@ class Workers:
         ready = wait([worker.connection for worker in self._busy], timeout_s)
         results = []
         for worker in [worker for worker in self._busy if worker.connection in ready]:
-            job = self._busy.pop(worker)
+            run = self._busy.pop(worker)
             try:
-                results.append(Result(job, worker.connection.recv()))
+                results.append(Result(run, worker.connection.recv()))
                 self._idle.append(worker)
-                self._can_start = True
             except (EOFError, ConnectionResetError):
                 worker.process.join()
-                self._can_start |= worker.came_up.is_set()
-                if not self._can_start and worker.process.exitcode == 1:
-                    raise _cannot_start() from None
-                results.append(Result(job, lost=f"exit code {worker.process.exitcode}"))
+                if worker.process.exitcode == 1 and not self._came_up.is_set():
+                    raise ChildProcessError(_CANNOT_START) from None
+                results.append(Result(run, lost=f"exit code {worker.process.exitcode}"))
         return results
 
     def close(self) -> None:
@@ -183,7 +161,6 @@ class Workers:
 class _Worker:
     process: Any
     connection: Connection
-    came_up: Any
     gpu: str | None = None
 
 
@@ -211,14 +188,6 @@ def _sees_only(gpu: str | None) -> Iterator[None]:
             os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
-def _cannot_start() -> ChildProcessError:
-    return ChildProcessError(
-        "the worker processes cannot start (see the traceback above); a script that calls "
-        "`hrp_lab.cli.main` must do so under `if __name__ == '__main__'`. "
-        "`--workers 1` needs none"
-    )
-
-
 def _context() -> Any:
     """Return how processes start: forked from a server that has imported, spawned beside a GPU.
 
@@ -236,7 +205,7 @@ def _context() -> Any:
 
 
 def _serve(connection: Connection, places: Places, threads: int, came_up: Any) -> None:
-    """Do jobs until the other end closes; end with the parent process, however it ends."""
+    """Do runs until the other end closes; end with the parent process, however it ends."""
     came_up.set()
     import torch
 
@@ -262,12 +231,9 @@ def _end_with_parent() -> None:
 
 
 class Ray:
-    """Do jobs as Ray tasks on a cluster, or a local one started for the purpose (extra ``ray``).
+    """Do ``count`` runs at a time as Ray tasks (extra ``ray``), on a new local cluster by default.
 
-    Args:
-        places: where model, data and records lie; paths must mean the same on every node.
-        count: jobs at a time.
-        address: of a running cluster; None starts a local one.
+    Paths must mean the same on every node.
     """
 
     def __init__(self, places: Places, count: int, address: str | None = None) -> None:
@@ -283,26 +249,29 @@ class Ray:
         gpus = ray.cluster_resources().get("GPU", 0) / count
         remote = ray.remote(num_cpus=1, num_gpus=min(1.0, gpus), max_retries=0)
         self._work = remote(work)
-        self._busy: dict[Any, Job] = {}
+        self._busy: dict[Any, RunSpec] = {}
 
-    def submit(self, job: Job) -> None:
-        """Hand the job to the cluster."""
-        self._busy[self._work.remote(self._places, job)] = job
+    def submit(self, run: RunSpec) -> None:
+        """Hand the run to the cluster."""
+        self._busy[self._work.remote(self._places, run)] = run
 
     def wait(self, timeout_s: float | None) -> list[Result]:
         """Collect what has come back, and who has died."""
         ready, _ = self._ray.wait(list(self._busy), num_returns=1, timeout=timeout_s)
-        return [self._result(reference) for reference in ready]
-
-    def _result(self, reference: Any) -> Result:
-        job = self._busy.pop(reference)
-        try:
-            return Result(job, self._ray.get(reference))
-        except self._ray.exceptions.RayError as error:
-            return Result(job, lost=f"{type(error).__name__}")
+        results = []
+        for reference in ready:
+            run = self._busy.pop(reference)
+            try:
+                results.append(Result(run, self._ray.get(reference)))
+            except self._ray.exceptions.RayError as error:
+                results.append(Result(run, lost=type(error).__name__))
+        return results
 
     def close(self) -> None:
         """Leave the cluster, or end the local one."""
         for reference in self._busy:
             self._ray.cancel(reference, force=True)
         self._ray.shutdown()
+
+
+Engine = Sequential | Workers | Ray

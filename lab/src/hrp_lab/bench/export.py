@@ -2,16 +2,17 @@
 
 Each run is a JSON file with ``run_info``, ``train_info`` and ``meta_info``, as PEFT's MetaMathQA
 runner writes them and its result pages read them (https://github.com/huggingface/peft, folder
-``method_comparison``). What a record does not know is null, or 0 where those pages need an integer:
-records do not hold the number of trainable parameters, so it and the adapter's size are not known.
-The peak memory stands for all three memory figures.
+``method_comparison``). What a record does not know, such as the number of trainable
+parameters, is null, or 0 where those pages need an integer. The peak memory stands for all three
+memory figures.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,9 @@ from hrp_lab.bench.record import Record
 _STATUS = {"ok": "success", "failed": "failed"}
 _ACCURACIES = ("exact_match", "accuracy")
 _PACKAGES = ("transformers", "peft", "datasets", "bitsandbytes", "torch")
-_WEIGHT_BYTES = 4
 # Arms that are words of PEFT's `init_lora_weights`, and switches of its `LoraConfig`. All others
 # write their factors into a plain LoRA.
-_PEFT_STARTS = frozenset(
-    {"gaussian", "orthogonal", "pissa", "olora", "mica", "eva", "corda", "lora_ga"}
-)
+_PEFT_STARTS = {"gaussian", "orthogonal", "pissa", "olora", "mica", "eva", "corda", "lora_ga"}
 _PEFT_SWITCHES = {"rslora": "use_rslora", "dora": "use_dora"}  # by how an arm's name begins
 
 
@@ -49,11 +47,9 @@ def export_records(records: Sequence[Record], folder: Path) -> list[Path]:
 def peft_result(record: Record) -> dict[str, Any]:
     """Turn a record into PEFT's result; raise ``ValueError`` if it is "not-applicable".
 
-    From ``record.run.config`` it takes ``model`` (the base model's name), ``train_config``, and
-    ``lora`` or ``peft_config`` where these are given; from the metrics "exact_match" or "accuracy"
-    as the test accuracy. ``batch_size``, ``trainable_parameters`` and ``total_parameters`` are read
-    too. ``peft_config`` is what PEFT made the adapter from; a start that PEFT does not know stands
-    in ``train_config``, as ``arm`` with its settings.
+    The test accuracy is the metric "exact_match" or "accuracy". ``peft_config`` is what PEFT made
+    the adapter from; a start that PEFT does not know stands in ``train_config``, as ``arm`` with
+    its settings.
     """
     if record.status not in _STATUS:
         raise ValueError(f"`record` must have run, got status {record.status!r} ({record.reason})")
@@ -71,87 +67,67 @@ def _name(record: Record) -> str:
 
 def _run_info(record: Record) -> dict[str, Any]:
     run = record.run
-    train_config = {
-        "model_id": run.config.get("model"),
-        "max_steps": record.costs.finetune_steps,
-        "seed": run.seed,
-        "optimizer_kwargs": {"lr": run.learning_rate},
-        "task": run.task,
-        "arm": run.arm,
-        **{name: run.config[name] for name in ARM_DEFAULTS if name in run.config},
-    }
     return {
         "created_at": record.started,
         "total_time": record.costs.wall_s,
         "experiment_name": _name(record),
         "peft_branch": None,
-        "train_config": {**_mapping(run.config.get("train_config")), **train_config},
+        "train_config": {
+            "model_id": run.config.get("model"),
+            "max_steps": record.costs.finetune_steps,
+            "seed": run.seed,
+            "optimizer_kwargs": {"lr": run.learning_rate},
+            "task": run.task,
+            "arm": run.arm,
+            **{name: run.config[name] for name in ARM_DEFAULTS if name in run.config},
+        },
         "peft_config": _peft_config(record),
         "error_msg": record.reason,
     }
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def _peft_config(record: Record) -> dict[str, Any] | None:
     """Return what PEFT made the adapter from; None is the format's word for full fine-tuning."""
     if record.arm == "full":
         return None
-    config = record.run.config
-    given = {**_mapping(config.get("lora")), **_mapping(config.get("peft_config"))}
-    plain: dict[str, Any] = {
-        "peft_type": "LORA",
-        "r": config.get("rank"),
-        "init_lora_weights": True,
-    } | given
+    config: dict[str, Any] = {"peft_type": "LORA", "init_lora_weights": True}
+    config |= record.run.config.get("lora", {})
     if record.arm in _PEFT_STARTS:
-        plain["init_lora_weights"] = record.arm
+        config["init_lora_weights"] = record.arm
     if switch := _PEFT_SWITCHES.get(record.arm.partition("-")[0]):
-        plain[switch] = True
+        config[switch] = True
     if record.arm == "adalora":
-        settings = {**ARM_DEFAULTS["adalora"], **_mapping(config.get("adalora"))}
-        plain |= adalora_fields(settings, plain["r"], record.costs.finetune_steps)
-        plain["peft_type"] = "ADALORA"
-    return plain
+        settings = ARM_DEFAULTS["adalora"] | record.run.config.get("adalora", {})
+        config |= adalora_fields(settings, config["r"], record.costs.finetune_steps)
+        config["peft_type"] = "ADALORA"
+    return config
 
 
 def _train_info(record: Record) -> dict[str, Any]:
-    costs, config = record.costs, record.run.config
-    trained = config.get("trainable_parameters")
-    curve = [{"step": step, "train loss": _finite(loss)} for step, loss in record.losses]
+    costs, metrics = record.costs, record.metrics
+    curve = [
+        {"step": step, "train loss": loss if math.isfinite(loss) else None}
+        for step, loss in record.losses
+    ]
+    last = {  # from which PEFT's pages read the result
+        "step": costs.finetune_steps,
+        "test accuracy": next((metrics[name] for name in _ACCURACIES if name in metrics), None),
+        "train loss": curve[-1]["train loss"] if curve else None,
+        "train samples": costs.finetune_steps * record.run.config.get("batch_size", 0),
+        "train total tokens": costs.tokens,
+        **{f"test {name}": value for name, value in metrics.items() if name not in _ACCURACIES},
+    }
     return {
         "accelerator_memory_reserved_avg": costs.peak_memory_bytes,
         "accelerator_memory_max": costs.peak_memory_bytes,
         "accelerator_memory_reserved_99th": costs.peak_memory_bytes,
         "train_time": costs.wall_s,
-        "file_size": trained * _WEIGHT_BYTES if isinstance(trained, int) else 0,
-        "num_trainable_params": trained,
-        "num_total_params": config.get("total_parameters"),
+        "file_size": 0,
+        "num_trainable_params": None,
+        "num_total_params": None,
         "status": _STATUS[record.status],
-        "metrics": [*curve, _final(record)],
+        "metrics": [*curve, last],
     }
-
-
-def _final(record: Record) -> dict[str, Any]:
-    """Return the last entry, from which PEFT's pages read the result."""
-    metrics, config, costs = record.metrics, record.run.config, record.costs
-    accuracy = next((metrics[name] for name in _ACCURACIES if name in metrics), None)
-    batch_size = config.get("batch_size")
-    samples = costs.finetune_steps * batch_size if isinstance(batch_size, int) else 0
-    return {
-        "step": costs.finetune_steps,
-        "test accuracy": accuracy,
-        "train loss": _finite(record.losses[-1][1]) if record.losses else None,
-        "train samples": samples,
-        "train total tokens": costs.tokens,
-        **{f"test {name}": value for name, value in metrics.items() if name not in _ACCURACIES},
-    }
-
-
-def _finite(loss: float) -> float | None:
-    return loss if abs(loss) < float("inf") else None
 
 
 def _meta_info(record: Record) -> dict[str, Any]:

@@ -8,48 +8,23 @@ arm's best rate, then the rates beside it.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 
 from hrp.cli.yaml_files import read_yaml
 from hrp.validation import check_choice, check_integer, check_positive, check_type
 from hrp_lab.bench.arm_defaults import ARM_DEFAULTS
 from hrp_lab.bench.arms import ARMS
 from hrp_lab.bench.record import Record, RunSpec
-from hrp_lab.bench.sweeps import minimised, select, widened
-from hrp_lab.bench.tasks import TASKS, check_task
+from hrp_lab.bench.sweeps import minimised, scores, select, widened
+from hrp_lab.bench.tasks import TASKS
 
 Budget = Literal["equal_total", "equal_compute", "amortised", "equal_finetuning"]
-_SECTIONS: dict[str, Any] = dict.fromkeys(ARM_DEFAULTS, dict)
-_ARM_KEYS = {"name": str, "learning_rates": list[float], "lora": dict, "budgets": list[str]} | (
-    _SECTIONS
-)
-_TASK_KEYS = {"name": str, "options": dict, "steps": int, "batch_size": int}
-_KEYS = {
-    "experiment": str,
-    "tasks": list[str | dict],
-    "model": str,
-    "arms": list[str | dict],
-    "steps": int,
-    "learning_rates": list[float],
-    "seeds": list[int],
-    "batch_size": int,
-    "dtype": str,
-    "lora": dict,
-    "training": dict,
-    "budgets": list[str],
-    "widen": int,
-    "screening_seeds": int | None,
-    "metric": str | None,
-} | _SECTIONS
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
-_MOST_RUNS = 100_000
 
 
 @dataclass(frozen=True)
@@ -83,48 +58,56 @@ class Experiment:
     """
 
     experiment: str
-    tasks: tuple[Mapping[str, Any], ...]
+    tasks: list[dict[str, Any]]
     model: str
-    arms: tuple[Mapping[str, Any], ...]
+    arms: list[dict[str, Any]]
     steps: int
-    learning_rates: tuple[float, ...]
-    seeds: tuple[int, ...] = (0, 1, 2)
+    learning_rates: list[float]
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     batch_size: int = 32
-    dtype: str = "bfloat16"
-    lora: Mapping[str, Any] = field(default_factory=dict)
-    training: Mapping[str, Any] = field(default_factory=dict)
-    budgets: tuple[Budget, ...] = ("equal_total",)
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    lora: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    budgets: list[Budget] = field(default_factory=lambda: ["equal_total"])
     widen: int = 2
     screening_seeds: int | None = None
     metric: str | None = None
-    sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check every name, so that a slip costs no training."""
-        if not (isinstance(self.experiment, str) and re.fullmatch(_NAME, self.experiment)):
+        if not re.fullmatch(_NAME, self.experiment):
             raise ValueError(
                 "`experiment` must be of letters, digits and ._+-, as it names a folder, got "
                 f"{self.experiment!r}"
             )
-        for task in self.tasks:
-            _check_keys("tasks", task, _TASK_KEYS)
-            check_task(task["name"])
-        for arm in self.arms:
-            _check_keys("arms", arm, _ARM_KEYS)
-            check_choice("arms", arm["name"], tuple(ARMS))
-        for budget in (*self.budgets, *(b for arm in self.arms for b in arm.get("budgets", ()))):
-            check_choice("budgets", budget, get_args(Budget))
-        for rate in self.learning_rates:
-            check_positive("learning_rates", rate)
-        check_integer("steps", self.steps, minimum=1)
-        check_integer("batch_size", self.batch_size, minimum=1)
-        check_integer("widen", self.widen, minimum=0)
-        if self.screening_seeds is not None:
-            check_integer("screening_seeds", self.screening_seeds, minimum=1)
-        check_choice("dtype", self.dtype, ("float32", "bfloat16"))
         for name in ("tasks", "arms", "seeds", "learning_rates", "budgets"):
             if not getattr(self, name):
                 raise ValueError(f"`{name}` must not be empty, got {getattr(self, name)!r}")
+        for task in self.tasks:
+            _check_keys("tasks", task, _TASK_KEYS)
+            check_choice("tasks", task["name"], tuple(TASKS))
+        for arm in self.arms:
+            _check_keys("arms", arm, _ARM_KEYS)
+            check_choice("arms", arm["name"], tuple(ARMS))
+        for settings in (self.sections, *self.arms):
+            for name in set(ARM_DEFAULTS) & set(settings):
+                _check_keys(name, settings[name], _kinds(name))
+        for rate in self.learning_rates:
+            check_positive("learning_rates", rate)
+        for name, least in (("steps", 1), ("batch_size", 1), ("widen", 0)):
+            check_integer(name, getattr(self, name), minimum=least)
+        if self.screening_seeds is not None:
+            check_integer("screening_seeds", self.screening_seeds, minimum=1)
+
+
+_SECTIONS: dict[str, Any] = dict.fromkeys(ARM_DEFAULTS, dict)
+_ENTRIES = {"tasks": list[str | dict], "arms": list[str | dict]}
+_KEYS = get_type_hints(Experiment) | _ENTRIES | _SECTIONS
+del _KEYS["sections"]
+_TASK_KEYS = {"name": str, "options": dict, "steps": int, "batch_size": int}
+_ARM_KEYS = {"name": str, "lora": dict} | {k: _KEYS[k] for k in ("learning_rates", "budgets")}
+_ARM_KEYS |= _SECTIONS
 
 
 def load_experiment(path: Path) -> Experiment:
@@ -135,44 +118,27 @@ def load_experiment(path: Path) -> Experiment:
     if not isinstance(settings, dict):
         raise ValueError(f"'{path}' must hold a mapping, got {type(settings).__name__}")
     try:
-        experiment = experiment_from(settings)
-        _check_size(experiment)
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        return experiment_from(settings)
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"'{path}': {error}; mend it") from error
-    return experiment
-
-
-def _check_size(experiment: Experiment) -> None:
-    """Raise ``ValueError`` for more runs than can be meant, before they are listed."""
-    shown = len(experiment.tasks) * len(experiment.arms)
-    if shown <= _MOST_RUNS:
-        shown = sum(len(line.grid) for line in lines(experiment)) * len(experiment.seeds)
-    if shown > _MOST_RUNS:
-        raise ValueError(f"an experiment must have at most {_MOST_RUNS} runs, got {shown}")
 
 
 def experiment_from(settings: Mapping[str, Any]) -> Experiment:
     """Make an experiment of the YAML file's mapping; sections stand beside the other keys."""
-    known = {key.name for key in dataclasses.fields(Experiment)} - {"sections"}
     _check_keys("the experiment", settings, _KEYS)
-    if missing := sorted({"experiment", "tasks", "model", "arms", "steps", "learning_rates"}
-                         - set(settings)):  # fmt: skip
-        raise ValueError(f"the experiment lacks {missing}")
-    fields = {name: settings[name] for name in known & set(settings)}
-    for name in ("tasks", "arms"):
-        fields[name] = tuple(map(_named, fields[name]))
-    for name in ("learning_rates", "seeds", "budgets"):
-        if name in fields:
-            fields[name] = tuple(fields[name])
-    fields["learning_rates"] = tuple(map(float, fields["learning_rates"]))
-    sections = {name: settings[name] for name in ARM_DEFAULTS if name in settings}
+    fields = {name: value for name, value in settings.items() if name not in _SECTIONS}
+    for name in _ENTRIES.keys() & fields.keys():
+        fields[name] = list(map(_named, fields[name]))
+    if "learning_rates" in fields:
+        fields["learning_rates"] = list(map(float, fields["learning_rates"]))
+    sections = {name: settings[name] for name in _SECTIONS if name in settings}
     return Experiment(**fields, sections=sections)
 
 
-def _named(entry: Any) -> dict[str, Any]:
+def _named(entry: str | dict[str, Any]) -> dict[str, Any]:
     if isinstance(entry, str):
         return {"name": entry}
-    if not isinstance(entry, dict) or "name" not in entry:
+    if "name" not in entry:
         raise ValueError(f"an entry must be a name or a mapping with `name`, got {entry!r}")
     return entry
 
@@ -185,22 +151,32 @@ def _check_keys(where: str, settings: Mapping[str, Any], known: Mapping[str, Any
         check_type(name, value, known[name], spelled=name == "learning_rates")
 
 
+def _kinds(section: str) -> dict[str, Any]:
+    """Return the types that a section's settings may have: its default's, lists of it, and null."""
+    kinds = {}
+    for key, value in ARM_DEFAULTS[section].items():
+        kind = type(value) if isinstance(value, str | bool) else float
+        kinds[key] = kind | list[kind] | None  # type: ignore[valid-type]
+    return kinds
+
+
 @dataclass(frozen=True)
 class Line:
     """Holds an arm in a configuration on a task; its runs differ in rate and seed only."""
 
+    experiment: Experiment
     task: str
     arm: str
     config: Mapping[str, Any]
-    grid: tuple[float, ...]
+    grid: Sequence[float]
 
-    def runs(
-        self, experiment: Experiment, rate: float, seeds: Sequence[int] | None = None
-    ) -> list[RunSpec]:
-        """Return a run for each seed, all of them unless told otherwise."""
+    def runs(self, rates: Sequence[float], seeds: Sequence[int]) -> list[RunSpec]:
+        """Return a run for each rate and seed."""
+        name = self.experiment.experiment
         return [
-            RunSpec(experiment.experiment, self.arm, self.task, seed, rate, self.config)
-            for seed in (experiment.seeds if seeds is None else seeds)
+            RunSpec(name, self.arm, self.task, seed, rate, self.config)
+            for rate in rates
+            for seed in seeds
         ]
 
 
@@ -211,47 +187,43 @@ def plan(experiment: Experiment, records: Mapping[str, Record]) -> list[RunSpec]
     the same plan whatever was interrupted in between.
     """
     all_lines = lines(experiment)
-    seeds = experiment.seeds[: experiment.screening_seeds]
+    screening = experiment.seeds[: experiment.screening_seeds]
     runs = [
         run
         for index in range(max(len(line.grid) for line in all_lines))
         for line in all_lines
-        if index < len(line.grid)
-        for run in line.runs(experiment, line.grid[index], seeds if index else None)
+        for run in line.runs(line.grid[index : index + 1], screening if index else experiment.seeds)
     ]
     grids = []
     for line in all_lines:
-        grid, wider = _widening(experiment, line, records, seeds)
+        grid, wider = _widening(line, screening, records)
         grids.append(grid)
         runs += wider
-    if len(seeds) < len(experiment.seeds):
+    if len(screening) < len(experiment.seeds):
         for reach in (0, 1):  # every line's best rate before any line's neighbours
             for line, grid in zip(all_lines, grids, strict=True):
-                runs += _around_best(experiment, line, records, grid, reach)
+                runs += _around_best(line, screening, records, grid, reach)
     return list({run.run_id: run for run in runs}.values())
 
 
 def _widening(
-    experiment: Experiment, line: Line, records: Mapping[str, Record], seeds: Sequence[int]
+    line: Line, seeds: Sequence[int], records: Mapping[str, Record]
 ) -> tuple[Sequence[float], list[RunSpec]]:
     """Return the grid that the records widen to, and the runs on what is new in it."""
-    grid: Sequence[float] = line.grid
-    runs: list[RunSpec] = []
-    for _ in range(experiment.widen):
-        tried = [run for rate in grid for run in line.runs(experiment, rate, seeds)]
-        best = _best_rate(tried, records)
-        wider = grid if best is None else widened(grid, best)
-        new = sorted(set(wider) - set(grid))
+    grid, runs = line.grid, list[RunSpec]()
+    for _ in range(line.experiment.widen):
+        best = _best_rate(line.runs(grid, seeds), records)
+        new = sorted(set(widened(grid, best)) - set(grid)) if best is not None else []
         if not new:
             break
-        runs += [run for rate in new for run in line.runs(experiment, rate, seeds)]
-        grid = wider
+        runs += line.runs(new, seeds)
+        grid = sorted([*grid, *new])
     return grid, runs
 
 
 def _around_best(
-    experiment: Experiment,
     line: Line,
+    screening: Sequence[int],
     records: Mapping[str, Record],
     grid: Sequence[float],
     reach: int,
@@ -261,21 +233,19 @@ def _around_best(
     Where that best sits on the edge, the grid is widened once more: all seeds may disagree with
     those that screened.
     """
-    rates = sorted(grid)
-    widenings = experiment.widen - (len(grid) - len(line.grid))
-    seeds = experiment.seeds[: experiment.screening_seeds]
-    known = [run for rate in rates for run in line.runs(experiment, rate, seeds)]
+    rates, seeds = sorted(grid), line.experiment.seeds
+    widenings = line.experiment.widen - (len(grid) - len(line.grid))
+    known = line.runs(rates, screening)
     added: list[RunSpec] = []
     while (best := _best_rate(known + added, records)) is not None:
         middle = rates.index(best)
-        near = rates[max(0, middle - reach) : middle + reach + 1]
-        wanted = [run for rate in near for run in line.runs(experiment, rate)]
+        wanted = line.runs(rates[max(0, middle - reach) : middle + reach + 1], seeds)
         new = [run for run in wanted if run not in known and run not in added]
         wider = sorted(set(widened(rates, best)) - set(rates))
         if not new and reach and widenings > 0 and wider:
             widenings -= 1
             rates = sorted([*rates, *wider])
-            new = [run for rate in wider for run in line.runs(experiment, rate)]
+            new = line.runs(wider, seeds)
         if not new:
             break
         added += new
@@ -284,80 +254,53 @@ def _around_best(
 
 def _best_rate(runs: Sequence[RunSpec], records: Mapping[str, Record]) -> float | None:
     """Return the rate with the best mean over seeds; None unless all have records, some results."""
-    done = [records.get(run.run_id) for run in runs]
-    if not done or None in done:
+    if not all(run.run_id in records for run in runs):
         return None
     metric = str(runs[0].config["metric"])
-    scores: dict[float, dict[int, float]] = {}
-    for record in done:
-        if record and record.status == "ok":
-            by_seed = scores.setdefault(record.run.learning_rate, {})
-            by_seed[record.run.seed] = record.metrics[metric]
-    if not scores:
-        return None
-    return select({"arm": scores}, minimised(metric))["arm"].learning_rate
+    done = scores([records[run.run_id] for run in runs], metric)
+    return next((best.learning_rate for best in select(done, minimised(metric)).values()), None)
 
 
 def lines(experiment: Experiment) -> list[Line]:
-    """List every task, budget, arm and configuration, in the order of the YAML file."""
-    return [
-        Line(task["name"], arm["name"], config, _grid(experiment, arm))
-        for task in experiment.tasks
-        for budget in get_args(Budget)
-        for arm in experiment.arms
-        if budget in _budgets(experiment, arm)
-        for config in _configs(experiment, task, arm, budget)
-    ]
+    """List every task, budget, arm and configuration, in the order of the YAML file.
 
-
-def _budgets(experiment: Experiment, arm: Mapping[str, Any]) -> Sequence[Budget]:
-    """Return the budgets of an arm: its own or the experiment's, the first if it costs nothing."""
-    budgets: Sequence[Budget] = arm.get("budgets", experiment.budgets)
-    return budgets if ARMS[arm["name"]].charged else experiment.budgets[:1]
-
-
-def _grid(experiment: Experiment, arm: Mapping[str, Any]) -> tuple[float, ...]:
-    rates = tuple(float(rate) for rate in arm.get("learning_rates", experiment.learning_rates))
-    return tuple(dict.fromkeys(rates))
+    An arm that is charged nothing has the first budget only, and each rate once.
+    """
+    found = []
+    for task, budget, arm in itertools.product(experiment.tasks, get_args(Budget), experiment.arms):
+        first = experiment.budgets[:1]
+        charged = ARMS[arm["name"]].charged
+        if budget in (arm.get("budgets", experiment.budgets) if charged else first):
+            rates = map(float, arm.get("learning_rates", experiment.learning_rates))
+            grid = list(dict.fromkeys(rates))
+            for config in _configs(experiment, task, arm, budget):
+                found.append(Line(experiment, task["name"], arm["name"], config, grid))
+    return found
 
 
 def _configs(
     experiment: Experiment, task: Mapping[str, Any], arm: Mapping[str, Any], budget: Budget
 ) -> Iterator[dict[str, Any]]:
     """Yield ``RunSpec.config`` of an arm: what its runs depend on, and nothing else."""
-    kind = ARMS[arm["name"]]
     common = {
         "model": experiment.model,
         "dtype": experiment.dtype,
         "steps": task.get("steps", experiment.steps),
         "batch_size": task.get("batch_size", experiment.batch_size),
-        "budget": budget if kind.charged else experiment.budgets[0],
+        "budget": budget,
         "metric": experiment.metric or TASKS[task["name"]][1],
         "task": dict(task.get("options", {})),
         "lora": {**experiment.lora, **arm.get("lora", {})},
         "training": dict(experiment.training),
     }
-    for sections in itertools.product(*(_section(experiment, arm, name) for name in kind.sections)):
-        yield common | dict(zip(kind.sections, sections, strict=True))
-
-
-def _kinds(name: str) -> dict[str, Any]:
-    """Return the types that a section's settings may have: its default's, lists of it, and null."""
-    kinds = {}
-    for key, value in ARM_DEFAULTS[name].items():
-        kind = str if isinstance(value, str) else bool if isinstance(value, bool) else float
-        kinds[key] = kind | list[kind] | None  # type: ignore[valid-type]
-    return kinds
+    names = ARMS[arm["name"]].sections
+    for sections in itertools.product(*(_section(experiment, arm, name) for name in names)):
+        yield common | dict(zip(names, sections, strict=True))
 
 
 def _section(experiment: Experiment, arm: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
     """Merge a section's defaults, the experiment's settings and the arm's; spread lists."""
-    given = experiment.sections.get(name, {}), arm.get(name, {})
-    for settings in given:
-        _check_keys(name, settings, _kinds(name))
-    merged = {**ARM_DEFAULTS[name], **given[0], **given[1]}
+    merged = {**ARM_DEFAULTS[name], **experiment.sections.get(name, {}), **arm.get(name, {})}
     spread = [value if isinstance(value, list) else [value] for value in merged.values()]
-    if (count := math.prod(map(len, spread))) > _MOST_RUNS:
-        raise ValueError(f"`{name}` must spread to at most {_MOST_RUNS} arms, got {count}")
     for values in itertools.product(*spread):
         yield {key: value for key, value in zip(merged, values, strict=True) if value is not None}

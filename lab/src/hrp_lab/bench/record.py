@@ -7,19 +7,24 @@ import hashlib
 import json
 import math
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from hrp.validation import check_choice, check_integer, check_positive
+from hrp.validation import check_integer, check_positive, check_type
 from hrp_lab.bench.costs import Costs
 
 SCHEMA = "hrp-record"
 SCHEMA_VERSION = 1
 CURVE_DIGITS = 5  # significant digits of the losses in packed records
-_TEXTS = ("status", "reason", "device", "command", "started", "ended")
 Status = Literal["ok", "failed", "not-applicable"]
+_KINDS: dict[str, Any] = {
+    "status": Status,
+    **dict.fromkeys(("reason", "device", "command", "started", "ended"), str),
+    "git_commit": str | None,
+    "git_dirty": bool | None,
+}
 LossCurve = tuple[tuple[int, float], ...]
 
 
@@ -32,9 +37,6 @@ class RunSpec:
     """Describe a run before it is run; its `run_id` names the record.
 
     Args:
-        experiment: name of the experiment that asked for the run.
-        arm: name of the initialiser or variant.
-        task: name of the task.
         seed: of data order, adapters and preheating.
         learning_rate: of fine-tuning.
         config: all other settings, JSON types only (tuples become lists).
@@ -42,12 +44,6 @@ class RunSpec:
     Raises:
         ValueError: an empty name, a negative seed, a learning rate that is not positive.
         TypeError: ``config`` holds what JSON cannot.
-
-    >>> run = RunSpec("demo", "lora", "gsm8k", 0, 1e-3, {"rank": 4})
-    >>> run.run_id == RunSpec("demo", "lora", "gsm8k", 0, 1e-3, {"rank": 4}).run_id
-    True
-    >>> run.run_id == dataclasses.replace(run, seed=1).run_id
-    False
     """
 
     experiment: str
@@ -80,18 +76,12 @@ class Record:
     """Hold the outcome of a run.
 
     Args:
-        run: what was run.
         status: "ok", "failed", or "not-applicable" (the arm cannot run on this task).
         reason: why not, when the status is not "ok".
         metrics: final metrics by name; finite.
         losses: (step, training loss) of fine-tuning; a loss that is not finite reads back as NaN.
-        preheat_losses: loss per preheating step.
-        costs: see `hrp_lab.bench.costs.Costs`.
-        git_commit: commit of the source tree, None outside one; ``git_dirty``: whether tracked
-            files differed from it.
-        versions: of the packages that matter.
-        device: name of the device.
-        command: command line that ran it.
+        git_commit: of the source tree, None outside one; ``git_dirty``: whether tracked files
+            differed from it.
         started: UTC time, ISO 8601; likewise ``ended``.
 
     Raises:
@@ -115,18 +105,9 @@ class Record:
 
     def __post_init__(self) -> None:
         """Check the types of all fields, and that the status is borne out."""
-        for name, value in vars(self).items():
-            if name in _TEXTS and not isinstance(value, str):
-                raise ValueError(f"`{name}` must be text, got {value!r}")
-        if not all(isinstance(text, str) for item in self.versions.items() for text in item):
-            raise ValueError(f"`versions` must hold text, got {dict(self.versions)!r}")
-        git = isinstance(self.git_commit, str | None), isinstance(self.git_dirty, bool | None)
-        if not all(git):
-            raise ValueError(
-                "`git_commit` must be text and `git_dirty` true or false, or both null, got "
-                f"{self.git_commit!r} and {self.git_dirty!r}"
-            )
-        check_choice("status", self.status, get_args(Status))
+        for name, kind in _KINDS.items():
+            check_type(name, getattr(self, name), kind)
+        check_type("versions", list(self.versions.values()), list[str])
         if self.status != "ok" and not self.reason:
             raise ValueError(f"`reason` must say why the status is {self.status!r}, got ''")
         bad = [name for name, value in self.metrics.items() if not math.isfinite(value)]
@@ -151,20 +132,24 @@ class Record:
 
     def to_line(self) -> str:
         """Return `to_json` on one line, its loss curves rounded to `CURVE_DIGITS` digits."""
-        rounded = dataclasses.replace(
-            self,
-            losses=tuple((step, _rounded(loss)) for step, loss in self.losses),
-            preheat_losses=tuple(map(_rounded, self.preheat_losses)),
-        )
-        return json.dumps(rounded._fields(), separators=(",", ":"), allow_nan=False) + "\n"
+        fields = self._fields(lambda loss: float(f"{loss:.{CURVE_DIGITS}g}"))
+        return json.dumps(fields, separators=(",", ":"), allow_nan=False) + "\n"
 
-    def _fields(self) -> dict[str, Any]:
+    def _fields(self, rounded: Callable[[float], float] = float) -> dict[str, Any]:
         """Return all fields with the header, in JSON types."""
-        fields = dataclasses.asdict(self)
-        fields["losses"] = [[step, _finite(loss)] for step, loss in self.losses]
-        fields["preheat_losses"] = [_finite(loss) for loss in self.preheat_losses]
+
+        def shown(loss: float) -> float | None:
+            return rounded(loss) if math.isfinite(loss) else None
+
         header = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, "run_id": self.run_id}
-        return header | fields
+        return (
+            header
+            | dataclasses.asdict(self)
+            | {
+                "losses": [[step, shown(loss)] for step, loss in self.losses],
+                "preheat_losses": [shown(loss) for loss in self.preheat_losses],
+            }
+        )
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Record:
@@ -191,24 +176,15 @@ class Record:
         return record
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.{CURVE_DIGITS}g}")
-
-
-def _loss(value: float | None) -> float:
-    return math.nan if value is None else float(value)
-
-
 def _parsed(fields: dict[str, Any]) -> dict[str, Any]:
+    def loss(value: float | None) -> float:
+        return math.nan if value is None else float(value)
+
     return fields | {
         "run": RunSpec(**fields["run"]),
         "costs": Costs(**fields["costs"]),
-        "losses": tuple((int(step), _loss(loss)) for step, loss in fields["losses"]),
-        "preheat_losses": tuple(map(_loss, fields["preheat_losses"])),
+        "losses": tuple((int(step), loss(value)) for step, value in fields["losses"]),
+        "preheat_losses": tuple(map(loss, fields["preheat_losses"])),
         "metrics": {name: float(value) for name, value in fields["metrics"].items()},
     }
 
@@ -220,14 +196,12 @@ def git_state(folder: Path) -> tuple[str | None, bool | None]:
     records themselves are such files.
     """
     try:
-        commit = subprocess.run(
-            ["/usr/bin/env", "git", "rev-parse", "HEAD"],
-            cwd=folder, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        changes = subprocess.run(
-            ["/usr/bin/env", "git", "status", "--porcelain", "--untracked-files=no"],
+        told = subprocess.run(
+            ["/usr/bin/env", "git", "describe", "--always", "--abbrev=40", "--exclude=*",
+             "--dirty"],
             cwd=folder, capture_output=True, text=True, check=True,
         )  # fmt: skip
     except (OSError, subprocess.CalledProcessError):
         return None, None
-    return commit.stdout.strip(), bool(changes.stdout.strip())
+    commit, dirty, _ = told.stdout.partition("-dirty")
+    return commit.strip(), bool(dirty)

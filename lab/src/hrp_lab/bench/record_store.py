@@ -43,12 +43,7 @@ def write_record(record: Record, folder: Path) -> Path:
 def load_records(source: Path) -> list[Record]:
     """Read all records of an experiment, single and packed, ordered by run id.
 
-    Args:
-        source: the folder, whose sub-folders are read too, or the packed file.
-
-    Raises:
-        FileNotFoundError: neither is there, or they hold no record.
-        RecordError: see `find_records`.
+    Raises ``FileNotFoundError`` where there is none, and `RecordError` as `find_records` does.
     """
     folder, packed = records_folder(source), packed_path(source)
     if not folder.is_dir() and not packed.is_file():
@@ -58,7 +53,7 @@ def load_records(source: Path) -> list[Record]:
     records = find_records(source)
     if not records:
         raise FileNotFoundError(f"'{source}' holds no records; run `hrp-lab bench run` first")
-    return [records[run_id] for run_id in sorted(records)]
+    return [record for _, record in sorted(records.items())]
 
 
 def load_all(sources: Sequence[Path]) -> list[Record]:
@@ -89,11 +84,9 @@ def find_records(source: Path) -> dict[str, Record]:
         RecordError: files or lines that are no records, two of one run, or an older single file
             that differs from the packed record; names them all.
     """
-    singles, lines = _single_files(source), _lines(packed_path(source))
     broken: list[str] = []
-    packed = _parsed(lines, broken)
-    broken += [f"'{path}': no file" for path in singles if not path.is_file()]  # a pipe, a device
-    texts = [(f"'{path}'", path.read_bytes()) for path in singles if path.is_file()]
+    packed = _parsed(_lines(packed_path(source)), broken)
+    texts = [(f"'{path}'", _content(path)) for path in _single_files(source)]
     single = _parsed(texts, broken)
     for run_id in packed.keys() & single.keys():
         (line, kept), (file, again) = packed[run_id], single[run_id]
@@ -101,10 +94,16 @@ def find_records(source: Path) -> dict[str, Record]:
             broken.append(f"{file}: an older record of run {run_id} than {line}")
     if broken:
         raise RecordError(
-            f"{len(broken)} of {len(singles) + len(lines)} records cannot be used; repair them or "
-            "move them elsewhere:\n  " + "\n  ".join(broken[:_SHOWN])
+            f"records that cannot be used: {len(broken)}; repair them or move them elsewhere:\n  "
+            + "\n  ".join(broken[:_SHOWN])
         )
     return {run_id: record for run_id, (_, record) in (packed | single).items()}
+
+
+def _content(path: Path) -> bytes:
+    if not path.is_file():  # a pipe would be waited for, a device has no end
+        raise RecordError(f"'{path}' is no file; move it elsewhere")
+    return path.read_bytes()
 
 
 def _single_files(source: Path) -> list[Path]:
@@ -121,9 +120,7 @@ def _lines(packed: Path) -> list[tuple[str, bytes]]:
     """Return every line of a packed file, with its place for error messages."""
     if not packed.exists():
         return []
-    if not packed.is_file():
-        raise RecordError(f"'{packed}' is no file; move it elsewhere")
-    lines = packed.read_bytes().removesuffix(b"\n").split(b"\n")
+    lines = _content(packed).removesuffix(b"\n").split(b"\n")
     return [(f"'{packed}', line {number}", line) for number, line in enumerate(lines, start=1)]
 
 
@@ -148,12 +145,8 @@ def missing(
 
     A failure is a record too: with ``retry_failed`` such runs count as missing.
     """
-    done = {
-        run_id
-        for run_id, record in records.items()
-        if not (retry_failed and record.status == "failed")
-    }
     unique = {run.run_id: run for run in runs}
+    done = {run_id for run_id, r in records.items() if not (retry_failed and r.status == "failed")}
     return [run for run_id, run in unique.items() if run_id not in done]
 
 
@@ -163,8 +156,7 @@ def pack(source: Path) -> tuple[Path, int]:
     A process killed at any moment loses nothing: the packed file is written whole before the
     first single file is removed. A file that has been written anew in the meantime stays.
 
-    Returns:
-        The packed file and the number of single files folded into it.
+    Returns the packed file and the number of single files folded into it.
 
     Raises:
         FileNotFoundError, RecordError: see `load_records`; nothing is changed.
@@ -172,7 +164,7 @@ def pack(source: Path) -> tuple[Path, int]:
     """
     folder, packed = records_folder(source), packed_path(source)
     with held(lock_beside(folder), "hrp-lab bench pack", folder):
-        texts = {path: path.read_bytes() for path in _single_files(source) if path.is_file()}
+        texts = {path: _content(path) for path in _single_files(source)}
         records = load_records(source)
         if texts:
             write_text(packed, "".join(record.to_line() for record in records))

@@ -15,64 +15,39 @@ from torch import nn
 from hrp.versions import installed_versions
 from hrp_lab.bench import costs
 from hrp_lab.bench.arms import ARMS
-from hrp_lab.bench.context import Bench, NotApplicable, Places, Setup, Start
+from hrp_lab.bench.context import Bench, NotApplicable, Places, Setup, Start, peak_memory
 from hrp_lab.bench.costs import Costs, equivalent_steps
 from hrp_lab.bench.record import Record, RunSpec
-from hrp_lab.bench.starts import peak_memory
 from hrp_lab.bench.training import Trained
 
 AMORTISED_OVER = 5
 """Fine-tunings that share one start in the budget "amortised": a usual sweep of learning rates."""
 
 
-class PoisonedDeviceError(RuntimeError):
-    """The GPU context of this process is unusable; only a new process helps."""
-
-
 def execute(bench: Bench, spec: RunSpec) -> Record:
     """Run ``spec``; a failure becomes a record too.
 
-    Raises:
-        PoisonedDeviceError: the process must be replaced and the run done again.
+    A CUDA error, which leaves the GPU context of this process unusable, is raised: the process must
+    be replaced and the run done again.
     """
     started = now()
     try:
-        return _done(bench, spec, started)
+        record = _done(bench, spec)
     except NotApplicable as reason:
         record = Record(spec, "not-applicable", str(reason))
     except Exception as error:
-        # Such an error leaves the process's context unusable; lack of memory does not.
         if "CUDA error" in str(error) and not isinstance(error, torch.cuda.OutOfMemoryError):
-            raise PoisonedDeviceError(str(error)) from error
-        record = Record(spec, "failed", describe(error))
+            raise
+        record = Record(spec, "failed", _described(error))
     finally:
         clear_device_cache(garbage_collection=True)  # so that many processes fit on one device
-    return stamped(record, bench.places, started, device_name())
-
-
-def share(bench: Bench, spec: RunSpec) -> None:
-    """Make what the run's arm shares with other runs, unless it has been made."""
-    make = ARMS[spec.arm].shares
-    if make is not None:
-        make(Setup(bench, spec))
-    clear_device_cache(garbage_collection=True)
-
-
-def describe(error: BaseException) -> str:
-    """Return an error's type, message and innermost place in the source, on one line."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
-    return " ".join(f"{type(error).__name__}: {error}{place}".split())[:1000]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return stamped(record, bench.places, started, device)
 
 
 def now() -> str:
     """Return the UTC time, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def device_name() -> str:
-    """Return the name of the GPU, or "cpu"."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def stamped(record: Record, places: Places, started: str, device: str) -> Record:
@@ -90,7 +65,7 @@ def stamped(record: Record, places: Places, started: str, device: str) -> Record
     )
 
 
-def _done(bench: Bench, spec: RunSpec, started: str) -> Record:
+def _done(bench: Bench, spec: RunSpec) -> Record:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     setup = Setup(bench, spec)
@@ -98,10 +73,16 @@ def _done(bench: Bench, spec: RunSpec, started: str) -> Record:
     start = ARMS[spec.arm].start(setup)
     start_s = time.perf_counter() - began - setup.sharing_s
     _check_precision(spec.arm, start.model)
-    start = charged(setup, start)
-    steps = setup.steps_after(start.costs.charged_steps)
-    trained = setup.train(start, steps, spec.learning_rate)
-    used = _costs(setup, start, trained, start_s)
+    used = _charged(setup, start.costs)
+    trained = setup.train(start, setup.steps_after(used.charged_steps), spec.learning_rate)
+    used = dataclasses.replace(
+        used,
+        finetune_steps=trained.steps,
+        tokens=used.tokens + trained.tokens,
+        flops=used.flops + _finetune_flops(setup, start, trained),
+        wall_s=start_s + trained.wall_s + (used.wall_s if setup.sharing_s else 0.0),
+        peak_memory_bytes=max(used.peak_memory_bytes, peak_memory()),
+    )
     judged = start.model if start.finish is None else start.finish(start.model)
     metrics = bench.task(spec).evaluate(judged)
     if spec.config["metric"] not in metrics:
@@ -111,7 +92,7 @@ def _done(bench: Bench, spec: RunSpec, started: str) -> Record:
     lost = [name for name, value in metrics.items() if not math.isfinite(value)]
     if lost:
         raise FloatingPointError(f"the metrics {lost} are not finite after fine-tuning")
-    record = Record(
+    return Record(
         spec,
         "ok",
         metrics=metrics,
@@ -119,29 +100,28 @@ def _done(bench: Bench, spec: RunSpec, started: str) -> Record:
         preheat_losses=start.preheat_losses,
         costs=used,
     )
-    return stamped(record, bench.places, started, device_name())
 
 
-def charged(setup: Setup, start: Start) -> Start:
-    """Return the start as the run's budget charges it.
+def _charged(setup: Setup, used: Costs) -> Costs:
+    """Return the costs of a start as the run's budget charges it.
 
     "equal_compute" charges every start the fine-tuning steps that cost as many FLOPs; the other
     budgets charge preheating its own steps, though one at a high rank costs more than one of
     fine-tuning. "amortised" shares the start among `AMORTISED_OVER` fine-tunings.
     """
-    used, budget = start.costs, setup.spec.config["budget"]
+    budget = setup.spec.config["budget"]
     if budget == "equal_compute":
         steps = equivalent_steps(used.flops, setup.step_flops)
-        used = dataclasses.replace(used, charged_steps=steps)
+        return dataclasses.replace(used, charged_steps=steps)
     if budget == "amortised":
-        used = dataclasses.replace(
+        return dataclasses.replace(
             used,
             charged_steps=used.charged_steps / AMORTISED_OVER,
             tokens=round(used.tokens / AMORTISED_OVER),
             flops=used.flops / AMORTISED_OVER,
             wall_s=used.wall_s / AMORTISED_OVER,
         )
-    return dataclasses.replace(start, costs=used)
+    return used
 
 
 def _check_precision(arm: str, model: nn.Module) -> None:
@@ -154,19 +134,6 @@ def _check_precision(arm: str, model: nn.Module) -> None:
         )
 
 
-def _costs(setup: Setup, start: Start, trained: Trained, start_s: float) -> Costs:
-    """Add up the costs of the start and of fine-tuning."""
-    shared = bool(setup.sharing_s)
-    return dataclasses.replace(
-        start.costs,
-        finetune_steps=trained.steps,
-        tokens=start.costs.tokens + trained.tokens,
-        flops=start.costs.flops + _finetune_flops(setup, start, trained),
-        wall_s=start_s + trained.wall_s + (start.costs.wall_s if shared else 0.0),
-        peak_memory_bytes=max(start.costs.peak_memory_bytes, peak_memory()),
-    )
-
-
 def _finetune_flops(setup: Setup, start: Start, trained: Trained) -> float:
     """Count FLOPs by `hrp_lab.bench.costs`, without DoRA's norms and AdaLoRA's penalty."""
     if start.full:
@@ -175,3 +142,10 @@ def _finetune_flops(setup: Setup, start: Start, trained: Trained) -> float:
     held = sum(p.numel() for p in adapter)
     updated = sum(p.numel() for p in adapter if p.requires_grad)
     return costs.lora_flops(setup.size, trained.tokens, held, updated)
+
+
+def _described(error: BaseException) -> str:
+    """Return an error's type, message and innermost place in the source, on one line."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
+    return " ".join(f"{type(error).__name__}: {error} ({place})".split())[:1000]

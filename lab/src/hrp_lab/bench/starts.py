@@ -6,7 +6,6 @@ import dataclasses
 import time
 from typing import Any
 
-import torch
 from peft import PeftModel
 from torch import nn
 
@@ -16,18 +15,18 @@ from hrp.config import HRPConfig
 from hrp.initialization import initialize_lora_hrp_weights
 from hrp.preheating.pipeline import preheat
 from hrp.preheating.rates import rates_of
+from hrp.spectra.spectrum import Spectrum
 from hrp_lab.bench import costs
 from hrp_lab.bench.context import NotApplicable, Setup, Start
 from hrp_lab.bench.costs import Costs
-from hrp_lab.bench.spectrum_cache import Shared
 from hrp_lab.bench.training import trainer_arguments
 
 PREHEAT_SEED = 1000  # added to a run's seed: other batches than fine-tuning's first ones
 _OF_THE_START = ("scale", "truncation", "keep")  # settings that preheating does not depend on
 
 
-def preheated(setup: Setup, use_dora: bool = False) -> Shared:
-    """Return the spectrum of HRP's preheating by the experiment's section ``hrp``."""
+def preheated(setup: Setup, use_dora: bool = False) -> Spectrum:
+    """Return the spectrum of preheating by section ``hrp``, of a LoRA or a DoRA."""
     settings = _preheating(setup)
     if use_dora:
         # Magnitudes are trained at fine-tuning's own rate.
@@ -35,13 +34,8 @@ def preheated(setup: Setup, use_dora: bool = False) -> Shared:
     return setup.shared("preheat", settings, lambda: _preheat(setup, settings))
 
 
-def preheated_as_dora(setup: Setup) -> Shared:
-    """Return the spectrum of preheating an adapter with DoRA, its magnitudes kept."""
-    return preheated(setup, use_dora=True)
-
-
-def preheated_until_settled(setup: Setup) -> Shared:
-    """Do the same with ``preheat_steps="auto"``, for at most ``max_share`` of all steps."""
+def preheated_until_settled(setup: Setup) -> Spectrum:
+    """Return that of ``preheat_steps="auto"``, for at most ``max_share`` of all steps."""
     settings, auto = _preheating(setup), setup.section("auto")
     limit = round(auto.pop("max_share") * setup.spec.config["steps"])
     window = auto.get("subspace_window", HRPConfig.subspace_window)
@@ -72,7 +66,7 @@ def _preheating(setup: Setup) -> dict[str, Any]:
     }
 
 
-def _preheat(setup: Setup, settings: dict[str, Any]) -> Shared:
+def _preheat(setup: Setup, settings: dict[str, Any]) -> tuple[Spectrum, Costs]:
     settings = dict(settings)
     use_dora = settings.pop("use_dora", False)
     settings.pop("own_learning_rate")
@@ -94,16 +88,9 @@ def _preheat(setup: Setup, settings: dict[str, Any]) -> Shared:
         costs.factored_svd_flops(*shape, min(config.preheat_rank, *shape))
         for shape in setup.targets.values()
     )
-    used = Costs(
-        preheat_steps=steps,
-        charged_steps=steps,
-        tokens=tokens,
-        flops=flops,
-        wall_s=time.perf_counter() - began,
-        peak_memory_bytes=peak_memory(),
-        extra_parameters=held,
+    return spectrum, setup.used(
+        began, tokens, flops, preheat_steps=steps, charged_steps=steps, extra_parameters=held
     )
-    return Shared(spectrum, used, tuple(spectrum.provenance["losses"]))
 
 
 def squeezed_after(setup: Setup) -> Start:
@@ -118,16 +105,12 @@ def squeezed_with_tail(setup: Setup) -> Start:
     steps = round((1 - section["tail_share"]) * setup.spec.config["steps"])
     model = _high_rank(setup, section["rank"])
     rate = setup.spec.learning_rate * (setup.rank / section["rank"]) ** 0.5
-    trained = setup.train(Start(model), steps, rate)
+    began = time.perf_counter()
+    tokens = setup.train(Start(model), steps, rate).tokens
     held = setup.adapter_parameters(section["rank"])
-    used = Costs(
-        preheat_steps=steps,
-        charged_steps=steps,
-        tokens=trained.tokens,
-        flops=costs.lora_flops(setup.size, trained.tokens, held),
-        wall_s=trained.wall_s,
-        peak_memory_bytes=peak_memory(),
-        extra_parameters=held,
+    flops = costs.lora_flops(setup.size, tokens, held)
+    used = setup.used(
+        began, tokens, flops, preheat_steps=steps, charged_steps=steps, extra_parameters=held
     )
     return Start(_cut(setup, model), used)
 
@@ -144,8 +127,3 @@ def _cut(setup: Setup, model: nn.Module) -> PeftModel:
     adapter = setup.adapter()
     initialize_lora_hrp_weights(adapter, spectrum, "AB", truncation="frobenius")
     return adapter
-
-
-def peak_memory() -> int:
-    """Return the largest memory allocated since the last reset, in bytes; 0 on the CPU."""
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0

@@ -15,11 +15,8 @@ This is the procedure, with its assumptions and its reasons:
 Choosing the learning rate by the very scores that are compared does no harm to the level when arms
 are alike: for normal scores the choice depends on means only, which are independent of the
 residuals, and the smallest of several means is a 1-Lipschitz function of them, so that by Gaussian
-isoperimetry the difference of two such minima has lighter tails than one plain difference. In
-simulated A/A benchmarks (3 to 20 arms, 5 rates, 2 to 5 seeds; curved, flat and correlated sweeps,
-noise that grows with the rate, t4 and skewed noise) 0.3 to 4 % had any false verdict. What it does
-not cover is arms of unequal noise: at 20 arms 8 or 15 % with log-normal deviations (sigma 0.5 or
-0.75), 5, 11 or 18 % with a control 1.5, 2 or 3 times as noisy as all others.
+isoperimetry the difference of two such minima has lighter tails than one plain difference. What
+simulated A/A benchmarks gave, those of arms of unequal noise too, stands in docs/benchmark.md.
 
 Choosing the rate on the other seeds instead, which looks safer, is not: the folds' choices share
 seeds, so their scores are positively correlated, and up to 30 % of A/A benchmarks had false
@@ -29,6 +26,7 @@ as is the custom, and decides nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,15 +51,13 @@ class Pool:
     """Holds the variance of a run, seed effects removed, pooled over arms alike in spread.
 
     Args:
-        seeds: over which arms are paired.
-        arms: those in the pool.
-        outliers: complete arms left out by Cochran's test.
+        values: of every arm that has all seeds, one value a seed.
+        alike: those in the pool; the others are left out by Cochran's test.
         variance: of a single run; ``degrees``: its degrees of freedom.
     """
 
-    seeds: tuple[int, ...]
-    arms: frozenset[str]
-    outliers: frozenset[str]
+    values: Mapping[str, np.ndarray]
+    alike: frozenset[str]
     variance: float
     degrees: int
 
@@ -74,28 +70,29 @@ class Pool:
         squared coefficients.
         """
         unpooled = float(np.var(weighted, ddof=1))
-        if not arms <= self.arms:
-            return math.sqrt(unpooled / len(self.seeds)), len(self.seeds) - 1
-        return math.sqrt(max(weight * self.variance, unpooled) / len(self.seeds)), self.degrees
+        if not arms <= self.alike:
+            return math.sqrt(unpooled / len(weighted)), len(weighted) - 1
+        return math.sqrt(max(weight * self.variance, unpooled) / len(weighted)), self.degrees
 
 
 def pool(best: Mapping[str, Best], seeds: Sequence[int]) -> Pool:
     """Pool the residuals of a two-way layout, arms by seeds, over the arms that have all seeds."""
-    arms = [arm for arm, sweep in best.items() if set(seeds) <= set(sweep.values)]
-    values = np.array([[best[arm].values[seed] for seed in seeds] for arm in arms])
-    kept, squares = np.arange(len(arms)), np.zeros(0)
+    values = {
+        arm: np.array([sweep.values[seed] for seed in seeds])
+        for arm, sweep in best.items()
+        if set(seeds) <= set(sweep.values)
+    }
+    alike = list(values)
     while True:
-        rows = values[kept]
+        rows = np.array([values[arm] for arm in alike])
         residuals = rows - rows.mean(0) - rows.mean(1, keepdims=True) + rows.mean()
         squares = np.square(residuals).sum(1)
         worst = int(squares.argmax())
         if not _stands_out(squares, worst, len(seeds) - 1):
             break
-        kept = np.delete(kept, worst)
-    members = frozenset(arms[i] for i in kept)
-    degrees = (len(kept) - 1) * (len(seeds) - 1)
-    variance = float(squares.sum() / degrees)
-    return Pool(tuple(seeds), members, frozenset(arms) - members, variance, degrees)
+        del alike[worst]
+    degrees = (len(alike) - 1) * (len(seeds) - 1)
+    return Pool(values, frozenset(alike), float(squares.sum() / degrees), degrees)
 
 
 def _stands_out(squares: np.ndarray, index: int, degrees: int) -> bool:
@@ -112,25 +109,24 @@ class Comparison:
     """Compares an arm with another, both at their best learning rates.
 
     Args:
+        verdict: "better" or "worse" only where ``holm_p <= LEVEL``; of `UNJUDGED` where there is no
+            test, and then all numbers are NaN.
         difference: mean over seeds of ``arm`` minus ``control``, in the metric's units.
         interval: 95 % t interval of the difference, for this comparison alone.
         bootstrap: 95 % percentile bootstrap over seeds, paired; too narrow with few seeds.
         p_value: two-sided; ``holm_p``: corrected over all comparisons made together.
         pooled: whether the pooled variance was used.
-        verdict: "better" or "worse" only where ``holm_p <= LEVEL``; of `UNJUDGED` where there is no
-            test, and then all numbers are NaN.
     """
 
     arm: str
     control: str
-    seeds: tuple[int, ...]
-    difference: float
-    interval: tuple[float, float]
-    bootstrap: tuple[float, float]
-    p_value: float
-    holm_p: float
-    pooled: bool
     verdict: Verdict
+    difference: float = math.nan
+    interval: tuple[float, float] = (math.nan, math.nan)
+    bootstrap: tuple[float, float] = (math.nan, math.nan)
+    p_value: float = math.nan
+    holm_p: float = math.nan
+    pooled: bool = False
 
     @property
     def judged(self) -> bool:
@@ -138,14 +134,12 @@ class Comparison:
         return self.verdict not in UNJUDGED
 
 
-def compare(best: Mapping[str, Best], minimise: bool, control: str = CONTROL) -> list[Comparison]:
+def compare(best: Mapping[str, Best], control: str = CONTROL) -> list[Comparison]:
     """Compare every arm with ``control``, in the order of ``best``; see the module's text."""
-    return compare_pairs(best, [(arm, control) for arm in best if arm != control], minimise)
+    return compare_pairs(best, [(arm, control) for arm in best if arm != control])
 
 
-def compare_pairs(
-    best: Mapping[str, Best], pairs: Sequence[Pair], minimise: bool
-) -> list[Comparison]:
+def compare_pairs(best: Mapping[str, Best], pairs: Sequence[Pair]) -> list[Comparison]:
     """Compare (arm, control) pairs, with Holm's correction over all of them.
 
     To say that the best of several new arms beats every other, give all pairs of a new arm and
@@ -159,27 +153,30 @@ def compare_pairs(
     lacking = sorted({control for _, control in pairs} - set(best))
     if lacking:
         raise ValueError(f"`control` must be an arm with results, {sorted(best)}; got {lacking}")
-    known = settled(best, minimise)
-    shared = shared_pool(best, minimise, {control for _, control in pairs})
-    tested = [pair for pair in pairs if shared and set(pair) <= shared.arms | shared.outliers]
-    tests = {pair: _test(best, pair, shared) for pair in tested if shared}
-    corrected = dict(zip(tested, holm([test.p_value for test in tests.values()]), strict=True))
+    known = settled(best)
+    shared = shared_pool(best, {control for _, control in pairs})
+    tests = {}
+    if shared is not None:
+        tests = {pair: _test(pair, shared) for pair in pairs if set(pair) <= set(shared.values)}
+    corrected = holm([test.p_value for test in tests.values()])
+    for (pair, test), holm_p in zip(tests.items(), corrected, strict=True):
+        verdict: Verdict = "no significant difference"
+        if holm_p <= LEVEL:
+            verdict = "better" if (test.difference < 0) == best[pair[0]].minimise else "worse"
+        tests[pair] = dataclasses.replace(test, holm_p=holm_p, verdict=verdict)
     return [
-        _comparison(pair, tests[pair], corrected[pair], minimise)
-        if pair in tests
-        else _unjudged(pair, "incomplete" if set(pair) <= set(known) else "rate not settled")
+        tests.get(pair)
+        or Comparison(*pair, "incomplete" if set(pair) <= set(known) else "rate not settled")
         for pair in pairs
     ]
 
 
-def shared_pool(
-    best: Mapping[str, Best], minimise: bool, controls: Collection[str] = (CONTROL,)
-) -> Pool | None:
+def shared_pool(best: Mapping[str, Best], controls: Collection[str] = (CONTROL,)) -> Pool | None:
     """Pool all settled arms, over the seeds that the settled controls have.
 
     Returns None where that leaves fewer than two seeds or two arms: nothing can be tested.
     """
-    known = settled(best, minimise)
+    known = settled(best)
     seeds = [set(known[control].values) for control in controls if control in known]
     paired = sorted(set.intersection(*seeds)) if seeds else []
     complete = [arm for arm, sweep in known.items() if set(paired) <= set(sweep.values)]
@@ -206,53 +203,81 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def paired_differences(best: Mapping[str, Best], pair: Pair, seeds: Sequence[int]) -> np.ndarray:
-    """Subtract the second arm of ``pair`` from the first, one value a seed."""
-    arm, control = pair
-    return np.array([best[arm].values[seed] - best[control].values[seed] for seed in seeds])
-
-
-@dataclass(frozen=True)
-class _Test:
-    seeds: tuple[int, ...]
-    differences: np.ndarray  # one a seed
-    error: float  # standard error of their mean
-    degrees: int
-    pooled: bool
-
-    @property
-    def p_value(self) -> float:
-        # Without any spread there is nothing to test against: equal discrete scores prove nothing.
-        if not self.error > 0:
-            return 1.0
-        return float(2 * stats.t.sf(abs(self.differences.mean()) / self.error, self.degrees))
-
-
-def _test(best: Mapping[str, Best], pair: Pair, shared: Pool) -> _Test:
-    differences = paired_differences(best, pair, shared.seeds)
+def _test(pair: Pair, shared: Pool) -> Comparison:
+    """Test a pair by t, without the correction for others."""
+    differences = shared.values[pair[0]] - shared.values[pair[1]]
     error, degrees = shared.standard_error(differences, set(pair), weight=2.0)
-    return _Test(shared.seeds, differences, error, degrees, pooled=set(pair) <= shared.arms)
-
-
-def _comparison(pair: Pair, test: _Test, holm_p: float, minimise: bool) -> Comparison:
-    mean = float(test.differences.mean())
-    half = float(stats.t.isf(LEVEL / 2, test.degrees) * test.error)
-    verdict: Verdict = "no significant difference"
-    if holm_p <= LEVEL:
-        verdict = "better" if (mean < 0) == minimise else "worse"
+    mean, half = float(differences.mean()), float(stats.t.isf(LEVEL / 2, degrees) * error)
+    # Without any spread there is nothing to test against: equal discrete scores prove nothing.
+    p_value = float(2 * stats.t.sf(abs(mean) / error, degrees)) if error > 0 else 1.0
     return Comparison(
         *pair,
-        seeds=test.seeds,
+        verdict="no significant difference",
         difference=mean,
         interval=(mean - half, mean + half),
-        bootstrap=bootstrap_interval(test.differences),
-        p_value=test.p_value,
-        holm_p=holm_p,
-        pooled=test.pooled,
-        verdict=verdict,
+        bootstrap=bootstrap_interval(differences),
+        p_value=p_value,
+        pooled=set(pair) <= shared.alike,
     )
 
 
-def _unjudged(pair: Pair, verdict: Verdict) -> Comparison:
-    nan = math.nan
-    return Comparison(*pair, (), nan, (nan, nan), (nan, nan), nan, nan, False, verdict)
+@dataclass(frozen=True)
+class Share:
+    """Holds the share of a gap that an arm closes; ``low`` and ``high`` are its 95 % limits."""
+
+    share: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.share:.0%} [{self.low:.0%}, {self.high:.0%}]"
+
+
+def gap_closed(shared: Pool, oracle: str, control: str = CONTROL) -> dict[str, Share]:
+    """Return, by arm, the share of the way from ``control`` to ``oracle`` that it goes.
+
+    With f = (control - arm) / (control - oracle), the limits are Fieller's (1954): all f for which
+    the contrast (1 - f) control - arm + f oracle is not significantly different from 0, paired by
+    seed, by the larger of the pooled variance and the contrast's. Arms whose limits are unbounded,
+    that is where the gap itself is not significant, are left out. No arm has a share where the
+    control or the oracle is not among those of ``shared``.
+    """
+    values = shared.values
+    if not {control, oracle} <= set(values):
+        return {}
+    gaps = values[control] - values[oracle]
+    shares = {}
+    for arm in [arm for arm in values if arm not in (control, oracle)]:
+        gains = values[control] - values[arm]
+        limits = _fieller(gains, gaps, shared, pooled={arm, control, oracle} <= shared.alike)
+        if limits:
+            shares[arm] = Share(float(gains.mean() / gaps.mean()), *limits)
+    return shares
+
+
+def _fieller(
+    gains: np.ndarray, gaps: np.ndarray, shared: Pool, pooled: bool
+) -> tuple[float, float] | None:
+    """Return the limits of mean(gains) / mean(gaps), each one value a seed; None if unbounded."""
+    spreads = [np.cov(gains, gaps)]
+    if pooled:  # the control is in both, the arm and the oracle in one each
+        spreads.append(shared.variance * np.array([[2.0, 1.0], [1.0, 2.0]]))
+    degrees = shared.degrees if pooled else len(gaps) - 1
+    factor = float(stats.t.isf(LEVEL / 2, degrees)) ** 2 / len(gaps)
+    means = np.array([gains.mean(), gaps.mean()])
+    intervals = []
+    for spread in spreads:
+        interval = _roots(np.outer(means, means) - factor * spread)
+        if interval is None:
+            return None
+        intervals.append(interval)
+    return min(low for low, _ in intervals), max(high for _, high in intervals)
+
+
+def _roots(form: np.ndarray) -> tuple[float, float] | None:
+    """Return the interval of f on which (1, -f) form (1, -f)^T <= 0; None if it has no two ends."""
+    constant, middle, leading = form[0, 0], form[0, 1], form[1, 1]
+    if not leading > 0:
+        return None
+    half = math.sqrt(max(middle**2 - leading * constant, 0.0))
+    return float((middle - half) / leading), float((middle + half) / leading)

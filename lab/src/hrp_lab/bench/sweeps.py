@@ -80,16 +80,17 @@ class Best:
     """Holds an arm's sweep, and the best of its learning rates.
 
     Args:
-        learning_rate: the best of ``by_rate``'s.
         by_rate: metric by rate and seed.
         failed: rates at which a run was tried and gave nothing: they bound the sweep as others do,
             and are not waited for.
+        minimise: whether less is better.
     """
 
     arm: str
     learning_rate: float
     by_rate: Mapping[float, Mapping[int, float]]
     failed: frozenset[float] = frozenset()
+    minimise: bool = True
 
     @property
     def values(self) -> Mapping[int, float]:
@@ -123,32 +124,32 @@ class Best:
         """Return whether the best rate is on the grid's edge, so that the sweep needs widening."""
         return self.learning_rate in (self.grid[0], self.grid[-1])
 
-    def overtaken_by(self, minimise: bool) -> float | None:
+    @property
+    def overtaken_by(self) -> float | None:
         """Return a rate that lacks seeds and beats every complete rate on those it has.
 
         Means are compared over common seeds only: seeds differ more than rates do. Until such a
         rate has all seeds the best rate is not known. Returns None where it is settled.
         """
         behind = {
-            rate: max(self._behind(rate, whole, minimise) for whole in self.complete)
+            rate: max(self._behind(rate, whole) for whole in self.complete)
             for rate in set(self.by_rate) - set(self.complete) - self.failed
         }
         ahead = [rate for rate, worst in behind.items() if worst < 0]
         return min(ahead, key=lambda rate: (behind[rate], rate), default=None)
 
-    def _behind(self, rate: float, other: float, minimise: bool) -> float:
+    def _behind(self, rate: float, other: float) -> float:
         """Return how much worse ``rate`` is than ``other`` on common seeds; inf without any."""
         seeds = set(self.by_rate[rate]) & set(self.by_rate[other])
         if not seeds:
             return math.inf
-        sign = 1 if minimise else -1
         excess = [self.by_rate[rate][seed] - self.by_rate[other][seed] for seed in seeds]
-        return sign * float(np.mean(excess))
+        return float(np.mean(excess)) * (1 if self.minimise else -1)
 
 
-def settled(best: Mapping[str, Best], minimise: bool) -> dict[str, Best]:
+def settled(best: Mapping[str, Best]) -> dict[str, Best]:
     """Keep those of ``best`` whose best rate is known, see `Best.overtaken_by`."""
-    return {arm: sweep for arm, sweep in best.items() if sweep.overtaken_by(minimise) is None}
+    return {arm: sweep for arm, sweep in best.items() if sweep.overtaken_by is None}
 
 
 def select(
@@ -164,7 +165,7 @@ def select(
     best = []
     for arm, by_rate in table.items():
         lost = (failed or {}).get(arm, frozenset())
-        first = Best(arm, next(iter(by_rate)), by_rate, lost)
+        first = Best(arm, next(iter(by_rate)), by_rate, lost, minimise)
         ranked = [dataclasses.replace(first, learning_rate=rate) for rate in first.complete]
         best.append(min(ranked, key=lambda sweep: sign * sweep.mean))
     return {sweep.arm: sweep for sweep in sorted(best, key=lambda sweep: sign * sweep.mean)}

@@ -154,6 +154,9 @@ def fine_tune(
             trainer.accelerator.free_memory()
         state = trainer.state
         accumulated = kwargs["args"].gradient_accumulation_steps
-    losses = [(row["step"], float(row["loss"])) for row in state.log_history if "loss" in row]
-    tokens = collator.tokens(state.global_step * accumulated)
-    return Trained(tuple(losses), state.global_step, tokens, time.perf_counter() - began)
+    return Trained(
+        tuple((row["step"], float(row["loss"])) for row in state.log_history if "loss" in row),
+        state.global_step,
+        collator.tokens(state.global_step * accumulated),
+        time.perf_counter() - began,
+    )

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hrp.cli.failures import reported
 from hrp.cli.locks import held, lock_beside
-from hrp_lab.cli.bench_report import add_report, add_sources, report
+from hrp.validation import check_choice, check_integer, check_positive
 
+_CONTROL = "lora"
 EPILOG = """examples:
   hrp-lab bench list
   hrp-lab bench run experiments/standin-wordproblems.yaml
@@ -40,102 +42,92 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="run|list|report|export|pack"
     )
-    _add_run(commands)
-    _add_list(commands)
-    add_report(commands)
-    _add_export(commands)
-    _add_pack(commands)
-    return parser
-
-
-def _add_run(commands: Any) -> None:
-    parser = commands.add_parser("run", help="run what is missing of an experiment")
-    parser.add_argument("config", type=Path, help="the experiment's YAML file")
-    _add_records(parser)
-    parser.add_argument(
-        "--cache", type=Path, metavar="DIR",
-        help="for what runs share (default: .shared beside the config)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--model_name_or_path",
-        metavar="NAME",
-        help="base model (default: the experiment's `model`)",
+    run = commands.add_parser("run", help="run what is missing of an experiment")
+    listed = commands.add_parser("list", help="arms and tasks, or an experiment's runs")
+    report = commands.add_parser(
+        "report", help="write records' tables and figures as a Markdown or an HTML page"
     )
-    parser.add_argument(
-        "--dataset_path", metavar="DIR", help="local data or hub name (default: the task's own)"
-    )
-    parser.add_argument(
-        "--workers", type=int, default=1, metavar="N",
-        help="processes, spread over this machine's GPUs (default: 1)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--padding_free", action="store_true",
-        help="causal tasks' batches without padding: the same gradient, sooner",
-    )  # fmt: skip
-    parser.add_argument(
-        "--torch_compile", action="store_true",
-        help="compile the model's blocks, once a worker for each kind of adapter",
-    )  # fmt: skip
-    parser.add_argument(
-        "--cuda_graphs", action="store_true",
-        help="replay training steps as CUDA graphs: for models too small to keep a GPU busy",
-    )  # fmt: skip
-    parser.add_argument(
-        "--engine", choices=("local", "ray"), default="local",
-        help="local processes, or Ray tasks, N at a time (default: local)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--ray_address", metavar="ADDRESS", help="a running cluster (default: start a local one)"
-    )
-    parser.add_argument(
-        "--time_limit", type=float, metavar="SECONDS", help="stop then; a rerun goes on"
-    )
-    parser.add_argument(
-        "--retry_failed", action="store_true", help="do runs again whose record is a failure"
-    )
-
-
-def _add_list(commands: Any) -> None:
-    parser = commands.add_parser("list", help="arms and tasks, or an experiment's runs")
-    parser.add_argument("config", type=Path, nargs="?", help="the experiment's YAML file")
-    _add_records(parser)
-
-
-def _add_records(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--records", type=Path, metavar="DIR",
-        help="folder of the records, or packed file (default: results/NAME beside the config)",
-    )  # fmt: skip
-
-
-def _add_export(commands: Any) -> None:
-    parser = commands.add_parser(
+    export = commands.add_parser(
         "export", help="write records as results of PEFT's method_comparison, one JSON a run"
     )
-    add_sources(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the results")
-
-
-def _add_pack(commands: Any) -> None:
-    parser = commands.add_parser(
+    pack = commands.add_parser(
         "pack", help="fold the records of finished runs into one file an experiment"
     )
-    parser.add_argument(
+    run.add_argument("config", type=Path, help="the experiment's YAML file")
+    listed.add_argument("config", type=Path, nargs="?", help="the experiment's YAML file")
+    pack.add_argument(
         "experiments", type=Path, nargs="+", metavar="EXPERIMENT_OR_FOLDER",
         help="experiments' YAML files, with their records in results/NAME beside them, or folders "
         "of records",
     )  # fmt: skip
+    for command in (run, listed):
+        command.add_argument(
+            "--records", type=Path, metavar="DIR",
+            help="folder of the records, or packed file (default: results/NAME beside the config)",
+        )  # fmt: skip
+    for command in (report, export):
+        command.add_argument(
+            "records", type=Path, nargs="+", help="folders of records, or their packed files"
+        )
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the results")
+    _add_run_options(run)
+    _add_report_options(report)
+    return parser
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    # fmt: off
+    add("--cache", type=Path, metavar="DIR",
+        help="for what runs share (default: .shared beside the config)")
+    add("--model_name_or_path", metavar="NAME",
+        help="base model (default: the experiment's `model`)")
+    add("--dataset_path", metavar="DIR",
+        help="local data or hub name (default: the task's own)")
+    add("--workers", type=int, default=1, metavar="N",
+        help="processes, spread over this machine's GPUs (default: 1)")
+    add("--padding_free", action="store_true",
+        help="causal tasks' batches without padding: the same gradient, sooner")
+    add("--torch_compile", action="store_true",
+        help="compile the model's blocks, once a worker for each kind of adapter")
+    add("--cuda_graphs", action="store_true",
+        help="replay training steps as CUDA graphs: for models too small to keep a GPU busy")
+    add("--engine", choices=("local", "ray"), default="local",
+        help="local processes, or Ray tasks, N at a time (default: local)")
+    add("--ray_address", metavar="ADDRESS", help="a running cluster (default: start a local one)")
+    add("--time_limit", type=float, metavar="SECONDS", help="stop then; a rerun goes on")
+    add("--retry_failed", action="store_true", help="do runs again whose record is a failure")
+    # fmt: on
+
+
+def _add_report_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    # fmt: off
+    add("--out", type=Path, required=True, metavar="FILE",
+        help="FILE.html, one self-contained page, or FILE.md, with its figures beside it")
+    add("--title", help="of the page (default: 'HRP benchmark' in HTML, 'Results' in Markdown)")
+    add("--metric", help="to judge by (default: each task's own)")
+    add("--control", default=_CONTROL, help="arm to compare with (default: %(default)s)")
+    add("--spectrum", action="append", default=[], type=Path, metavar="DIR",
+        help="HTML: a spectrum to show; give it again for more, compared with the first")
+    add("--reading", type=Path, metavar="FILE",
+        help="Markdown: a text of your own to begin the page with")
+    # fmt: on
 
 
 def main(argv: list[str]) -> int:
     """Run ``hrp-lab bench``; returns 0, or 2 where the arguments cannot be used."""
     options = _parser().parse_args(argv)
-    commands = {"run": _run, "list": _list, "report": report, "export": _export, "pack": _pack}
-    command = commands[options.command]
-    return reported(f"bench {options.command}", lambda: command(options, argv), "hrp-lab")
+    commands = {"run": _run, "list": _list, "report": _report, "export": _export, "pack": _pack}
+
+    def job() -> int:
+        commands[options.command](options, argv)
+        return 0
+
+    return reported(f"bench {options.command}", job, "hrp-lab")
 
 
-def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
+def _run(options: argparse.Namespace, argv: Sequence[str]) -> None:
     from hrp_lab.bench.context import Places
     from hrp_lab.bench.driver import Driver
     from hrp_lab.bench.protocol import load_experiment
@@ -160,14 +152,12 @@ def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
         )  # fmt: skip
         summary = driver.run(_engine(options, places))
     print(f"{summary}\nrecords: {records}", flush=True)
-    return 0
 
 
 def _check_run(options: argparse.Namespace) -> None:
-    if options.workers < 1:
-        raise ValueError(f"`--workers` must be at least 1, got {options.workers}")
-    if options.time_limit is not None and not options.time_limit > 0:
-        raise ValueError(f"`--time_limit` must be > 0, got {options.time_limit:g}")
+    check_integer("--workers", options.workers, minimum=1)
+    if options.time_limit is not None:
+        check_positive("--time_limit", options.time_limit)
     if options.cuda_graphs:
         import torch
 
@@ -202,12 +192,13 @@ def _git() -> tuple[str | None, bool | None]:
     return git_state(Path(hrp.__file__).parent)
 
 
-def _list(options: argparse.Namespace, _: Sequence[str]) -> int:
+def _list(options: argparse.Namespace, _: Sequence[str]) -> None:
     from hrp_lab.bench.arms import ARMS
     from hrp_lab.bench.tasks import TASKS
 
     if options.config:
-        return _list_experiment(options)
+        _list_experiment(options)
+        return
     width = max(map(len, [*ARMS, *TASKS]))
     print("arms (* charged for their start):")
     for name, arm in ARMS.items():
@@ -215,10 +206,9 @@ def _list(options: argparse.Namespace, _: Sequence[str]) -> int:
     print("\ntasks, and the metric that each is judged by:")
     for name, (_module, metric) in TASKS.items():
         print(f"  {name:<{width}}   {metric}")
-    return 0
 
 
-def _list_experiment(options: argparse.Namespace) -> int:
+def _list_experiment(options: argparse.Namespace) -> None:
     from hrp_lab.bench.comparisons import told_apart
     from hrp_lab.bench.protocol import lines, load_experiment, plan
     from hrp_lab.bench.record_store import find_records
@@ -226,20 +216,53 @@ def _list_experiment(options: argparse.Namespace) -> int:
     experiment = load_experiment(options.config)
     records = find_records(_records_folder(options, experiment.experiment))
     runs = plan(experiment, records)
-    statuses: dict[str, int] = {}
-    for run in runs:
-        status = records[run.run_id].status if run.run_id in records else "missing"
-        statuses[status] = statuses.get(status, 0) + 1
     configurations = lines(experiment)
     labels = told_apart([(f"{line.task}  {line.arm}", line.config) for line in configurations])
     for line, label in zip(configurations, labels, strict=True):
         rates = " ".join(f"{rate:g}" for rate in line.grid)
         print(f"{label}  {line.config['budget']}  learning rates {rates}")
+    statuses = Counter(
+        records[run.run_id].status if run.run_id in records else "missing" for run in runs
+    )
     print(f"{len(runs)} runs: " + ", ".join(f"{n} {status}" for status, n in statuses.items()))
-    return 0
 
 
-def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
+def _report(options: argparse.Namespace, _: Sequence[str]) -> None:
+    from hrp.files import write_text
+    from hrp.report.html import check_page
+    from hrp.spectra.spectrum import Spectrum
+    from hrp_lab.bench.record_store import load_all
+    from hrp_lab.report.markdown import write_page
+    from hrp_lab.report.sections import GENERATOR, report_page
+
+    out, html = options.out, options.out.suffix == ".html"
+    if not html and out.suffix != ".md":
+        raise ValueError(f"`--out` must end in .html or .md, got '{out}'")
+    if options.spectrum and not html:
+        raise ValueError(f"`--spectrum` needs `--out` to end in .html, got '{out}'")
+    if options.reading and html:
+        raise ValueError(f"`--reading` needs `--out` to end in .md, got '{out}'")
+    records = load_all(options.records)
+    if options.metric:
+        known = sorted({name for record in records for name in record.metrics})
+        check_choice("--metric", options.metric, tuple(known))
+    if options.control != _CONTROL:  # a page without the default one is a page
+        check_choice("--control", options.control, tuple(sorted({r.arm for r in records})))
+    asked = options.metric, options.control
+    if html:
+        check_page(out, GENERATOR)
+        spectra = {str(folder): Spectrum.load(folder) for folder in options.spectrum}
+        title = options.title or "HRP benchmark"
+        write_text(out, report_page(records, spectra, title, *asked))
+        shown = f"{len(spectra)} spectra"
+    else:
+        reading = options.reading.read_text(encoding="utf-8") if options.reading else ""
+        count = write_page(records, out, options.title or "Results", *asked, reading)
+        shown = f"{count} figures"
+    print(f"wrote {out} ({len(records)} records, {shown})")
+
+
+def _export(options: argparse.Namespace, _: Sequence[str]) -> None:
     from hrp_lab.bench.export import export_records
     from hrp_lab.bench.record_store import load_all
 
@@ -247,10 +270,9 @@ def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
     written = export_records(records, options.out)
     left = len(records) - len(written)
     print(f"wrote {len(written)} results to {options.out} ({left} runs not applicable, left out)")
-    return 0
 
 
-def _pack(options: argparse.Namespace, _: Sequence[str]) -> int:
+def _pack(options: argparse.Namespace, _: Sequence[str]) -> None:
     from hrp_lab.bench.record_store import pack
 
     for source in options.experiments:
@@ -260,4 +282,3 @@ def _pack(options: argparse.Namespace, _: Sequence[str]) -> int:
             source = source.parent / "results" / load_experiment(source).experiment
         packed, count = pack(source)
         print(f"packed {count} records into {packed}")
-    return 0

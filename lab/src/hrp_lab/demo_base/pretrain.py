@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import tempfile
 import time
@@ -35,6 +36,7 @@ from hrp.files import write_folder
 from hrp.versions import installed_versions
 from hrp_lab.demo_base.corpus import documents
 
+_PROGRAM = "python -m hrp_lab.demo_base.pretrain"
 EOS, PAD = "<eos>", "<pad>"
 MAX_LENGTH = 512
 HELD_OUT = 1_000_000  # added to the seed: text that training never draws
@@ -113,44 +115,21 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return model
 
 
-def training_arguments(config: PretrainConfig, scratch: str) -> TrainingArguments:
-    """Ask for AdamW, bfloat16 autocast and a cosine learning rate; losses go to stdout alone."""
-    return TrainingArguments(
-        output_dir=scratch,
-        max_steps=config.steps,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(1, config.steps // 20),
-        adam_beta2=0.95,
-        weight_decay=0.1,
-        bf16=True,
-        use_cpu=not torch.cuda.is_available(),
-        seed=config.seed,
-        logging_steps=config.log_every,
-        logging_first_step=True,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
-
-
 def pretrain(out: Path, config: PretrainConfig, command: str) -> dict[str, Any]:
     """Train the base model and write it, its tokenizer and its provenance into the new ``out``.
 
-    Returns the provenance. ``out`` appears complete or not at all.
+    AdamW, bfloat16 autocast, a cosine learning rate. Returns the provenance. ``out`` appears
+    complete or not at all.
 
     Raises:
         FileExistsError: ``out`` exists already.
     """
-    set_seed(config.seed)
-    tokenizer = build_tokenizer(config)
-    model = build_model(tokenizer)
     provenance: dict[str, Any] = {}
 
     def write(folder: Path) -> None:
+        set_seed(config.seed)
+        tokenizer = build_tokenizer(config)
+        model = build_model(tokenizer)
         with tempfile.TemporaryDirectory() as scratch:
             provenance.update(command=command, **_train(model, tokenizer, config, scratch))
         model.to(torch.bfloat16).save_pretrained(folder)
@@ -171,7 +150,26 @@ def _train(
     held_out = PackedText(tokenizer, config.seed + HELD_OUT, config.length)
     trainer = Trainer(
         model=model,
-        args=training_arguments(config, scratch),
+        args=TrainingArguments(
+            output_dir=scratch,
+            max_steps=config.steps,
+            per_device_train_batch_size=config.batch_size,
+            per_device_eval_batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=max(1, config.steps // 20),
+            adam_beta2=0.95,
+            weight_decay=0.1,
+            bf16=True,
+            use_cpu=not torch.cuda.is_available(),
+            seed=config.seed,
+            logging_steps=config.log_every,
+            logging_first_step=True,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=torch.cuda.is_available(),
+        ),
         train_dataset=PackedText(tokenizer, config.seed, config.length),
         eval_dataset=list(islice(held_out, 8 * config.batch_size)),
         data_collator=default_data_collator,
@@ -197,9 +195,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     defaults = PretrainConfig()
     parser = argparse.ArgumentParser(
-        prog="python -m hrp_lab.demo_base.pretrain",
+        prog=_PROGRAM,
         description="Train the demo's base model from nothing on text made here.",
-        epilog="example: python -m hrp_lab.demo_base.pretrain /tmp/base --steps 3000 --threads 1",
+        epilog=f"example: {_PROGRAM} /tmp/base --steps 3000 --threads 1",
     )
     parser.add_argument("out", type=Path, help="folder to write, must not exist")
     parser.add_argument("--steps", type=int, default=defaults.steps)
@@ -210,10 +208,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     config = PretrainConfig(steps=options.steps, seed=options.seed)
     try:
-        command = "python -m hrp_lab.demo_base.pretrain " + " ".join(arguments)
-        provenance = pretrain(options.out, config, command)
+        provenance = pretrain(options.out, config, shlex.join([*_PROGRAM.split(), *arguments]))
     except FileExistsError as error:
-        print(f"hrp_lab.demo_base.pretrain: {error}", file=sys.stderr)
+        print(f"{_PROGRAM}: {error}", file=sys.stderr)
         return 2
     print(f"wrote {options.out}: held-out loss {provenance['held_out_loss']:.3f}")
     return 0

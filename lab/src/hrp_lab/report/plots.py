@@ -32,17 +32,13 @@ POINTS = (
 )
 
 
-def _shown_arms(analysis: Analysis) -> list[str]:
-    """Return the best arms, as many as colours tell apart, and the control."""
-    arms = [arm for arm in analysis.best if arm != analysis.control]
-    return arms[:_MOST_LINES] + [analysis.control] * (analysis.control in analysis.best)
-
-
 def _looks(analysis: Analysis) -> dict[str, dict[str, Any]]:
-    return {
-        arm: {"color": INK, "linestyle": "--"} if arm == analysis.control else colour(index)
-        for index, arm in enumerate(_shown_arms(analysis))
-    }
+    """Return how the best arms are drawn, as many as colours tell apart, and last the control."""
+    arms = [arm for arm in analysis.best if arm != analysis.control][:_MOST_LINES]
+    looks: dict[str, dict[str, Any]] = {arm: colour(index) for index, arm in enumerate(arms)}
+    if analysis.control in analysis.best:
+        looks[analysis.control] = {"color": INK, "linestyle": "--"}
+    return looks
 
 
 def differences(analysis: Analysis) -> Figure:
@@ -106,7 +102,8 @@ def trade_off(analysis: Analysis) -> Figure | None:
     The best corner is the upper left one. Returns None unless the control's records and those of
     another arm have `FORGETTING`, or where the control has no results.
     """
-    forgotten = {arm: _forgotten(analysis, arm) for arm in _shown_arms(analysis)}
+    looks = _looks(analysis)
+    forgotten = {arm: np.array(analysis.values_of(arm, FORGETTING)) for arm in looks}
     forgotten = {arm: values for arm, values in forgotten.items() if len(values)}
     if analysis.control not in forgotten or len(forgotten) < 2:
         return None
@@ -114,25 +111,19 @@ def trade_off(analysis: Analysis) -> Figure | None:
     level = analysis.best[analysis.control].mean
     with drawn() as figure:
         axes = figure.add_subplot()
-        for arm, look in _looks(analysis).items():
-            if arm in forgotten:
-                best, values = analysis.best[arm], forgotten[arm]
-                axes.errorbar(
-                    values.mean(), sign * (best.mean - level), fmt="o", capsize=2.5,
-                    xerr=np.std(values, ddof=1) if len(values) > 1 else None,
-                    yerr=best.spread if len(best.values) > 1 else None,
-                    color=look["color"], label=plain(arm, _NAME),
-                )  # fmt: skip
+        for arm, values in forgotten.items():
+            best = analysis.best[arm]
+            axes.errorbar(
+                values.mean(), sign * (best.mean - level), fmt="o", capsize=2.5,
+                xerr=np.std(values, ddof=1) if len(values) > 1 else None,
+                yerr=best.spread if len(best.values) > 1 else None,
+                color=looks[arm]["color"], label=plain(arm, _NAME),
+            )  # fmt: skip
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.set_xlabel("forgetting: rise of the loss on other text, nats a token")
         axes.set_ylabel(f"gain in {plain(analysis.metric)}\nover {plain(analysis.control)}")
         _legend(figure)
         return figure
-
-
-def _forgotten(analysis: Analysis, arm: str) -> np.ndarray:
-    runs = analysis.records_of(arm)
-    return np.array([run.metrics[FORGETTING] for run in runs if FORGETTING in run.metrics])
 
 
 def sweep_curves(analysis: Analysis) -> Figure | None:
@@ -142,16 +133,16 @@ def sweep_curves(analysis: Analysis) -> Figure | None:
     that in which the best rates lie; triangles on its edge point to what is beyond, with the mean
     where it is an arm's best. Returns None where no arm was swept.
     """
-    if all(len(by_rate) < 2 for by_rate in analysis.table.values()):
+    if all(len(best.by_rate) < 2 for best in analysis.best.values()):
         return None
     with drawn() as figure:
         axes = figure.add_subplot()
-        frame = _sweep_frame(analysis)
-        for arm, look in _looks(analysis).items():
+        frame, looks = _sweep_frame(analysis), _looks(analysis)
+        for arm, look in looks.items():
             _sweep(axes, analysis.best[arm], frame, look)
         axes.set_ylim(*frame)
         axes.set_xscale("log")
-        rates = _apart(sorted({rate for arm in _looks(analysis) for rate in analysis.table[arm]}))
+        rates = _apart(sorted({rate for arm in looks for rate in analysis.best[arm].by_rate}))
         axes.set_xticks(rates, list(map(power, rates)))
         axes.minorticks_off()
         axes.set_xlabel("learning rate")
@@ -182,7 +173,7 @@ def _sweep(axes: Any, best: Best, frame: tuple[float, float], look: Mapping[str,
 
 def _sweep_frame(analysis: Analysis) -> tuple[float, float]:
     """Return the range of scores at and about the best rates; far-off arms are left out."""
-    shown = [analysis.best[arm] for arm in _shown_arms(analysis)]
+    shown = [analysis.best[arm] for arm in _looks(analysis)]
     away = np.abs([best.mean - np.median([other.mean for other in shown]) for best in shown])
     limit = max(8 * float(np.median(away)), 1e-12)
     near = [best for best, distance in zip(shown, away, strict=True)
@@ -232,15 +223,14 @@ def loss_curves(analysis: Analysis) -> Figure | None:
     at the same step. Long curves are averaged to about a hundred points. Returns None without any
     losses.
     """
-    curves = {arm: _curve(analysis.records_of(arm)) for arm in _shown_arms(analysis)}
+    curves = {arm: _curve(analysis.records_of(arm)) for arm in _looks(analysis)}
     if not any(len(steps) for steps, _ in curves.values()):
         return None
     charged = analysis.view.basis == "equal total steps"
     with drawn() as figure:
         axes = figure.add_subplot()
-        looks = _looks(analysis)
         for arms in _coinciding(curves):
-            arm, look = arms[0], looks[arms[0]]
+            arm, look = arms[0], _looks(analysis)[arms[0]]
             steps, losses = curves[arm]
             if charged:
                 steps = steps + analysis.records_of(arm)[0].costs.charged_steps

@@ -43,14 +43,10 @@ def origins_table(records: Sequence[Record]) -> Table:
 
 def sources_table(analysis: Analysis) -> Table:
     """Return the run ids behind every row of the arms table."""
-    rows = [
-        (
-            arm,
-            f"{best.learning_rate:g}",
-            " ".join(record.run_id for record in analysis.records_of(arm)),
-        )
-        for arm, best in analysis.best.items()
-    ]
+    rows = []
+    for arm, best in analysis.best.items():
+        run_ids = " ".join(record.run_id for record in analysis.records_of(arm))
+        rows.append((arm, f"{best.learning_rate:g}", run_ids))
     caption = "Records behind each row, by seed; a record's file is named by its run id."
     return Table(caption, ("arm", "learning rate", "run ids"), tuple(rows))
 
@@ -62,28 +58,25 @@ def failures_table(records: Sequence[Record]) -> Table | None:
         for record in records
         if record.status != "ok"
     )
-    if not counts:
-        return None
     rows = tuple((*key[:4], str(count), key[4]) for key, count in sorted(counts.items()))
     header = ("experiment", "task", "arm", "status", "runs", "reason")
-    return Table("Runs without a result. They take part in no comparison.", header, rows)
+    words = "Runs without a result. They take part in no comparison."
+    return Table(words, header, rows) if rows else None
 
 
 def provenance_table(records: Sequence[Record]) -> Table:
     """Return where the records come from: commits, versions, devices, commands, dates."""
     facts = {
-        "records": [str(len(records))],
-        "commit": [commit(record) for record in records if record.git_commit],
-        "device": [record.device for record in records],
-        "versions": [
+        "records": {str(len(records))},
+        "commit": {commit(record) for record in records if record.git_commit},
+        "device": {record.device for record in records},
+        "versions": {
             ", ".join(f"{k} {v}" for k, v in sorted(record.versions.items())) for record in records
-        ],
-        "model": [str(record.run.config.get("model", "")) for record in records],
-        "command": [record.command for record in records],
-        "first started": [
-            min((record.started for record in records if record.started), default="")
-        ],
-        "last ended": [max((record.ended for record in records), default="")],
+        },
+        "model": {str(record.run.config.get("model", "")) for record in records},
+        "command": {record.command for record in records},
+        "first started": {min((r.started for r in records if r.started), default="")},
+        "last ended": {max((r.ended for r in records if r.ended), default="")},
     }
-    rows = [(name, text) for name, texts in facts.items() for text in sorted(set(texts)) if text]
+    rows = [(name, text) for name, texts in facts.items() for text in sorted(texts) if text]
     return Table("Provenance.", ("fact", "value"), tuple(rows))

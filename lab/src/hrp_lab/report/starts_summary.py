@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 from scipy import stats
@@ -26,34 +25,28 @@ def starts_table(
     """
     whole, before, measured = analyses(records), analyses(earlier), analyses(forgetting)
     lengths = [analysis.view.steps for analysis in whole]
-    rows = [
-        [words, *(_loss(whole, steps, arm) for steps in lengths), _first(measured, arm)]
-        for arm, words in STARTS.items()
+
+    def row(words: str, of: Sequence[Analysis], arm: str, forgets: bool = True) -> tuple[str, ...]:
+        first = next((shown for a in measured if (shown := forgotten(a, arm))), DASH)
+        return words, *(_loss(of, steps, arm) for steps in lengths), first if forgets else DASH
+
+    others = {analysis.view.steps: _best_other(analysis) for analysis in before}
+    named = ", ".join(dict.fromkeys(others.values()))
+    shown = [_loss(before, steps, others.get(steps, "")) for steps in lengths]
+    rows = [row(words, whole, arm) for arm, words in STARTS.items()]
+    rows += [
+        (f"best start of another kind † ({named})", *shown, DASH),
+        row("full fine-tuning †", before, "full"),
+        row("oracle: full fine-tuning's own directions", whole, "oracle-b", forgets=False),
     ]
-    others = [min(_others(a), key=lambda arm: _mean(a, arm), default="") for a in before]
-    shown = {a.view.steps: other for a, other in zip(before, others, strict=True)}
-    rows.append(
-        [
-            f"best start of another kind † ({', '.join(dict.fromkeys(others))})",
-            *(_loss(before, steps, shown.get(steps, "")) for steps in lengths),
-            DASH,
-        ]
-    )
-    rows.append(["full fine-tuning †", *(_loss(before, steps, "full") for steps in lengths),
-                 _first(measured, "full")])  # fmt: skip
-    rows.append(["oracle: full fine-tuning's own directions",
-                 *(_loss(whole, steps, "oracle-b") for steps in lengths), DASH])  # fmt: skip
     header = ("start", *(f"{steps} steps in all" for steps in lengths), "forgetting, 450 steps")
-    return Table("", header, tuple(map(tuple, rows)))
+    return Table("", header, tuple(rows))
 
 
-def _others(analysis: Analysis) -> list[str]:
-    return [arm for arm in _OTHER_STARTS if label_of(analysis, arm)]
-
-
-def _mean(analysis: Analysis, arm: str) -> float:
-    label = label_of(analysis, arm)
-    return analysis.best[label].mean if label else math.inf
+def _best_other(analysis: Analysis) -> str:
+    """Return the best of `_OTHER_STARTS`, "" where none was run; arms come best first."""
+    labels = {label_of(analysis, arm): arm for arm in _OTHER_STARTS}
+    return next((labels[label] for label in analysis.best if label in labels), "")
 
 
 def _loss(whole: Sequence[Analysis], steps: int, arm: str) -> str:
@@ -62,10 +55,6 @@ def _loss(whole: Sequence[Analysis], steps: int, arm: str) -> str:
         if label:
             return loss_of(analysis.best[label])
     return DASH
-
-
-def _first(measured: Sequence[Analysis], arm: str) -> str:
-    return next((shown for analysis in measured if (shown := forgotten(analysis, arm))), DASH)
 
 
 def exact_match_table(records: Sequence[Record]) -> Table:

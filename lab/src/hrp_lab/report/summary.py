@@ -14,7 +14,7 @@ from hrp_lab.bench.comparisons import Analysis, analyse, setting, shown_arm, vie
 from hrp_lab.bench.record import Record
 from hrp_lab.bench.stats import Comparison, Pair, compare_pairs
 from hrp_lab.bench.sweeps import FORGETTING, Best
-from hrp_lab.report.arm_table import relative_compute, spread
+from hrp_lab.report.arm_table import difference, relative_compute, spread
 
 STARTS: Mapping[str, str] = {
     "lora": "LoRA, PEFT's default",
@@ -86,10 +86,20 @@ def short_table(records: Sequence[Record], forgetting: Sequence[Record] = ()) ->
     whole, measured = analyses(records), analyses(forgetting)
     header = ["steps in all", "start", "loss, mean ± sd", "minus LoRA [95 % CI]", "verdict"]
     header += ["compute / LoRA", "forgetting"]
-    rows = [
-        tuple(_short_row(analysis, arm, measured)) for analysis in whole for arm in STARTS
-    ]  # fmt: skip
-    return Table(_short_caption(whole), tuple(header), tuple(rows))
+    rows = [tuple(_short_row(analysis, arm, measured)) for analysis in whole for arm in STARTS]
+    names = ", ".join(dict.fromkeys(analysis.view.experiment for analysis in whole))
+    bests = [best for analysis in whole for best in analysis.best.values()]
+    seeds = max((len(best.values) for best in bests), default=0)
+    unswept = any(len(best.grid) == 1 for best in bests)
+    caption = (
+        f"Test loss, less is better; mean over {seeds} seeds at each start's best learning rate"
+        + (" ('one rate': none but one was tried)" if unswept else "")
+        + " ('edge': at an end of its sweep, which should be wider)"
+        + ". Preheating's steps are taken out of the same total. Verdicts are corrected for all "
+        "comparisons of an experiment (Holm); intervals are each for its row alone. Compute: "
+        f"FLOPs of a run, preheating included. Records: {names}."
+    )
+    return Table(caption, tuple(header), tuple(rows))
 
 
 def _short_row(analysis: Analysis, arm: str, measured: Sequence[Analysis]) -> list[str]:
@@ -98,9 +108,7 @@ def _short_row(analysis: Analysis, arm: str, measured: Sequence[Analysis]) -> li
     if label is None:
         return [steps, name, "not run", *[DASH] * 4]
     best = analysis.best[label]
-    compared = {comparison.arm: comparison for comparison in analysis.comparisons}
-    row = [steps, name, loss_of(best)]
-    row += ["", "control"] if label == analysis.control else list(_verdict(compared[label]))
+    row = [steps, name, loss_of(best), *_verdict(analysis, label, "")]
     if len(best.grid) == 1 and row[-1] != "control":
         row[-1] += ", one rate"
     row.append(number(relative_compute(analysis, label), 2))
@@ -116,30 +124,20 @@ def loss_of(best: Best) -> str:
 def forgotten(analysis: Analysis, arm: str) -> str:
     """Return the mean of what runs at an arm's best rate forgot; "" where none measured it."""
     label = label_of(analysis, arm)
-    runs = analysis.records_of(label) if label else []
-    values = [run.metrics[FORGETTING] for run in runs if FORGETTING in run.metrics]
+    values = analysis.values_of(label, FORGETTING) if label else []
     return f"{sum(values) / len(values):+.2f}" if values else ""
 
 
-def _verdict(comparison: Comparison) -> tuple[str, str]:
-    if not comparison.judged:
-        return DASH, comparison.verdict
-    low, high = comparison.interval
-    return f"{comparison.difference:+.4f} [{low:+.4f}, {high:+.4f}]", comparison.verdict
+def _verdict(analysis: Analysis, label: str, of_control: str = DASH) -> tuple[str, str]:
+    """Return difference and verdict of an arm; the control, which has none, is called that."""
+    if label == analysis.control:
+        return of_control, "control"
+    (comparison,) = [other for other in analysis.comparisons if other.arm == label]
+    return _difference(comparison), comparison.verdict
 
 
-def _short_caption(whole: Sequence[Analysis]) -> str:
-    names = ", ".join(dict.fromkeys(analysis.view.experiment for analysis in whole))
-    seeds = max((len(best.values) for a in whole for best in a.best.values()), default=0)
-    unswept = any(len(best.grid) == 1 for a in whole for best in a.best.values())
-    return (
-        f"Test loss, less is better; mean over {seeds} seeds at each start's best learning rate"
-        + (" ('one rate': none but one was tried)" if unswept else "")
-        + " ('edge': at an end of its sweep, which should be wider)"
-        + ". Preheating's steps are taken out of the same total. Verdicts are corrected for all "
-        "comparisons of an experiment (Holm); intervals are each for its row alone. Compute: "
-        f"FLOPs of a run, preheating included. Records: {names}."
-    )
+def _difference(comparison: Comparison) -> str:
+    return difference(comparison) if comparison.judged else DASH
 
 
 def pairs_table(records: Sequence[Record]) -> Table:
@@ -153,7 +151,7 @@ def pairs_table(records: Sequence[Record]) -> Table:
     rows = [
         (
             f"{NAMES[arm]} against {NAMES[control]}",
-            *(_pair_cell(column.get((arm, control))) for column in columns),
+            *(column.get((arm, control), DASH) for column in columns),
         )
         for arm, control in PAIRS
     ]
@@ -166,22 +164,22 @@ def pairs_table(records: Sequence[Record]) -> Table:
     return Table(caption, ("comparison", *names), tuple(rows))
 
 
-def _compared(analysis: Analysis) -> dict[Pair, Comparison]:
-    """Compare those of `PAIRS` that the view has, all in one family."""
+def _compared(analysis: Analysis) -> dict[Pair, str]:
+    """Compare those of `PAIRS` that the view has, all in one family; return their cells."""
     labels: dict[Pair, Pair] = {}
     for arm, control in PAIRS:
         first, second = label_of(analysis, arm), label_of(analysis, control)
         if first and second:
             labels[first, second] = arm, control
-    tested = compare_pairs(analysis.best, list(labels), analysis.minimise)
-    return {labels[test.arm, test.control]: test for test in tested}
+    tested = compare_pairs(analysis.best, list(labels))
+    return {
+        labels[test.arm, test.control]: f"{_difference(test)} {_level(test.verdict)}"
+        for test in tested
+    }
 
 
-def _pair_cell(comparison: Comparison | None) -> str:
-    if comparison is None:
-        return DASH
-    difference, verdict = _verdict(comparison)
-    return f"{difference} {verdict.replace('no significant difference', 'level')}"
+def _level(verdict: str) -> str:
+    return verdict.replace("no significant difference", "level")
 
 
 def charging_table(records: Sequence[Record], arm: str = "hrp-ab") -> Table:
@@ -208,25 +206,20 @@ def _charged(analysis: Analysis | None, arm: str, budget: str) -> tuple[str, str
     label = label_of(analysis, arm, budget) if analysis else None
     if analysis is None or label is None:
         return DASH, DASH
-    (comparison,) = [other for other in analysis.comparisons if other.arm == label]
-    return _pair_cell(comparison).removeprefix(f"{DASH} "), _share(analysis, label)
-
-
-def _share(analysis: Analysis, label: str) -> str:
+    shown, verdict = _verdict(analysis, label)
     share = analysis.gaps.get(label)
-    return f"{share.share:.0%} [{share.low:.0%}, {share.high:.0%}]" if share else DASH
+    return f"{shown} {_level(verdict)}".removeprefix(f"{DASH} "), str(share) if share else DASH
 
 
 def seeds_table(records: Sequence[Record], settings: Sequence[str]) -> Table:
     """Return each configuration's score by seed at its best rate, named by ``settings``."""
     (analysis,) = analyses(records)
-    verdicts = {comparison.arm: comparison for comparison in analysis.comparisons}
     seeds = sorted({record.run.seed for record in records})
     rows = []
     for label, best in analysis.best.items():
         record = analysis.records_of(label)[0]
-        shown = _verdict(verdicts[label]) if label in verdicts else (DASH, "control")
         values = (number(best.values.get(seed, math.nan), 3) for seed in seeds)
+        shown = _verdict(analysis, label)
         rate = f"{best.learning_rate:g}{' (edge)' * best.on_edge}"
         rows.append(
             (record.arm, *_named(record, settings), *values, number(best.mean), *shown, rate)
@@ -250,14 +243,13 @@ def classifiers_table(
     cells: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {}
     for task, records in records_by_task.items():
         (analysis,) = analyses(records)
-        verdicts = {comparison.arm: comparison for comparison in analysis.comparisons}
         for label, best in analysis.best.items():
             record = analysis.records_of(label)[0]
             key = (record.arm, *_named(record, settings))
-            shown = _verdict(verdicts[label]) if label in verdicts else (DASH, "control")
+            shown, verdict = _verdict(analysis, label)
             score = f"{number(best.mean, 3)} ({number(min(best.values.values()), 3)})"
-            verdict = shown[1].replace("no significant difference", "level")
-            cells.setdefault(key, {})[task] = (score, f"{shown[0]} {verdict}".removeprefix(DASH))
+            words = f"{shown} {_level(verdict)}".removeprefix(DASH)
+            cells.setdefault(key, {})[task] = (score, words)
     empty = (DASH, DASH)
     rows = [
         (
@@ -283,13 +275,9 @@ def _named(record: Record, settings: Sequence[str]) -> list[str]:
     section = record.run.config.get("hrp")
     if section is None:
         return [DASH] * len(settings)
-    return [_worded(name, section.get(name)) for name in settings]
-
-
-def _worded(name: str, value: object) -> str:
-    if name == "learning_rate" and value is None:
-        return "by the rule"
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value:g}"
+    words: dict[object, str] = {True: "yes", False: "no", None: "by the rule"}
+    values = [section.get(name) for name in settings]
+    return [words[v] if isinstance(v, bool | None) else f"{v:g}" for v in values]
 
 
 _WORDS = {

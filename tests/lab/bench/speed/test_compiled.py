@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from helpers.tiny import tiny_llama
 from helpers.tiny_bench import tiny_task
 from hrp_lab.bench.speed import options
-from hrp_lab.bench.speed.compiled import compiled_blocks
+from hrp_lab.bench.speed.options import compiled_blocks
 from hrp_lab.bench.training import Plan, fine_tune
 
 PLAN = Plan(tiny_task(), 3, 1e-2, seed=0, batch_size=4, training={"logging_steps": 1})

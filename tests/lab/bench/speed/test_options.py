@@ -9,7 +9,7 @@ from helpers.tiny_bench import ragged_task
 from hrp_lab.bench import driver
 from hrp_lab.bench.speed.cuda_graphs import GraphedTrainer
 from hrp_lab.bench.speed.options import Speed
-from hrp_lab.bench.speed.padding_free import PaddingFreeCollator
+from hrp_lab.bench.speed.padding_free import padding_free_batch
 from hrp_lab.cli.bench_commands import main
 
 EXPERIMENT = """
@@ -33,7 +33,7 @@ def test_graphs_get_batches_of_few_shapes_with_and_without_padding():
     assert Speed(cuda_graphs=True).trainer_cls is GraphedTrainer
     assert Speed(cuda_graphs=True).collator(task).pad_to_multiple_of == 32
     packed = Speed(padding_free=True, cuda_graphs=True).collator(task)
-    assert isinstance(packed, PaddingFreeCollator)
+    assert packed.func is padding_free_batch
     assert packed(task.train[:8])["input_ids"].shape[1] % 512 == 0
 
 

@@ -19,7 +19,7 @@ import hrp
 from helpers.tiny import tiny_llama
 from helpers.tiny_bench import ragged_task
 from hrp_lab.bench.speed.options import Speed
-from hrp_lab.bench.speed.padding_free import PaddingFreeCollator, padding_free
+from hrp_lab.bench.speed.padding_free import padding_free, padding_free_batch
 from hrp_lab.bench.tasks import Task
 from hrp_lab.bench.training import Plan, fine_tune, trainer_arguments
 
@@ -81,7 +81,7 @@ def test_a_row_without_padding_sees_no_other_row(ragged):
 
     def logits() -> torch.Tensor:
         with torch.no_grad(), padding_free(model):
-            return model(**PaddingFreeCollator()(rows)).logits[0]
+            return model(**padding_free_batch(rows)).logits[0]
 
     before = logits()
     rows[1]["input_ids"] = rows[1]["input_ids"][::-1]
@@ -94,8 +94,8 @@ def test_a_row_without_padding_sees_no_other_row(ragged):
 
 def test_filling_a_batch_up_changes_no_gradient(ragged):
     gradients = []
-    for collator in (PaddingFreeCollator(), PaddingFreeCollator(64, 16)):
-        model, batch = tiny_llama(), collator(ragged.train[:8])
+    for multiples in ((), (64, 16)):
+        model, batch = tiny_llama(), padding_free_batch(ragged.train[:8], *multiples)
         with padding_free(model):
             model(**batch).loss.backward()
         gradients.append([p.grad for p in model.parameters()])

@@ -23,43 +23,37 @@ IMPLEMENTATION = "hrp_padding_free"
 _IGNORED = -100
 
 
-class PaddingFreeCollator:
-    """Lays rows of ``input_ids`` and ``labels`` end to end, in one row.
+def padding_free_batch(
+    rows: list[Example], tokens_multiple: int = 1, longest_multiple: int = 1
+) -> dict[str, Any]:
+    """Lay ``input_ids`` and ``labels`` of ``rows`` end to end, in one row.
 
-    Args:
-        tokens_multiple: tokens that nothing is learned from fill the batch up to a multiple of
-            this, where few shapes are wanted.
-        longest_multiple: the same for the length that attention pads to.
+    ``places`` index tokens in rows padded to ``longest``, flattened. Where few shapes are wanted,
+    tokens that nothing is learned from fill the batch up to a multiple of ``tokens_multiple``, and
+    ``longest`` is one of ``longest_multiple``.
     """
-
-    def __init__(self, tokens_multiple: int = 1, longest_multiple: int = 1) -> None:
-        self._tokens_multiple = tokens_multiple
-        self._longest_multiple = longest_multiple
-
-    def __call__(self, rows: list[Example]) -> dict[str, Any]:
-        """Collate ``rows``; ``places`` index tokens in rows padded to ``longest``, flattened."""
-        lengths = [len(row["input_ids"]) for row in rows]
-        longest = -(-max(lengths) // self._longest_multiple) * self._longest_multiple
-        # No row's first token is predicted, least of all from the row before.
-        labels = [label for row in rows for label in (_IGNORED, *row["labels"][1:])]
-        places = [row * longest + i for row, length in enumerate(lengths) for i in range(length)]
-        filled = -sum(lengths) % self._tokens_multiple
-        fill = [0] * filled
-        return {
-            "input_ids": torch.tensor([[t for row in rows for t in row["input_ids"]] + fill]),
-            "labels": torch.tensor([labels + [_IGNORED] * filled]),
-            "position_ids": torch.tensor([[i for n in lengths for i in range(n)] + fill]),
-            # The filling is the first token of one row more.
-            "places": torch.tensor(places + [len(rows) * longest] * filled),
-            "rows": len(rows) + (self._tokens_multiple > 1),
-            "longest": longest,
-            "use_cache": False,
-        }
+    lengths = [len(row["input_ids"]) for row in rows]
+    longest = -(-max(lengths) // longest_multiple) * longest_multiple
+    # No row's first token is predicted, least of all from the row before.
+    labels = [label for row in rows for label in (_IGNORED, *row["labels"][1:])]
+    places = [row * longest + i for row, length in enumerate(lengths) for i in range(length)]
+    filled = -sum(lengths) % tokens_multiple
+    fill = [0] * filled
+    return {
+        "input_ids": torch.tensor([[t for row in rows for t in row["input_ids"]] + fill]),
+        "labels": torch.tensor([labels + [_IGNORED] * filled]),
+        "position_ids": torch.tensor([[i for n in lengths for i in range(n)] + fill]),
+        # The filling is the first token of one row more.
+        "places": torch.tensor(places + [len(rows) * longest] * filled),
+        "rows": len(rows) + (tokens_multiple > 1),
+        "longest": longest,
+        "use_cache": False,
+    }
 
 
 @contextmanager
 def padding_free(model: nn.Module) -> Iterator[None]:
-    """Let the attention of ``model`` take what `PaddingFreeCollator` makes, while this lasts."""
+    """Let the attention of ``model`` take what `padding_free_batch` makes, while this lasts."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(base, PreTrainedModel):
         raise TypeError(f"padding-free batches need a transformers model, got {type(base)}")

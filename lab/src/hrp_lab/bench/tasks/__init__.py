@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hrp.validation import check_choice
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -17,7 +19,7 @@ Example = dict[str, Any]
 
 TASKS: dict[str, tuple[str, str]] = {
     "gsm8k": ("gsm8k", "eval_loss"),
-    "metamath-gsm8k": ("metamath_gsm8k", "exact_match"),
+    "metamath-gsm8k": ("gsm8k", "exact_match"),
     "wordproblems": ("wordproblems", "eval_loss"),
     "function-names": ("function_names", "eval_loss"),
     "glue-cola": ("glue", "matthews_correlation"),
@@ -31,13 +33,9 @@ TASKS: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class TaskRequest:
-    """Says which task to load, with which model, data and options.
+    """Says which of `TASKS` to load, with which model, data and options.
 
-    Args:
-        name: one of `TASKS`.
-        model: local path or hub name of the base model.
-        dataset: local folder or hub name; None means the task's hub name.
-        options: settings of the task; each task says which it has.
+    Model and dataset are local paths or hub names; without a dataset it is the task's own.
     """
 
     name: str
@@ -71,7 +69,6 @@ class Task:
         load_model: returns a fresh base model of the given dtype on the CPU.
         evaluate: returns the metrics of a model, by name; among them the one that `TASKS` names.
         seeded_head: whether ``load_model`` draws a new head from the global generator.
-        tokenizer: of the base model.
     """
 
     task_type: str
@@ -80,18 +77,11 @@ class Task:
     load_model: Callable[[torch.dtype], PreTrainedModel]
     evaluate: Callable[[nn.Module], dict[str, float]]
     seeded_head: bool = False
-    tokenizer: Any = None
 
 
 def load_task(request: TaskRequest) -> Task:
     """Load a task by name; raise ``ValueError`` on an unknown name or option."""
-    check_task(request.name)
+    check_choice("tasks", request.name, tuple(TASKS))
     module = importlib.import_module(f"hrp_lab.bench.tasks.{TASKS[request.name][0]}")
     task: Task = module.load(request)
     return task
-
-
-def check_task(name: str) -> None:
-    """Raise ``ValueError`` unless ``name`` is a task."""
-    if name not in TASKS:
-        raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {name!r}")

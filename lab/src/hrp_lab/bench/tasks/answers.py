@@ -29,26 +29,24 @@ def load_tokenizer(model: str) -> Any:
     return tokenizer
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a JSON Lines file; raise ``FileNotFoundError`` naming it."""
-    if not path.is_file():
-        raise FileNotFoundError(f"'{path}' is missing; give its folder as `--dataset_path`")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
-
-
 def load_rows(
     request: TaskRequest, file: str, hub_name: str, config: str | None, split: str
 ) -> list[dict[str, Any]]:
-    """Read ``file`` in the request's local folder, or else a split of its data set on the hub."""
+    """Read ``file`` in the request's local folder, or else a split of a data set on the hub."""
     if request.folder:
-        return read_json_lines(request.folder / file)
+        lines = existing(request.folder / file).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line.strip()]
     from datasets import load_dataset
 
-    rows: list[dict[str, Any]] = load_dataset(
-        request.dataset or hub_name, config, split=split
-    ).to_list()
+    rows: list[dict[str, Any]] = load_dataset(hub_name, config, split=split).to_list()
     return rows
+
+
+def existing(path: Path) -> Path:
+    """Return ``path``; raise ``FileNotFoundError`` that names it where it is no file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"'{path}' is missing; give its folder as `--dataset_path`")
+    return path
 
 
 def encode(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> list[Example]:
@@ -144,3 +142,29 @@ def exact_match(
         for text, answer in zip(texts, answers, strict=True):
             right += final_number(text) is not None and final_number(text) == final_number(answer)
     return {"exact_match": right / len(pairs)}
+
+
+def official_metrics(
+    model: Any, tokenizer: Any, tasks: Sequence[str], batch_size: int
+) -> dict[str, float]:
+    """Return metrics of lm-eval's tasks, named ``lm_eval_TASK_METRIC_FILTER``, no standard errors.
+
+    Raises:
+        ModuleNotFoundError: lm-eval is not installed.
+    """
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "the option `lm_eval` needs lm-eval: pip install 'hrp-lab[lm-eval]'"
+        ) from error
+    model.eval()
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    results = simple_evaluate(model=harness, tasks=list(tasks), log_samples=False)["results"]
+    return {
+        re.sub(r"[^A-Za-z0-9]+", "_", f"lm_eval {task} {name}").removesuffix("_none"): float(value)
+        for task, metrics in results.items()
+        for name, value in metrics.items()
+        if "," in name and "stderr" not in name  # a metric and its filter; else the sample's size
+    }

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hrp_lab.bench.tasks import Task, TaskRequest
-from hrp_lab.bench.tasks.answers import Pair, load_tokenizer
+from hrp_lab.bench.tasks.answers import Pair
 from hrp_lab.bench.tasks.gsm8k import judged_by_answers
 
 PROMPT = "Describe: {docstring}\nFunction: "
@@ -34,12 +34,11 @@ def load(request: TaskRequest) -> Task:
         )
     options = request.settings(
         train_rows=None, test_rows=None, max_length=128, eval_batch_size=64, forgetting_rows=0
-    ) | {"generate_rows": 0, "max_new_tokens": 0, "lm_eval": ()}
+    )
     train, test = splits()
     return judged_by_answers(
-        request, load_tokenizer(request.model), train[: options["train_rows"]],
-        test[: options["test_rows"]], options,
-    )  # fmt: skip
+        request, train[: options["train_rows"]], test[: options["test_rows"]], options
+    )
 
 
 def splits() -> tuple[list[Pair], list[Pair]]:

@@ -25,7 +25,13 @@ from transformers import (
 )
 
 from hrp_lab.bench.tasks import Example, Task, TaskRequest
-from hrp_lab.bench.tasks.answers import by_length, half_precision, load_rows, load_tokenizer
+from hrp_lab.bench.tasks.answers import (
+    by_length,
+    existing,
+    half_precision,
+    load_rows,
+    load_tokenizer,
+)
 
 HUB_NAME = "nyu-mll/glue"
 
@@ -73,14 +79,12 @@ def rows(request: TaskRequest, name: str, split: str) -> list[dict[str, Any]]:
     json_lines, files = f"{name}/{split}.jsonl", _LOCAL_TSV.get((name, split))
     if files and request.folder and not (request.folder / json_lines).is_file():
         return [row for file in files for row in _tab_separated(request.folder / name / file)]
-    return load_rows(request, json_lines, HUB_NAME, name, split)
+    return load_rows(request, json_lines, request.dataset or HUB_NAME, name, split)
 
 
 def _tab_separated(path: Path) -> Iterator[dict[str, Any]]:
     """Read CoLA's format (source, label, mark, sentence) or SST-2's (sentence, label; header)."""
-    if not path.is_file():
-        raise FileNotFoundError(f"'{path}' is missing; give GLUE's folder as `--dataset_path`")
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in existing(path).read_text(encoding="utf-8").splitlines():
         fields = line.split("\t")
         if fields == ["sentence", "label"]:
             continue
@@ -107,10 +111,19 @@ def _classifier(
 
     train, test = map(encode, splits)
 
+    @torch.no_grad()
     def evaluate(trained: nn.Module) -> dict[str, float]:
-        labels, logits = _class_logits(trained, test, collator, options["eval_batch_size"])
-        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels)).item()
-        return {"eval_loss": loss} | glue_metrics(name, labels, logits.argmax(-1).tolist())
+        trained.eval()
+        device = next(trained.parameters()).device
+        labels, logits = [], []
+        for rows in by_length(test, options["eval_batch_size"]):
+            batch = collator(rows).to(device)
+            labels.append(batch.pop("labels").cpu())
+            with half_precision(device):
+                logits.append(trained(**batch).logits.float().cpu())
+        right, scores = torch.cat(labels), torch.cat(logits)
+        loss = torch.nn.functional.cross_entropy(scores, right).item()
+        return {"eval_loss": loss} | glue_metrics(name, right.tolist(), scores.argmax(-1).tolist())
 
     return Task(
         task_type="SEQ_CLS",
@@ -121,39 +134,17 @@ def _classifier(
         ),
         evaluate=evaluate,
         seeded_head=True,
-        tokenizer=tokenizer,
     )
-
-
-@torch.no_grad()
-def _class_logits(
-    model: nn.Module, test: Sequence[Example], collator: Any, batch_size: int
-) -> tuple[list[int], torch.Tensor]:
-    """Return labels and logits (float32, on the CPU) of all rows, in the same order."""
-    model.eval()
-    device = next(model.parameters()).device
-    labels: list[int] = []
-    logits = []
-    for batch_rows in by_length(test, batch_size):
-        batch = collator(batch_rows).to(device)
-        labels += batch.pop("labels").tolist()
-        with half_precision(device):
-            logits.append(model(**batch).logits.float().cpu())
-    return labels, torch.cat(logits)
 
 
 def _seq2seq(
     model: str, name: str, tokenizer: Any, splits: Splits, options: dict[str, Any]
 ) -> Task:
-    subset = SUBSETS[name]
-    collator = DataCollatorForSeq2Seq(tokenizer)
-    targets = tokenizer(list(subset.words))["input_ids"]
+    columns, words = SUBSETS[name].columns, SUBSETS[name].words
+    targets = tokenizer(list(words))["input_ids"]
 
     def encode(split: list[dict[str, Any]]) -> list[Example]:
-        texts = [
-            " ".join([name, *(f"{column}: {row[column]}" for column in subset.columns)])
-            for row in split
-        ]
+        texts = [" ".join([name, *(f"{c}: {row[c]}" for c in columns)]) for row in split]
         encoded = tokenizer(texts, truncation=True, max_length=options["max_length"])["input_ids"]
         return [
             {"input_ids": ids, "labels": targets[row["label"]]}
@@ -161,40 +152,36 @@ def _seq2seq(
         ]
 
     train, test = map(encode, splits)
-    numbered = [example | {"row": index} for index, example in enumerate(test)]
 
-    def evaluate(trained: nn.Module) -> dict[str, float]:
-        labels, predicted = [], []
-        for index, text in _written(trained, numbered, tokenizer, options["eval_batch_size"]):
-            label, word = splits[1][index]["label"], text.strip()
-            known = word in subset.words  # a word that is no label counts as a wrong class
-            labels.append(label)
-            predicted.append(subset.words.index(word) if known else (label + 1) % len(subset.words))
-        return glue_metrics(name, labels, predicted)
+    @torch.no_grad()
+    def evaluate(trained: Any) -> dict[str, float]:
+        trained.eval()
+        device = next(trained.parameters()).device
+        labels: list[int] = []
+        predicted: list[str] = []
+        for rows in by_length(test, options["eval_batch_size"]):
+            inputs = [{"input_ids": row["input_ids"]} for row in rows]
+            batch = tokenizer.pad(inputs, return_tensors="pt").to(device)
+            with half_precision(device):
+                output = trained.generate(**batch, max_new_tokens=8, do_sample=False)
+            labels += [targets.index(row["labels"]) for row in rows]
+            predicted += map(str.strip, tokenizer.batch_decode(output, skip_special_tokens=True))
+        return glue_metrics(
+            name,
+            labels,
+            [
+                words.index(word) if word in words else (label + 1) % len(words)
+                for word, label in zip(predicted, labels, strict=True)
+            ],  # a word that is no label counts as a wrong class
+        )
 
     return Task(
         task_type="SEQ_2_SEQ_LM",
         train=train,
-        collator=collator,
+        collator=DataCollatorForSeq2Seq(tokenizer),
         load_model=lambda dtype: AutoModelForSeq2SeqLM.from_pretrained(model, dtype=dtype),
         evaluate=evaluate,
-        tokenizer=tokenizer,
     )
-
-
-@torch.no_grad()
-def _written(
-    model: Any, test: Sequence[Example], tokenizer: Any, batch_size: int
-) -> Iterator[tuple[int, str]]:
-    model.eval()
-    device = next(model.parameters()).device
-    for batch_rows in by_length(test, batch_size):
-        inputs = [{"input_ids": row["input_ids"]} for row in batch_rows]
-        batch = tokenizer.pad(inputs, return_tensors="pt").to(device)
-        with half_precision(device):
-            output = model.generate(**batch, max_new_tokens=8, do_sample=False)
-        texts = tokenizer.batch_decode(output, skip_special_tokens=True)
-        yield from zip((row["row"] for row in batch_rows), texts, strict=True)
 
 
 def glue_metrics(name: str, labels: Sequence[int], predicted: Sequence[int]) -> dict[str, float]:
@@ -205,9 +192,7 @@ def glue_metrics(name: str, labels: Sequence[int], predicted: Sequence[int]) -> 
     """
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-    metrics = {}
-    if name == "cola":
-        metrics["matthews_correlation"] = float(matthews_corrcoef(labels, predicted))
-    if name == "mrpc":
-        metrics["f1"] = float(f1_score(labels, predicted))
-    return metrics | {"accuracy": float(accuracy_score(labels, predicted))}
+    own = {"cola": ("matthews_correlation", matthews_corrcoef), "mrpc": ("f1", f1_score)}
+    wanted = [own[name]] if name in own else []
+    wanted.append(("accuracy", accuracy_score))
+    return {metric: float(score(labels, predicted)) for metric, score in wanted}

@@ -11,7 +11,7 @@ import dataclasses
 from hrp.demo.base_model import BASE
 from hrp.demo.wordproblems import make_problems
 from hrp_lab.bench.tasks import Task, TaskRequest
-from hrp_lab.bench.tasks.answers import Pair, load_tokenizer
+from hrp_lab.bench.tasks.answers import Pair
 from hrp_lab.bench.tasks.gsm8k import judged_by_answers
 
 _MAX_LENGTH = 256  # tokens: more than any problem has; the base has positions for twice as many
@@ -21,10 +21,10 @@ def load(request: TaskRequest) -> Task:
     """Load the task; see the module for its options."""
     options = request.settings(
         train_rows=2000, test_rows=200, eval_batch_size=64, forgetting_rows=0
-    ) | {"max_length": _MAX_LENGTH, "generate_rows": 0, "max_new_tokens": 0, "lm_eval": ()}
+    ) | {"max_length": _MAX_LENGTH}
     train, test = (_pairs(options[f"{split}_rows"], split) for split in ("train", "test"))
     request = dataclasses.replace(request, model=str(BASE))
-    return judged_by_answers(request, load_tokenizer(request.model), train, test, options)
+    return judged_by_answers(request, train, test, options)
 
 
 def _pairs(rows: int, split: str) -> list[Pair]:
