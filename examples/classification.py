@@ -19,7 +19,7 @@ from transformers import (
 
 import hrp
 from hrp.demo import BASE  # the folder of a model of a million parameters, part of the library
-from hrp.demo.wordproblems import make_problems
+from hrp.demo.data import read_problems
 
 parser = argparse.ArgumentParser(description="A classifier, started by HRP.")
 parser.add_argument("--model", default=str(BASE), help="a folder, or a name on the hub")
@@ -33,7 +33,7 @@ tokenizer = AutoTokenizer.from_pretrained(options.model)
 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 rows = [
     {**tokenizer(problem["question"]), "label": problem["answer"].count("\n") - 1}
-    for problem in make_problems(1000, seed=0)
+    for problem in read_problems()[:1000]
 ]
 
 # The model: a new, random head on top. PEFT trains the head along, as `modules_to_save`.

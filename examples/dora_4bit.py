@@ -19,8 +19,7 @@ from transformers import (
 
 import hrp
 from hrp.demo import BASE  # the folder of a model of a million parameters, part of the library
-from hrp.demo.data import answer_collator, answer_dataset
-from hrp.demo.wordproblems import make_problems
+from hrp.demo.data import answer_collator, answer_dataset, read_problems
 
 parser = argparse.ArgumentParser(description="DoRA on a 4-bit base, started by HRP.")
 parser.add_argument("--model", default=str(BASE), help="a folder, or a name on the hub")
@@ -31,7 +30,7 @@ options = parser.parse_args()
 
 tokenizer = AutoTokenizer.from_pretrained(options.model)
 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-rows = answer_dataset(tokenizer, make_problems(1000, seed=0))
+rows = answer_dataset(tokenizer, read_problems()[:1000])
 
 # HRP reads and writes the adapter alone, so the base may be quantised as you like.
 four_bits = BitsAndBytesConfig(

@@ -13,8 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hrp
 from hrp.demo import BASE  # the folder of a model of a million parameters, part of the library
-from hrp.demo.data import answer_collator, answer_dataset
-from hrp.demo.wordproblems import make_problems
+from hrp.demo.data import answer_collator, answer_dataset, read_problems
 
 parser = argparse.ArgumentParser(description="A loop of your own, started by HRP.")
 parser.add_argument("--model", default=str(BASE), help="a folder, or a name on the hub")
@@ -23,10 +22,10 @@ parser.add_argument("--output_dir", default="runs/plain_loop")
 options = parser.parse_args()
 learning_rate = 1e-2 if options.model == str(BASE) else 2e-4  # so small a model wants a high one
 
-# The data: word problems, made on the spot. The loss counts the answers, not the questions.
+# The data: word problems, part of the library too. The loss counts the answers, not the questions.
 tokenizer = AutoTokenizer.from_pretrained(options.model)
 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-rows = answer_dataset(tokenizer, make_problems(1000, seed=0))
+rows = answer_dataset(tokenizer, read_problems()[:1000])
 dataloader = DataLoader(rows, 8, shuffle=True, collate_fn=answer_collator(tokenizer))
 
 # The model: any causal language model, with a LoRA of PEFT's. Nothing here is HRP's.

@@ -14,7 +14,7 @@ from trl import SFTConfig, SFTTrainer
 
 import hrp
 from hrp.demo import BASE  # the folder of a model of a million parameters, part of the library
-from hrp.demo.wordproblems import make_problems
+from hrp.demo.data import read_problems
 
 parser = argparse.ArgumentParser(description="TRL's SFTTrainer, started by HRP.")
 parser.add_argument("--model", default=str(BASE), help="a folder, or a name on the hub")
@@ -26,7 +26,7 @@ on_gpu = torch.cuda.is_available()
 # The data: columns `prompt` and `completion`, as TRL knows them. The loss counts completions.
 rows = [
     {"prompt": problem["question"] + "\n", "completion": problem["answer"]}
-    for problem in make_problems(1000, seed=0)
+    for problem in read_problems()[:1000]
 ]
 
 args = SFTConfig(

@@ -23,8 +23,7 @@ from transformers import (
 
 import hrp
 from hrp.demo import BASE
-from hrp.demo.data import answer_collator, answer_dataset
-from hrp.demo.wordproblems import make_problems
+from hrp.demo.data import answer_collator, answer_dataset, read_problems
 
 ROOT = Path(hrp.__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -85,7 +84,7 @@ def other_model(tmp_path_factory) -> str:
 @torch.no_grad()
 def loss_on_new_problems(model: Any) -> float:
     tokenizer = AutoTokenizer.from_pretrained(BASE)
-    rows = answer_dataset(tokenizer, make_problems(8, seed=0, split="test"))
+    rows = answer_dataset(tokenizer, read_problems("test")[:8])
     return float(model.eval()(**answer_collator(tokenizer)(rows)).loss)
 
 
@@ -118,7 +117,7 @@ def test_the_classifier_of_the_example_is_saved_with_its_head(run):
     )
     loaded = PeftModel.from_pretrained(base, "runs/classification").eval()
     tokenizer = AutoTokenizer.from_pretrained(BASE)
-    batch = tokenizer([problem["question"] for problem in make_problems(3, 7)], padding=True)
+    batch = tokenizer([problem["question"] for problem in read_problems("test")[:3]], padding=True)
     batch = {name: torch.tensor(batch[name]) for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
         assert torch.allclose(loaded(**batch).logits, trained.eval()(**batch).logits, atol=1e-5)

@@ -1,12 +1,25 @@
-"""Encodes word problems as tokens whose loss counts the answer alone."""
+"""Reads the demo's word problems and encodes them as tokens whose loss counts the answer alone."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
+PROBLEMS = Path(__file__).parent / "problems"
+
+
+def read_problems(split: str = "train") -> list[dict[str, str]]:
+    """Return the 2,000 "train" or the 200 "test" problems, with keys ``question`` and ``answer``.
+
+    An answer works its problem out, an equation a line, and ends in ``#### N`` like GSM8K's.
+    ``python -m hrp_lab.demo_base.problems`` makes them; no question is in both splits.
+    """
+    lines = (PROBLEMS / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def answer_dataset(

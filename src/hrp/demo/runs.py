@@ -28,9 +28,8 @@ from transformers.trainer_callback import PrinterCallback
 
 from hrp.config import HRPConfig
 from hrp.demo.base_model import load_base
-from hrp.demo.data import IGNORED, answer_collator, answer_dataset
+from hrp.demo.data import IGNORED, answer_collator, answer_dataset, read_problems
 from hrp.demo.settings import ARMS, Arm, DemoConfig, Run
-from hrp.demo.wordproblems import make_problems
 from hrp.initialization import initialize_lora_hrp_weights
 from hrp.preheating.pipeline import preheat
 from hrp.spectra.spectrum import Spectrum
@@ -51,10 +50,10 @@ class Task:
 
 
 def make_task(config: DemoConfig) -> Task:
-    """Make the problems, the same for every seed: seeds vary LoRA's start and the order."""
+    """Read the problems, the same for every seed: seeds vary LoRA's start and the order."""
     base, tokenizer = load_base()
-    train = make_problems(config.train_problems, seed=0, split="train")
-    test = make_problems(config.test_problems, seed=0, split="test")
+    train = read_problems("train")[: config.train_problems]
+    test = read_problems("test")[: config.test_problems]
     return Task(
         base,
         tokenizer,

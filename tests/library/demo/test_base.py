@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from hrp.demo import BASE, load_base
-from hrp.demo.data import answer_collator, answer_dataset
-from hrp.demo.wordproblems import make_problems
+from hrp.demo.data import answer_collator, answer_dataset, read_problems
 from hrp_lab.demo_base.corpus import documents
 from hrp_lab.demo_base.pretrain import HELD_OUT, PackedText, PretrainConfig, build_tokenizer
 
@@ -63,7 +62,7 @@ def test_the_base_finds_random_tokens_far_less_likely(base, corpus_loss: float) 
 
 def test_word_problems_are_a_shift_for_the_base(base, corpus_loss: float) -> None:
     model, tokenizer = base
-    rows = answer_dataset(tokenizer, make_problems(64, seed=0, split="test"))
+    rows = answer_dataset(tokenizer, read_problems("test")[:64])
     with torch.no_grad():
         assert float(model(**answer_collator(tokenizer)(rows)).loss) > corpus_loss + 1
 
@@ -78,7 +77,7 @@ def test_text_survives_the_tokenizer_and_every_digit_is_a_token(base) -> None:
 
 def test_every_word_of_the_word_problems_is_one_token(base) -> None:
     _, tokenizer = base
-    text = "\n".join(f"{p['question']}\n{p['answer']}" for p in make_problems(400, seed=0))
+    text = "\n".join(f"{p['question']}\n{p['answer']}" for p in read_problems()[:400])
     words = set(re.findall(r" ?[A-Za-z]+|#+", text))
     assert {word for word in words if len(tokenizer.encode(word)) > 1} == set()
 

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from hrp.demo import load_base
-from hrp.demo.data import answer_collator, answer_dataset
-from hrp.demo.wordproblems import make_problems
+from hrp.demo.data import answer_collator, answer_dataset, read_problems
 
-PROBLEMS = make_problems(8, seed=0)
+PROBLEMS = read_problems()[:8]
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,10 @@ from hrp.cli import main as run_command
 from hrp.cli import report
 from hrp.cli.demo import main, run_demo
 from hrp.demo import load_base
-from hrp.demo.data import answer_collator
+from hrp.demo.data import answer_collator, read_problems
 from hrp.demo.runs import exact_answers, make_task
 from hrp.demo.settings import ARMS, FILES, DemoConfig, Run, check_earlier
 from hrp.demo.summary import best_arm, reading, table
-from hrp.demo.wordproblems import make_problems
 
 TINY = DemoConfig(steps=5, seeds=1, batch_size=2, train_problems=16, test_problems=8)
 
@@ -85,7 +84,7 @@ def test_the_run_has_its_page_and_the_adapter_our_card(demo) -> None:
 
 def test_the_first_test_problems_are_answered_before_and_after(demo) -> None:
     samples = json.loads((demo[0] / "results.json").read_text())["samples"]
-    problems = make_problems(TINY.test_problems, seed=0, split="test")
+    problems = read_problems("test")
     assert [sample["question"] for sample in samples] == [p["question"] for p in problems[:3]]
     assert [sample["reference"] for sample in samples] == [p["answer"] for p in problems[:3]]
     assert all(sample["before"] != sample["after"] for sample in samples)

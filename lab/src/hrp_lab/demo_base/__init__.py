@@ -1,1 +1,1 @@
-"""Make the demo's embedded base model anew: its corpus and its pre-training."""
+"""Make the demo's embedded base model anew: its corpus, its pre-training and its task."""

@@ -1,8 +1,8 @@
 """Write seeded pre-training text for the demo's base model: English made from a small grammar.
 
 It has plain sentences, short stories, lists, facts told twice, counting and bare sums, on the words
-of ``hrp.demo.lexicon``. A question in it has no answer, or one to be looked up in the lines before;
-none is ever worked out, so that fine-tuning on ``hrp.demo.wordproblems`` is a real shift of task.
+of ``lexicon``. A question in it has no answer, or one to be looked up in the lines before;
+none is ever worked out, so that fine-tuning on ``problems`` is a real shift of task.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
-from hrp.demo.lexicon import (
+from hrp_lab.demo_base.lexicon import (
     COLORS,
     DAYS,
     PEOPLE,

@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 
 from hrp.demo.base_model import BASE
-from hrp.demo.wordproblems import make_problems
 from hrp_lab.bench.tasks import Task, TaskRequest
 from hrp_lab.bench.tasks.answers import Pair
 from hrp_lab.bench.tasks.gsm8k import judged_by_answers
+from hrp_lab.demo_base.problems import make_problems
 
 _MAX_LENGTH = 256  # tokens: more than any problem has; the base has positions for twice as many
 

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from hrp.demo.wordproblems import KINDS, make_problems, split_of
+from hrp.demo.data import read_problems
+from hrp_lab.demo_base.problems import EMBEDDED, KINDS, make_problems, split_of
 
 EQUATION = re.compile(r"(\d+) ([+\-*/]) (\d+) = (\d+)")
 MANY = 600
@@ -78,3 +79,8 @@ def test_a_negative_count_is_refused() -> None:
 def test_an_unknown_split_is_refused() -> None:
     with pytest.raises(ValueError, match=r"`split` must be one of 'train', 'test', got 'dev'"):
         make_problems(1, seed=0, split="dev")
+
+
+@pytest.mark.parametrize("split", EMBEDDED)
+def test_the_library_s_problems_are_the_first_of_seed_0(split: str) -> None:
+    assert read_problems(split) == make_problems(EMBEDDED[split], seed=0, split=split)

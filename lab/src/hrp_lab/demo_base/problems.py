@@ -1,20 +1,25 @@
 """Makes seeded English word problems with worked answers, the demo's fine-tuning task.
 
 Each answer works the problem out in one to three equations, a line each, and ends in ``#### N``
-like GSM8K's. All text is made here; nothing but the standard library is needed.
+like GSM8K's. ``python -m hrp_lab.demo_base.problems`` writes those that the library brings along.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Callable
 from typing import Literal, get_args
 
-from hrp.demo.lexicon import DAYS, PEOPLE, THINGS, Person, Thing, plural_of, two_people
+from hrp.demo.data import PROBLEMS
+from hrp.files import write_text
 from hrp.validation import check_choice, check_integer
+from hrp_lab.demo_base.lexicon import DAYS, PEOPLE, THINGS, Person, Thing, plural_of, two_people
 
 Split = Literal["train", "test"]
+
+EMBEDDED = {"train": 2000, "test": 200}  # of seed 0
 
 # One question in five is a test question, whatever the seed that drew it.
 TEST_SHARE = 5
@@ -240,3 +245,14 @@ KINDS: list[Callable[[random.Random], Worked]] = [
     _collects_and_shares,
     _earns_and_spends,
 ]
+
+
+def embedded(split: str) -> str:
+    """Return the content of the library's file of a split: a JSON object a line."""
+    problems = make_problems(EMBEDDED[split], seed=0, split=split)
+    return "".join(f"{json.dumps(problem)}\n" for problem in problems)
+
+
+if __name__ == "__main__":
+    for name in EMBEDDED:
+        write_text(PROBLEMS / f"{name}.jsonl", embedded(name))
