@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,9 @@ from trl import SFTTrainer
 
 from hrp.cli.failures import UsageError
 from hrp.cli.input_checks import check_targets, mistakes_told
-from hrp.config import HRPConfig
 
 LOSS_NAME = "preheat/loss"
 _REPORTERS = "transformers.integrations"
-
-logger = logging.getLogger(__name__)
 
 
 class _HRPCard:
@@ -62,23 +59,6 @@ def built(request: Any, build: Callable[[Any], Any]) -> Any:
     return trainer
 
 
-def preheating(trainer: Any) -> dict[str, Any]:
-    """Return arguments of `hrp.preheat` that train on the data ``trainer`` has prepared."""
-    settings = {
-        "trainer_cls": type(trainer),
-        "args": trainer.args,
-        "train_dataset": trainer.train_dataset,
-        "processing_class": trainer.processing_class,
-    }
-    if not isinstance(trainer, SFTTrainer):
-        return settings | {"data_collator": trainer.data_collator}
-    args = copy.copy(trainer.args)
-    args.model_init_kwargs = None  # the model is there
-    args.chat_template_path = None  # likewise its template
-    args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
-    return settings | {"args": args}
-
-
 def check_enough(trainer: Any) -> None:
     """Raise ``UsageError`` if the data give no step."""
     if not isinstance(trainer.train_dataset, Sized):
@@ -92,46 +72,27 @@ def check_enough(trainer: Any) -> None:
         )
 
 
-def warn_of_repeats(trainer: Any, config: HRPConfig) -> None:
-    """Say so if preheating sees the data repeatedly; a share of fine-tuning is less than that."""
-    if config.is_share or not isinstance(trainer.train_dataset, Sized):
-        return
-    rows, args = len(trainer.train_dataset), trainer.args
-    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    wanted = config.step_limit * per_step
-    if wanted > rows:
-        logger.warning(
-            "preheating draws %d examples from %d rows, each about %.1f times; lower "
-            "`--preheat_steps` if that is more than fine-tuning does",
-            wanted,
-            rows,
-            wanted / rows,
-        )
-
-
-def reporting(trainer_cls: Any, real: Any) -> Any:
-    """Subclass a trainer so that its loss goes to the real run's reporters, under its own name."""
-
-    class Reporting(trainer_cls):
-        def train(self, *args: Any, **kwargs: Any) -> Any:
-            _report(real, "on_train_begin", 0)  # TensorBoard's learns its folder there
-            return super().train(*args, **kwargs)
-
-        def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-            super().log(logs, *args, **kwargs)
-            if "loss" in logs:
-                _report(real, "on_log", self.state.global_step, logs={LOSS_NAME: logs["loss"]})
-
-    return Reporting
-
-
-def _report(trainer: Any, event: str, step: int, **facts: Any) -> None:
-    """Call the reporters (``report_to``) of ``trainer``, as at ``step`` of its training."""
-    state = copy.copy(trainer.state)
-    state.global_step = step
+@contextmanager
+def losses_reported(trainer: Any) -> Iterator[None]:
+    """Within, pass the losses of preheating with ``trainer`` on to its reporters."""
+    callbacks = trainer.callback_handler.callbacks
+    reporters = [c for c in callbacks if type(c).__module__.startswith(_REPORTERS)]
+    args, state, log = trainer.args, copy.copy(trainer.state), trainer.log
     state.is_world_process_zero = trainer.is_world_process_zero()
-    for callback in trainer.callback_handler.callbacks:
-        if type(callback).__module__.startswith(_REPORTERS):
-            getattr(callback, event)(
-                trainer.args, state, trainer.control, model=trainer.model, **facts
-            )
+
+    def report(event: str, **facts: Any) -> None:
+        for reporter in reporters:
+            getattr(reporter, event)(args, state, trainer.control, model=trainer.model, **facts)
+
+    def log_and_report(logs: dict[str, float], *others: Any, **named: Any) -> None:
+        log(logs, *others, **named)
+        if "loss" in logs:
+            state.global_step = trainer.state.global_step
+            report("on_log", logs={LOSS_NAME: logs["loss"]})
+
+    report("on_train_begin")  # TensorBoard's learns its folder there
+    trainer.log = log_and_report
+    try:
+        yield
+    finally:
+        del trainer.log
