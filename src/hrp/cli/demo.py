@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 from hrp.cli.failures import reported
 from hrp.cli.help_page import Help
 from hrp.cli.locks import held, lock_beside
-from hrp.demo.settings import ARMS, FILES, RECORD, DemoConfig, Run, check_earlier
-from hrp.files import digests, settle, write_folder
+from hrp.cli.report import PAGE
+from hrp.demo.settings import ARMS, DemoConfig, Run
+from hrp.files import check_as_recorded, digests, settle, write_folder
 from hrp.versions import installed_versions
 
 if TYPE_CHECKING:
     from hrp.demo.runs import Finished, Task
 
+RECORD = "results.json"  # every run, and the digests of the other files, as `hrp.json` has them
 _ANSWERS = ("before", "after", "reference")
 QUICK = {"steps": 60, "seeds": 1}
 
@@ -67,7 +69,8 @@ def _run(options: argparse.Namespace) -> int:
             f"output folder '{out}' exists; name another with --out, or pass --overwrite"
         )
     check_place(out, "--out")
-    check_earlier(out)
+    if out.exists():
+        check_as_recorded(out, RECORD)
     with held(lock_beside(out), "hrp demo", out):
         run_demo(config, out, options.overwrite)
     return 0
@@ -96,7 +99,7 @@ def run_demo(config: DemoConfig, out: Path, overwrite: bool) -> list[Run]:
 
     ``out`` gets ``adapter``, the run of the lowest test loss of the best HRP arm, ``spectrum``,
     what it started from, ``results.json`` with every run and a few answers, and the page, all of
-    it or nothing. `check_earlier` has told whether it may be written.
+    it or nothing.
     """
     from hrp.demo.runs import make_task, train_all
     from hrp.demo.summary import best_arm, reading, table
@@ -119,7 +122,7 @@ def run_demo(config: DemoConfig, out: Path, overwrite: bool) -> list[Run]:
         of_best_arm = [each for each in finished if each.run.arm == best_arm(runs)]
         best = min(of_best_arm, key=lambda each: each.run.test_loss)
         record = _record(config, runs, best, task)
-        write_folder(out, lambda folder: _write(folder, record, best, out), overwrite, FILES)
+        write_folder(out, lambda folder: _write(folder, record, best, out), overwrite, (PAGE,))
     print(f"\n{table(runs)}\n\n{reading(runs)}\n")
     print(_written(out, record, time.perf_counter() - began))
     return runs

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from hrp.config import Direction
-from hrp.files import check_as_recorded, check_replaceable
 from hrp.validation import check_integer
 
 
@@ -36,30 +34,6 @@ ARMS = (
     Arm('HRP "AB"', 1e-2, "AB"),
     Arm("full fine-tuning", 1e-3, adapter=False),
 )
-
-
-RECORD = "results.json"
-"""Holds every run, and the digests of the other files, by which an earlier demo is known."""
-
-# All that a demo's folder holds: what an earlier one left may be replaced, nothing else.
-FILES = (
-    RECORD,
-    "report.html",
-    "adapter",
-    "adapter/README.md",
-    "adapter/adapter_config.json",
-    "adapter/adapter_model.safetensors",
-    "spectrum",
-    "spectrum/spectrum.json",
-    "spectrum/spectrum.safetensors",
-)
-
-
-def check_earlier(out: Path) -> None:
-    """Raise ``FileExistsError`` if ``out`` is there and is anything but an earlier demo."""
-    if out.exists():
-        check_replaceable(out, FILES)
-        check_as_recorded(out, RECORD)
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from hrp.cli.demo import main, run_demo
 from hrp.demo import load_base
 from hrp.demo.data import answer_collator, read_problems
 from hrp.demo.runs import exact_answers, make_task
-from hrp.demo.settings import ARMS, FILES, DemoConfig, Run, check_earlier
+from hrp.demo.settings import ARMS, DemoConfig, Run
 from hrp.demo.summary import best_arm, reading, table
+from hrp.files import check_as_recorded
 
 TINY = DemoConfig(steps=5, seeds=1, batch_size=2, train_problems=16, test_problems=8)
 
@@ -95,7 +96,7 @@ def test_a_demo_whose_page_was_made_anew_is_still_a_demo_s(demo, tmp_path: Path)
     shutil.copytree(demo[0], out)
     (out / "report.html").unlink()
     assert report.main([str(out)]) == 0
-    check_earlier(out)
+    check_as_recorded(out, "results.json")
 
 
 def test_the_saved_adapter_loads_in_plain_peft_with_the_reported_loss(demo) -> None:
@@ -142,7 +143,7 @@ def test_a_folder_with_anything_but_a_demo_is_not_replaced(
     assert main(["--out", str(tmp_path), "--overwrite"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert f"output folder '{tmp_path}' holds 'kept' besides what is replaced" in captured.err
+    assert f"'{tmp_path}' holds 'kept' and 1 more, which hrp did not write" in captured.err
     assert (tmp_path / "kept").read_text() == "mine"
 
 
@@ -216,8 +217,12 @@ def test_the_command_runs_from_beginning_to_end_on_two_seeds(tmp_path: Path) -> 
 
 
 def test_overwrite_replaced_what_was_in_the_folder(demo) -> None:
-    written = {path.relative_to(demo[0]).as_posix() for path in demo[0].rglob("*")}
-    assert written == set(FILES)
+    adapter = ("README.md", "adapter_config.json", "adapter_model.safetensors")
+    spectrum = ("spectrum.json", "spectrum.safetensors")
+    kept = {"results.json", "report.html"}
+    kept |= {f"adapter/{name}" for name in adapter} | {f"spectrum/{name}" for name in spectrum}
+    files = (path for path in demo[0].rglob("*") if path.is_file())
+    assert {path.relative_to(demo[0]).as_posix() for path in files} == kept
     json.loads((demo[0] / "results.json").read_text())
 
 
