@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from hrp.report.blocks import FigureBlock, Section, TableBlock
 from hrp.report.figures import INK, colour, drawn, heat_map, plain
@@ -202,17 +201,6 @@ def alignment_curves(spectrum: Spectrum, other: Spectrum, rank: int) -> Figure:
         return figure
 
 
-def preheating_curve(losses: Sequence[float]) -> Figure:
-    """Draw the loss per preheating step."""
-    with drawn(height=2.8) as figure:
-        axes = figure.add_subplot()
-        axes.plot(range(1, len(losses) + 1), losses, **colour(0))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("preheating step")
-        axes.set_ylabel("training loss")
-        return figure
-
-
 def spectrum_figures(
     spectrum: Spectrum, reference: tuple[str, Spectrum] | None, rank: int
 ) -> Iterator[FigureBlock]:
@@ -224,8 +212,6 @@ def spectrum_figures(
     ranks = "Effective rank (entropy) of each update"
     yield FigureBlock(effective_rank_map(spectrum), "effective_rank", ranks)
     yield FigureBlock(energy_curves(spectrum), "energy", "Energy: median, and range over layers")
-    if losses := spectrum.provenance.get("losses"):
-        yield FigureBlock(preheating_curve(losses), "preheating", "Loss while preheating")
     if reference is None:
         return
     name, first = reference

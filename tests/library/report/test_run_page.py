@@ -147,3 +147,9 @@ def test_a_long_question_in_the_first_column_wraps():
     assert "td:first-child:not(.long) { white-space: nowrap; }" in run_page(
         {"s": RunFolder(made_spectrum(), ())}
     )
+
+
+def test_steps_are_whole_numbers():
+    ticks = loss_figure([Curve("", (3.5, 2.7, 3.0))]).axes[0].get_xticks()
+    assert len(ticks) >= 2
+    assert all(float(tick).is_integer() for tick in ticks)

@@ -18,7 +18,6 @@ from hrp.report.spectrum_views import (
     energy_curves,
     layer_and_kind,
     module_facts,
-    preheating_curve,
     spectrum_figures,
     spectrum_table,
 )
@@ -120,24 +119,17 @@ def test_figures_can_be_drawn_for_many_layers(draw):
     expat.ParserCreate().Parse(to_svg(draw(made_spectrum(layers=40)), "x", ""), True)
 
 
-def test_preheating_steps_are_whole_numbers():
-    ticks = preheating_curve([3.5, 2.7, 3.0]).axes[0].get_xticks()
-    assert len(ticks) >= 2
-    assert all(float(tick).is_integer() for tick in ticks)
-
-
-def test_a_spectrum_without_losses_or_reference_has_two_figures():
-    figures = list(spectrum_figures(made_spectrum(losses=None), None, 8))
+def test_a_spectrum_without_reference_has_two_figures():
+    figures = list(spectrum_figures(made_spectrum(), None, 8))
     assert [block.name for block in figures] == ["effective_rank", "energy"]
 
 
 def test_the_alignment_with_a_reference_is_drawn_at_the_rank_that_both_have():
     figures = list(spectrum_figures(made_spectrum(rank=5), ("other", made_spectrum(rank=3)), 4))
-    names = ["effective_rank", "energy", "preheating"]
-    names += ["alignment_outputs", "alignment_inputs", "alignment"]
+    names = ["effective_rank", "energy", "alignment_outputs", "alignment_inputs", "alignment"]
     assert [block.name for block in figures] == names
-    assert "Alignment with other" in figures[3].caption
-    assert all("at rank 3" in block.caption for block in figures[3:5])
+    assert "Alignment with other" in figures[2].caption
+    assert all("at rank 3" in block.caption for block in figures[2:4])
 
 
 @pytest.mark.parametrize("side", ["U", "Vh"])
