@@ -21,7 +21,7 @@ from hrp.cli.failures import UsageError
 from hrp.cli.modelcard import card
 from hrp.cli.outputs import Output, locked
 from hrp.cli.report import PAGE, write_own_page
-from hrp.cli.trainers import built, losses_reported
+from hrp.cli.trainers import built, losses_reported, warn_of_repeats
 from hrp.config import HRPConfig
 from hrp.initialization import initialize_lora_hrp_weights
 from hrp.preheating.binding import BASE, DATA, files_digest, settings_of
@@ -167,6 +167,7 @@ def with_steps(trainer: Any, config: HRPConfig, interrupted: Path | None) -> HRP
     Raises:
         ValueError: the run's length is not known beforehand.
     """
+    warn_of_repeats(trainer, config)
     begun = None if interrupted is None else last_complete(interrupted)
     if config.is_share and begun is not None:
         return replace(config, preheat_steps=made_by(begun).get("preheat_steps"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,12 @@ from trl import SFTTrainer
 
 from hrp.cli.failures import UsageError
 from hrp.cli.input_checks import check_targets, mistakes_told
+from hrp.config import HRPConfig
 
 LOSS_NAME = "preheat/loss"
 _REPORTERS = "transformers.integrations"
+
+logger = logging.getLogger(__name__)
 
 
 class _HRPCard:
@@ -69,6 +73,23 @@ def check_enough(trainer: Any) -> None:
         raise UsageError(
             f"the data give {rows} training rows, and one step needs {least}; give more data, "
             "raise `--max_length`, or lower `--per_device_train_batch_size`"
+        )
+
+
+def warn_of_repeats(trainer: Any, config: HRPConfig) -> None:
+    """Say so if preheating sees the data repeatedly; a share of fine-tuning is less than that."""
+    if config.is_share or not isinstance(trainer.train_dataset, Sized):
+        return
+    rows, args = len(trainer.train_dataset), trainer.args
+    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    wanted = config.step_limit * per_step
+    if wanted > rows:
+        logger.warning(
+            "preheating draws %d examples from %d rows, each about %.1f times; lower "
+            "`--preheat_steps` if that is more than fine-tuning does",
+            wanted,
+            rows,
+            wanted / rows,
         )
 
 

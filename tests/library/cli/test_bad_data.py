@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import jinja2
@@ -497,6 +498,21 @@ def test_a_batch_that_the_data_cannot_fill_is_refused(tmp_path, data, capsys):
 def test_prompts_that_leave_no_room_for_an_answer_are_refused(tmp_path, data, capsys):
     message = refused(capsys, "sft", *training(data, tmp_path / "adapter", "--max_length", "2"))
     assert "the data give 0 training rows, and one step needs 1; give more data" in message
+
+
+def test_data_seen_more_than_once_in_preheating_are_said(caplog):
+    from hrp.cli.trainers import warn_of_repeats
+    from hrp.config import HRPConfig
+
+    args = SimpleNamespace(
+        train_batch_size=4, gradient_accumulation_steps=2, world_size=1, dataloader_drop_last=False
+    )
+    with caplog.at_level("WARNING"):
+        trainer = SimpleNamespace(train_dataset=ROWS, args=args)
+        warn_of_repeats(trainer, HRPConfig())
+        assert not caplog.text  # a share of fine-tuning sees them less often than that
+        warn_of_repeats(trainer, HRPConfig(preheat_steps=5))
+    assert "preheating draws 40 examples from 2 rows, each about 20.0 times" in caplog.text
 
 
 @pytest.mark.parametrize(
