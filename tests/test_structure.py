@@ -48,7 +48,7 @@ INTERNALS_OF_THE_LAB = {
     "hrp.cli.outputs": {"check_place"},
     "hrp.cli.yaml_files": {"read_yaml"},
     "hrp.config": {"Direction"},
-    "hrp.demo.base_model": {"BASE"},
+    "hrp.demo": {"BASE"},
     "hrp.demo.data": {"PROBLEMS"},
     "hrp.files": {"clear_dead_staging", "write_file", "write_folder", "write_text"},
     "hrp.preheating.rates": {"rates_of"},

@@ -35,7 +35,7 @@ from trl import (
 )
 
 from helpers.tiny import collate, tiny_llama, token_rows, with_lora
-from hrp.demo.base_model import BASE
+from hrp.demo import BASE
 
 SEED = 3
 CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<eos>{% endfor %}"

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast
 
 from helpers.tiny import collate, tiny_llama, token_rows
-from hrp.demo.base_model import load_base
+from hrp.demo import load_base
 from hrp_lab.bench.context import Bench, Places
 from hrp_lab.bench.protocol import Experiment, experiment_from, plan
 from hrp_lab.bench.record import RunSpec

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hrp.demo.base_model import BASE, load_base
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-__all__ = ["BASE", "load_base"]
+BASE = Path(__file__).parent / "base"
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use, so that ``hrp demo --help`` loads no transformers."""
-    if name not in __all__:
-        raise AttributeError(f"module 'hrp.demo' has no attribute {name!r}")
-    from hrp.demo import base_model
+def load_base() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Return a fresh copy of the demo's model, in float32 and eval mode, and its tokenizer.
 
-    return getattr(base_model, name)
+    ``python -m hrp_lab.demo_base.pretrain`` makes the weights, in bfloat16, for ``BASE``.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    return model, AutoTokenizer.from_pretrained(BASE)

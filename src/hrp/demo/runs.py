@@ -27,7 +27,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from hrp.config import HRPConfig
-from hrp.demo.base_model import load_base
+from hrp.demo import load_base
 from hrp.demo.data import IGNORED, answer_collator, answer_dataset, read_problems
 from hrp.demo.settings import ARMS, Arm, DemoConfig, Run
 from hrp.initialization import initialize_lora_hrp_weights

@@ -13,7 +13,7 @@ import torch
 
 from helpers.synthetic import full_record
 from helpers.tiny_bench import BASE
-from hrp.demo.base_model import BASE as DEMO
+from hrp.demo import BASE as DEMO
 from hrp_lab.bench.comparisons import analyse, views
 from hrp_lab.bench.context import Bench, Places
 from hrp_lab.bench.protocol import experiment_from, plan

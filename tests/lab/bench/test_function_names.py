@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers.tiny_bench import BASE as SETTINGS
-from hrp.demo.base_model import BASE
+from hrp.demo import BASE
 from hrp_lab.bench.context import Bench, Places
 from hrp_lab.bench.protocol import experiment_from, plan
 from hrp_lab.bench.run import execute

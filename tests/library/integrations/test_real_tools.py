@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 import hrp
 from helpers.commands import call
 from helpers.recorded_run import LOSSES, SPECTRUM, START
-from hrp.demo.base_model import BASE, load_base
+from hrp.demo import BASE, load_base
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

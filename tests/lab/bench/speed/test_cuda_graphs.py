@@ -12,7 +12,7 @@ from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
 import hrp
 from helpers.tiny import tiny_llama
 from helpers.tiny_bench import ragged_task
-from hrp.demo.base_model import load_base
+from hrp.demo import load_base
 from hrp_lab.bench.speed.cuda_graphs import with_few_shapes
 from hrp_lab.bench.speed.options import Speed
 from hrp_lab.bench.tasks import Task

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from hrp.demo.base_model import BASE
+from hrp.demo import BASE
 from hrp_lab.bench.tasks import Task, TaskRequest
 from hrp_lab.bench.tasks.answers import Pair
 from hrp_lab.bench.tasks.gsm8k import judged_by_answers
