@@ -7,8 +7,6 @@ import json
 import shlex
 import textwrap
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,28 +99,30 @@ def run_demo(config: DemoConfig, out: Path, overwrite: bool) -> list[Run]:
     what it started from, ``results.json`` with every run and a few answers, and the page, all of
     it or nothing.
     """
+    from transformers.utils import logging
+
     from hrp.demo.runs import make_task, train_all
     from hrp.demo.summary import best_arm, reading, table
 
     print(INTRODUCTION.format(preheat_steps=config.preheat_steps, **vars(config)), flush=True)
     began = time.perf_counter()
     finished: list[Finished] = []
-    with _quiet():
-        task, total = make_task(config), config.seeds * len(ARMS)
-        for latest in train_all(config, task):
-            finished.append(latest)
-            done, run = len(finished), latest.run
-            left = (time.perf_counter() - began) * (total - done) / done
-            print(
-                f"[{done}/{total}] seed {run.seed}  {run.arm:<16}  test loss {run.test_loss:.4f}"
-                f"  ({run.seconds:.0f} s; about {left:.0f} s left)",
-                flush=True,
-            )
-        runs = [each.run for each in finished]
-        of_best_arm = [each for each in finished if each.run.arm == best_arm(runs)]
-        best = min(of_best_arm, key=lambda each: each.run.test_loss)
-        record = _record(config, runs, best, task)
-        write_folder(out, lambda folder: _write(folder, record, best, out), overwrite, (PAGE,))
+    logging.disable_progress_bar()  # of loading
+    task, total = make_task(config), config.seeds * len(ARMS)
+    for latest in train_all(config, task):
+        finished.append(latest)
+        done, run = len(finished), latest.run
+        left = (time.perf_counter() - began) * (total - done) / done
+        print(
+            f"[{done}/{total}] seed {run.seed}  {run.arm:<16}  test loss {run.test_loss:.4f}"
+            f"  ({run.seconds:.0f} s; about {left:.0f} s left)",
+            flush=True,
+        )
+    runs = [each.run for each in finished]
+    of_best_arm = [each for each in finished if each.run.arm == best_arm(runs)]
+    best = min(of_best_arm, key=lambda each: each.run.test_loss)
+    record = _record(config, runs, best, task)
+    write_folder(out, lambda folder: _write(folder, record, best, out), overwrite, (PAGE,))
     print(f"\n{table(runs)}\n\n{reading(runs)}\n")
     print(_written(out, record, time.perf_counter() - began))
     return runs
@@ -183,17 +183,3 @@ def _written(out: Path, record: dict[str, Any], seconds: float) -> str:
 
 def _one_line(answer: str) -> str:
     return textwrap.shorten(" / ".join(answer.split("\n")), 160, placeholder=" ...")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep loading bars off the screen."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

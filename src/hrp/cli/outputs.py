@@ -21,13 +21,13 @@ from accelerate import PartialState
 from hrp.cli.failures import UsageError
 from hrp.cli.locks import INSIDE, held
 from hrp.cli.report import PAGE
+from hrp.errors import SpectrumFormatError
 from hrp.files import (
     clear_dead_staging,
     digest,
     digests,
     follow_umask,
     named,
-    settle,
     staging,
     write_text,
 )
@@ -43,7 +43,7 @@ from hrp.preheating.checkpoints import (
     last_complete,
 )
 from hrp.spectra.artefact import FILES as SPECTRUM_FILES
-from hrp.spectra.artefact import FORMAT, PROVENANCE_FILE
+from hrp.spectra.artefact import read_provenance
 from hrp.versions import installed_versions
 
 RECORD = "hrp.json"
@@ -299,15 +299,10 @@ class Output:
 
 def spectrum_provenance(folder: Path) -> dict[str, Any]:
     """Read the provenance of the spectrum in ``folder``; empty where there is none."""
-    settle(folder)
-    if not (folder / PROVENANCE_FILE).is_file():  # a pipe would be waited for
-        return {}
     try:
-        header = json.loads((folder / PROVENANCE_FILE).read_text(encoding="utf-8"))
-        provenance = header["provenance"] if header["format"] == FORMAT else {}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return read_provenance(folder)
+    except (OSError, SpectrumFormatError):
         return {}
-    return provenance if isinstance(provenance, dict) else {}
 
 
 def locked(place: Path, command: str, output: Path) -> AbstractContextManager[None]:

@@ -160,18 +160,19 @@ def _load(folder: Path) -> tuple[dict[str, ModuleSpectrum], dict[str, Any], dict
     return modules, header["provenance"], kept
 
 
-def check_folder(folder: Path) -> None:
-    """Raise ``FileNotFoundError`` unless ``folder`` has the files of a spectrum; reads none."""
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Return the provenance of the spectrum in ``folder``; no tensor is read. Raises as `load`."""
+    provenance: dict[str, Any] = read_folder(folder, _read_header)["provenance"]
+    return provenance
+
+
+def _read_header(folder: Path) -> dict[str, Any]:
     for needed in (folder / PROVENANCE_FILE, folder / TENSORS_FILE):
         if not needed.is_file():
             raise FileNotFoundError(
                 f"'{folder}' is no spectrum folder: it has no {needed.name}; write one with "
                 "`hrp preheat` or `Spectrum.save`"
             )
-
-
-def _read_header(folder: Path) -> dict[str, Any]:
-    check_folder(folder)
     path = folder / PROVENANCE_FILE
     if path.stat().st_size > _LARGEST_HEADER:
         raise _bad(folder, f"{PROVENANCE_FILE} has more than {_LARGEST_HEADER} bytes")
