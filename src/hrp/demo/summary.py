@@ -31,70 +31,56 @@ def table(runs: Sequence[Run]) -> str:
     ``spread`` is the largest minus the smallest test loss over the seeds; ``against default`` the
     difference of the mean test losses, both over the same seeds.
     """
-    rows = [HEADER]
-    for arm in _arms(runs):
-        own = _of(arm, runs)
-        first, losses = own[0], [run.test_loss for run in own]
-        against = mean(losses) - _loss(runs[0].arm, runs)
+    rows, default = [HEADER], _losses(runs)[runs[0].arm]
+    for arm, losses in _losses(runs).items():
+        own = [run for run in runs if run.arm == arm]
         rows.append(
-            f"{arm:<17}{first.preheat_steps:>11}{first.steps:>12}{first.learning_rate:>10.0e}"
-            f"{mean(losses):>11.4f}{max(losses) - min(losses):>8.4f}{against:>+9.4f}"
-            f"{mean(run.exact for run in own):>9.1%}{mean(run.seconds for run in own):>7.1f}"
+            f"{arm:<17}{own[0].preheat_steps:>11}{own[0].steps:>12}{own[0].learning_rate:>10.0e}"
+            f"{mean(losses):>11.4f}{max(losses) - min(losses):>8.4f}"
+            f"{mean(losses) - mean(default):>+9.4f}"
+            f"{_exact(arm, runs):>9.1%}{mean(run.seconds for run in own):>7.1f}"
         )
     return "\n".join(rows)
 
 
 def reading(runs: Sequence[Run]) -> str:
     """Say what the numbers say, for HRP and against it; the first arm is PEFT's default start."""
-    arms, default, best = _arms(runs), runs[0].arm, best_arm(runs)
-    losses = {arm: _loss(arm, runs) for arm in arms}
-    difference = losses[best] - losses[default]
-    if difference < 0:
-        said = f"{best} is the best HRP start, {-difference:.4f} below {default}"
-    else:
-        said = f"no HRP start wins; the best, {best}, is {difference:.4f} above {default}"
-    lines = [f"Reading: {said} (lower on {_wins(best, runs)})."]
-    if best != OURS and OURS in arms:
+    losses, default, best = _losses(runs), runs[0].arm, best_arm(runs)
+    roles = {best: "the best HRP start"}
+    if OURS in losses:
+        roles.setdefault(OURS, "the default direction")
+    lines = []
+    for arm, role in roles.items():
+        difference = mean(losses[arm]) - mean(losses[default])
+        lower = sum(own < usual for own, usual in zip(losses[arm], losses[default], strict=True))
+        side = "below" if difference < 0 else "above"
         lines.append(
-            f"{OURS}, the default direction, is {losses[OURS] - losses[default]:+.4f} against "
-            f"{default} (lower on {_wins(OURS, runs)})."
+            f"{arm}, {role}, is {abs(difference):.4f} {side} {default} in test loss (lower on "
+            f"{lower} of {len(losses[arm])} seeds)."
         )
-    worse = [arm for arm in _preheated(runs) if losses[arm] > losses[default]]
-    lower = [arm for arm in arms if losses[arm] < losses[best]]
-    right, usual = (mean(run.exact for run in _of(arm, runs)) for arm in (best, default))
-    against = [f"exact answers are {right:.1%} with {best} and {usual:.1%} with {default}"]
-    if worse:
-        against.append(f"{' and '.join(worse)} {'end' if worse[1:] else 'ends'} above {default}")
-    if lower:
-        reach = "reach" if lower[1:] else "reaches"
-        against.append(f"{' and '.join(lower)} {reach} a lower loss still")
-    lines.append(f"Beside it: {'; '.join(against)}.")
-    caution = CAUTION.format(seeds=len(_of(best, runs)), steps=DemoConfig().steps)
+    right, usual = _exact(best, runs), _exact(default, runs)
+    beside = [f"exact answers are {right:.1%} with {best} and {usual:.1%} with {default}"]
+    if better := [arm for arm in losses if mean(losses[arm]) < mean(losses[best])]:
+        beside.append(f"a lower loss still: {' and '.join(better)}")
+    lines.append(f"Beside it: {'; '.join(beside)}.")
+    lines[0] = f"Reading: {lines[0]}"
+    caution = CAUTION.format(seeds=len(losses[best]), steps=DemoConfig().steps)
     return "\n".join([*(textwrap.fill(line, 96) for line in lines), caution])
 
 
 def best_arm(runs: Sequence[Run]) -> str:
     """Return the preheated arm of the lowest mean test loss, whose run is also the one saved."""
-    return min(_preheated(runs), key=lambda arm: _loss(arm, runs))
+    preheated = _losses([run for run in runs if run.preheat_steps])
+    return min(preheated, key=lambda arm: mean(preheated[arm]))
 
 
-def _preheated(runs: Sequence[Run]) -> list[str]:
-    return _arms([run for run in runs if run.preheat_steps])
+def _losses(runs: Sequence[Run]) -> dict[str, list[float]]:
+    """Return the test losses of each arm, by seed, in the order of the runs."""
+    losses: dict[str, list[float]] = {}
+    for run in runs:
+        losses.setdefault(run.arm, []).append(run.test_loss)
+    return losses
 
 
-def _wins(arm: str, runs: Sequence[Run]) -> str:
-    pairs = list(zip(_of(arm, runs), _of(runs[0].arm, runs), strict=True))
-    wins = sum(preheated.test_loss < usual.test_loss for preheated, usual in pairs)
-    return f"{wins} of {len(pairs)} seeds"
-
-
-def _arms(runs: Sequence[Run]) -> list[str]:
-    return list(dict.fromkeys(run.arm for run in runs))
-
-
-def _of(arm: str, runs: Sequence[Run]) -> list[Run]:
-    return [run for run in runs if run.arm == arm]
-
-
-def _loss(arm: str, runs: Sequence[Run]) -> float:
-    return mean(run.test_loss for run in _of(arm, runs))
+def _exact(arm: str, runs: Sequence[Run]) -> float:
+    return mean(run.exact for run in runs if run.arm == arm)
