@@ -30,13 +30,13 @@ def answer_dataset(
     Both lists have the same length; ``labels`` is -100 on the question and its newline and equals
     ``input_ids`` on the answer and the end-of-sequence token.
     """
-    return [_encode(tokenizer, problem["question"], problem["answer"]) for problem in problems]
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> dict[str, list[int]]:
-    prompt = tokenizer.encode(question + "\n", add_special_tokens=False)
-    target = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
-    return {"input_ids": prompt + target, "labels": [IGNORED] * len(prompt) + target}
+    rows = []
+    for problem in problems:
+        prompt = tokenizer.encode(f"{problem['question']}\n", add_special_tokens=False)
+        answer = tokenizer.encode(problem["answer"], add_special_tokens=False)
+        target = [*answer, tokenizer.eos_token_id]
+        rows.append({"input_ids": prompt + target, "labels": [IGNORED] * len(prompt) + target})
+    return rows
 
 
 def answer_collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForSeq2Seq:

@@ -233,19 +233,15 @@ def _bad(folder: Path, reason: str) -> SpectrumFormatError:
 def _fault_of(U: Tensor, S: Tensor, Vh: Tensor, scaling: float, *metrics: Tensor) -> str | None:
     """Return what keeps these from being a spectrum, in words; None where nothing does.
 
-    The shapes come first, so that no product is larger than its factors: the rank is at most
-    ``min(d_out, d_in)``.
+    U, S and Vh fit each other by now. The rank comes first, so that no product is larger than its
+    factors.
     """
-    parts = (U, S, Vh, *metrics)
-    shapes = [tuple(part.shape) for part in parts]
-    rank = S.numel()
-    d_out, d_in = U.shape[0] if U.dim() else 0, Vh.shape[-1] if Vh.dim() else 0
-    if shapes[:3] != [(d_out, rank), (rank,), (rank, d_in)]:
-        return f"U, S and Vh must be (d_out, rank), (rank,) and (rank, d_in), got {shapes[:3]}"
+    parts, shapes = (U, S, Vh, *metrics), [tuple(metric.shape) for metric in metrics]
+    rank, d_out, d_in = S.numel(), U.shape[0], Vh.shape[1]
     if not 1 <= rank <= min(d_out, d_in):
         return f"its rank must be from 1 to min(d_out, d_in) = {min(d_out, d_in)}, got {rank}"
-    if shapes[3:] != [(rank, rank)] * len(metrics):
-        return f"a metric must be ({rank}, {rank}), got {shapes[3:]}"
+    if shapes != [(rank, rank)] * len(metrics):
+        return f"a metric must be ({rank}, {rank}), got {shapes}"
     if any(part.dtype not in _DTYPES for part in parts) or not math.isfinite(scaling):
         return "dtypes must be float32 or float64, scaling finite"
     if not _is_svd(U, S, Vh):
