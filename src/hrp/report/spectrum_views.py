@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hrp.report.blocks import FigureBlock, Section, TableBlock
-from hrp.report.figures import INK, colour, drawn, heat_map, plain
+from hrp.report.figures import colour, drawn, heat_map, plain
 from hrp.report.shares import SHOWN_RANKS, energy, loss_share, share_at
 from hrp.report.table import DASH, Table, number
 from hrp.spectra.module_spectrum import ModuleSpectrum, Side
@@ -146,7 +146,10 @@ def energy_curves(spectrum: Spectrum) -> Figure:
         for index, kind in enumerate(sorted(by_kind)):
             least = min(map(len, by_kind[kind]))
             curves = np.array([curve[:least] for curve in by_kind[kind]])
-            _draw_range(axes, curves, index, label=plain(short[kind], 24))
+            points, look = np.arange(1, least + 1), colour(index)
+            axes.plot(points, np.median(curves, 0), label=plain(short[kind], 24), **look)
+            low, high = curves.min(0), curves.max(0)
+            axes.fill_between(points, low, high, color=look["color"], alpha=0.15, linewidth=0)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         axes.set_ylim(0, 1.02)
@@ -154,14 +157,6 @@ def energy_curves(spectrum: Spectrum) -> Figure:
         axes.set_ylabel("share of the energy")
         figure.legend(loc="outside lower center", ncols=3)
         return figure
-
-
-def _draw_range(axes: Any, curves: np.ndarray, index: int, **line: Any) -> None:
-    """Draw the median of the curves (curve, point) as a line, and their range as a band."""
-    points, look = np.arange(1, curves.shape[1] + 1), colour(index)
-    axes.plot(points, np.median(curves, 0), **line, **look)
-    low, high = curves.min(0), curves.max(0)
-    axes.fill_between(points, low, high, color=look["color"], alpha=0.15, linewidth=0)
 
 
 def common_rank(spectrum: Spectrum, other: Spectrum, rank: int) -> int:
@@ -184,23 +179,6 @@ def alignment_map(spectrum: Spectrum, other: Spectrum, rank: int, side: Side) ->
     return module_map(alignment(spectrum, other, rank, side), "alignment", title)
 
 
-def alignment_curves(spectrum: Spectrum, other: Spectrum, rank: int) -> Figure:
-    """Draw the cosines of the principal angles at ``rank``, median and range over modules."""
-    with drawn(height=2.9) as figure:
-        axes = figure.add_subplot()
-        for index, side in enumerate(SIDES):
-            cosines = spectrum.subspace_alignment(other, rank, side).values()
-            curves = np.array([values.double().numpy() for values in cosines])
-            label = f"{_SIDE_NAMES[side]} ({side})"
-            _draw_range(axes, curves, index, label=label, marker="o", markersize=3)
-        axes.axhline(1, color=INK, linewidth=0.6)
-        axes.set_ylim(0, 1.05)
-        axes.set_xlabel("principal angle, smallest first")
-        axes.set_ylabel("cosine")
-        figure.legend(loc="outside lower center", ncols=2)
-        return figure
-
-
 def spectrum_figures(
     spectrum: Spectrum, reference: tuple[str, Spectrum] | None, rank: int
 ) -> Iterator[FigureBlock]:
@@ -220,8 +198,6 @@ def spectrum_figures(
     outputs, inputs = (alignment_map(first, spectrum, rank, side) for side in SIDES)
     yield FigureBlock(outputs, "alignment_outputs", f"{words}, outputs (direction B)")
     yield FigureBlock(inputs, "alignment_inputs", f"{words}, inputs (direction A)")
-    curves = alignment_curves(first, spectrum, rank)
-    yield FigureBlock(curves, "alignment", f"Principal angles to {name}")
 
 
 def spectrum_sections(spectra: Mapping[str, Spectrum]) -> Iterator[Section]:

@@ -231,8 +231,7 @@ def test_inspect_writes_its_figures(spectrum, tmp_path, capsys):
     arguments = [str(spectrum), "--compare", str(tmp_path / "other"), "--out", str(out)]
     assert inspect.main(arguments) == 0
     assert sorted(path.name for path in out.iterdir()) == [
-        "alignment.png", "alignment_inputs.png", "alignment_outputs.png", "effective_rank.png",
-        "energy.png",
+        "alignment_inputs.png", "alignment_outputs.png", "effective_rank.png", "energy.png",
     ]  # fmt: skip
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in out.iterdir())
 

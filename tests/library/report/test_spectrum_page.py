@@ -14,7 +14,7 @@ def test_spectra_make_a_page_of_sections():
     text = spectrum_page({"a": made_spectrum(), "b": made_spectrum(1)}, title="Two of them")
     assert "<h1>Two of them</h1>" in text
     assert text.index("<h2>Spectrum a</h2>") < text.index("<h2>Spectrum b</h2>")
-    assert text.count("<svg") == 2 + 5
+    assert text.count("<svg") == 2 + 4
     assert text.count("<summary>All 9 modules</summary>") == 2
     assert "preheat_rank 8" in text
 

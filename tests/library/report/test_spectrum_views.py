@@ -11,7 +11,6 @@ from hrp.report.figures import to_svg
 from hrp.report.shares import energy, share_at
 from hrp.report.spectrum_views import (
     alignment,
-    alignment_curves,
     alignment_map,
     common_rank,
     effective_rank_map,
@@ -99,8 +98,6 @@ def test_spectra_of_two_ranks_are_aligned_at_the_rank_both_have():
     assert common_rank(large, small, 6) == 3
     for side in ("U", "Vh"):
         alignment_map(large, small, 3, side)
-    lines = alignment_curves(large, large, 5).axes[0].lines
-    assert all(line.get_ydata() == pytest.approx(np.ones(len(line.get_ydata()))) for line in lines)
 
 
 def test_the_table_has_a_row_a_module_as_the_spectrum_says():
@@ -126,7 +123,7 @@ def test_a_spectrum_without_reference_has_two_figures():
 
 def test_the_alignment_with_a_reference_is_drawn_at_the_rank_that_both_have():
     figures = list(spectrum_figures(made_spectrum(rank=5), ("other", made_spectrum(rank=3)), 4))
-    names = ["effective_rank", "energy", "alignment_outputs", "alignment_inputs", "alignment"]
+    names = ["effective_rank", "energy", "alignment_outputs", "alignment_inputs"]
     assert [block.name for block in figures] == names
     assert "Alignment with other" in figures[2].caption
     assert all("at rank 3" in block.caption for block in figures[2:4])
