@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b, file_digest
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -165,18 +165,27 @@ def check_as_recorded(folder: Path, record: str) -> None:
     The record has the digests of a file's contents under "files"; a file with another content by
     now counts as not listed.
     """
-    try:
-        content = json.loads((folder / record).read_text(encoding="utf-8"))
-        listed = {str(name): list(values) for name, values in content["files"].items()}
-        listed[record] = [digest(folder / record)]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        listed = {}
-    foreign = [name for name, value in digests(folder).items() if value not in listed.get(name, ())]
+    files = (read_object(folder / record) or {}).get("files")
+    listed = files | {record: [digest(folder / record)]} if isinstance(files, dict) else {}
+    foreign = [
+        name
+        for name, value in digests(folder).items()
+        if not (isinstance(known := listed.get(name), list) and value in known)
+    ]
     if foreign:
         raise FileExistsError(
             f"'{folder}' holds {named(foreign)}, which hrp did not write, or not as it is now; it "
             "is not replaced: move it away, or choose another folder"
         )
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object that a file holds; None where it is not there, or holds another."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def named(names: list[str]) -> str:

@@ -162,10 +162,9 @@ def _write(folder: Path, record: dict[str, Any], best: Finished, out: Path) -> N
         data="made arithmetic word problems",
     )
     (folder / "adapter" / "README.md").write_text(readme, encoding="utf-8")
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-    write_own_page(folder, str(out))
-    files = {name: [value] for name, value in digests(folder).items() if name != RECORD}
+    files = {name: [value] for name, value in digests(folder).items()}
     (folder / RECORD).write_text(json.dumps(record | {"files": files}, indent=2) + "\n")
+    write_own_page(folder, str(out))  # which enters itself
 
 
 def _written(out: Path, record: dict[str, Any], seconds: float) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hrp.cli.failures import UsageError
+from hrp.files import read_object
 from hrp.validation import check_integer, check_positive
 
 _CONFIGS = ("config.json", "tokenizer_config.json", "tokenizer.json")
@@ -25,14 +25,8 @@ def check_model(name: str) -> None:
     if is_path and not Path(name).is_dir():
         raise UsageError(f"`--model_name_or_path` '{name}' is no folder")
     for path in (Path(name) / config for config in _CONFIGS):
-        if path.is_file() and not _is_object(path):
+        if path.is_file() and read_object(path) is None:
             raise UsageError(f"'{path}' must be a JSON object; get the model's files again")
-
-
-def _is_object(path: Path) -> bool:
-    with suppress(ValueError, RecursionError):
-        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
-    return False
 
 
 def check_lora(model: Any) -> None:

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from hrp.cli.failures import reported
-from hrp.files import digest, write_text
+from hrp.files import digest, read_object, write_text
 
 PAGE = "report.html"
 EPILOG = """examples:
@@ -112,11 +112,7 @@ def _default_place(runs: Sequence[Path]) -> Path:
 def _record_in_demo(out: Path) -> None:
     """Enter the page in the record of a demo, by which its folder is known for a demo's."""
     record = out.parent / "results.json"
-    if out.name != PAGE:
-        return
-    try:
-        content = json.loads(record.read_text(encoding="utf-8"))
+    content = read_object(record) or {}
+    if out.name == PAGE and isinstance(content.get("files"), dict):
         content["files"][out.name] = [digest(out)]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return
-    write_text(record, json.dumps(content, indent=2) + "\n")
+        write_text(record, json.dumps(content, indent=2) + "\n")

@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainingArguments
 
 from hrp.adapters.moments import Moments
-from hrp.files import clear_dead_staging, follow_umask, named, write_text
+from hrp.files import clear_dead_staging, follow_umask, named, read_object, write_text
 from hrp.preheating.binding import changed, settings_of_training
 from hrp.preheating.stopping import SubspaceStopping
 from hrp.spectra.artefact import FILES as SPECTRUM_FILES
@@ -192,13 +192,10 @@ def _own_files(checkpoint: Path) -> set[str]:
 
 
 def _read(mark: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(mark.read_text(encoding="utf-8"))
-        if isinstance(content, dict):
-            return content
-    except ValueError:
-        pass
-    raise ValueError(f"'{mark}' is not what HRP wrote; move '{mark.parent}' away")
+    content = read_object(mark)
+    if content is None:
+        raise ValueError(f"'{mark}' is not what HRP wrote; move '{mark.parent}' away")
+    return content
 
 
 def made_by(checkpoint: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from hrp.errors import SpectrumFormatError
+from hrp.files import read_object
 from hrp.spectra.artefact import PROVENANCE_FILE
 from hrp.spectra.spectrum import Spectrum
 
@@ -82,7 +82,8 @@ def read_run(folder: Path) -> RunFolder:
 
 
 def _read(folder: Path) -> RunFolder:
-    record, demo, state = _json(folder / RUN_RECORD), _json(folder / DEMO_RECORD), _state(folder)
+    record, demo = (read_object(folder / name) or {} for name in (RUN_RECORD, DEMO_RECORD))
+    state = _state(folder)
     settings = record.get("settings", {}) | record.get("length", {}) | demo.get("config", {})
     places = [folder, folder / _SPECTRUM]
     if settings.get("spectrum"):
@@ -96,7 +97,7 @@ def _read(folder: Path) -> RunFolder:
         spectrum,
         tuple(_curves(tuple(provenance.get("losses") or ()), state, demo)),
         (provenance.get("settings") or {}) | settings,
-        _json(adapter / "adapter_config.json"),
+        read_object(adapter / "adapter_config.json") or {},
         _ranks(adapter / "adapter_model.safetensors"),
         tuple(_costs(provenance, state, record, demo)),
         arms,
@@ -108,7 +109,7 @@ def _state(folder: Path) -> dict[str, Any]:
     """Return the state of HF's Trainer at the end of the run, or at its last checkpoint."""
     checkpoints = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdecimal()]
     places = [folder, *sorted(checkpoints, key=lambda path: int(path.name[11:]), reverse=True)]
-    states = [state for place in places if (state := _json(place / STATE))]
+    states = [state for place in places if (state := read_object(place / STATE))]
     return next(filter(_logged, states), states[0] if states else {})
 
 
@@ -166,14 +167,6 @@ def _ranks(weights: Path) -> dict[str, int]:
     except (OSError, SafetensorError):
         return {}
     return ranks
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; what is not there, or is no JSON, counts as an empty one."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
-        return {}
 
 
 def _text(value: object) -> str:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hrp.errors import SpectrumFormatError
-from hrp.files import named, read_folder, write_folder
+from hrp.files import named, read_folder, read_object, write_folder
 from hrp.spectra.module_spectrum import ModuleSpectrum
 
 TENSORS_FILE = "spectrum.safetensors"
@@ -114,10 +114,7 @@ def _check_ours(folder: Path) -> None:
 
 def _is_ours(path: Path) -> bool:
     if path.name == PROVENANCE_FILE:
-        with suppress(ValueError, RecursionError):
-            header = json.loads(path.read_text(encoding="utf-8"))
-            return isinstance(header, dict) and header.get("format") == FORMAT
-        return False
+        return (read_object(path) or {}).get("format") == FORMAT
     with suppress(SafetensorError), safe_open(path, framework="pt") as file:
         return (file.metadata() or {}).get("format") == FORMAT
     return False
