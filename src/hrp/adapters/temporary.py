@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
 
 import torch
@@ -13,8 +12,6 @@ from hrp.adapters.checks import TEMPORARY_ADAPTER
 from hrp.adapters.layers import LoraModule, lora_modules
 from hrp.adapters.patterns import exact_patterns
 from hrp.config import HRPConfig
-
-logger = logging.getLogger(__name__)
 
 # The temporary adapter shares these with the real one: *where* LoRA goes and what is trained beside
 # it. How it starts, preheating decides.
@@ -51,13 +48,6 @@ def add_temporary_adapter(
     rank, real = config.preheat_rank, model.peft_config[adapter_name]
     keys = {module.pattern_key: module.max_rank for module in targets.values()}
     capped = {key: max_rank for key, max_rank in keys.items() if max_rank < rank}
-    if capped:
-        logger.info(
-            "`preheat_rank` %d is capped at min(d_in, d_out) on %d module(s), such as %r",
-            rank,
-            len(capped),
-            next(iter(capped)),
-        )
     # This is a deep copy, since PEFT extends the lists that it is given.
     shared = {field: copy.deepcopy(getattr(real, field)) for field in _SHARED_FIELDS}
     patterns = exact_patterns(capped, keys)

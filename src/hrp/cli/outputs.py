@@ -28,6 +28,7 @@ from hrp.files import (
     digests,
     follow_umask,
     named,
+    read_object,
     staging,
     write_text,
 )
@@ -277,12 +278,8 @@ class Output:
         path = self.folder / RECORD
         if not os.path.lexists(path):
             return None
-        fault = "is not the record of a run of hrp"
-        try:
-            content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        except (ValueError, RecursionError) as error:
-            content, fault = None, f"is not JSON ({error})"
-        if isinstance(content, dict):
+        content = read_object(path)
+        if content is not None:
             whole: dict[str, Any] = {"files": {}, "length": {}} | content
             mappings = [whole.get(name) for name in ("settings", "files", "length")]
             if (
@@ -292,8 +289,9 @@ class Output:
             ):
                 return content
         raise UsageError(
-            f"'{path}' {fault}, so what is in its folder cannot be told; choose another "
-            "--output_dir, or remove the file, after which its folder counts as another program's"
+            f"'{path}' is not the record of a run of hrp, so what is in its folder cannot be told; "
+            "choose another --output_dir, or remove the file, after which its folder counts as "
+            "another program's"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -201,27 +200,24 @@ def _shown(value: object) -> str:
 
 def _arm_table(run: RunFolder) -> Table:
     """Return a row a run of the demo."""
-    header = ("arm", "seed", "preheating steps", "steps", "test loss", "exact answers", "seconds")
-    rows = tuple(
-        (
-            *(str(arm.get(name, DASH)) for name in ("arm", "seed", "preheat_steps", "steps")),
-            *(
-                number(arm.get(name, math.nan), digits)
-                for name, digits in (("test_loss", 4), ("exact", 3), ("seconds", 1))
-            ),
-        )
-        for arm in run.arms
-    )
+    names = ("arm", "seed", "preheat_steps", "steps", "test_loss", "exact", "seconds")
     caption = "All runs. Loss in nats a token of the answer, exact answers as a share, on problems "
-    return Table(caption + "not trained on; seconds count the preheating.", header, rows)
+    return _rows(caption + "not trained on; seconds count the preheating.", names, run.arms)
 
 
 def _sample_table(run: RunFolder) -> Table:
-    header = ("question", "before", "after", "right answer")
-    keys = ("question", "before", "after", "reference")
-    rows = tuple(tuple(str(sample.get(key, DASH)) for key in keys) for sample in run.samples)
     caption = (
         "The first test problems, not chosen by their answers: greedy answers of the base model "
         "and of the saved adapter."
     )
-    return Table(caption, header, rows)
+    return _rows(caption, ("question", "before", "after", "reference"), run.samples)
+
+
+def _rows(caption: str, names: tuple[str, ...], rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a table of the values that have these names, numbers to four digits."""
+
+    def shown(value: object) -> str:
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    header = tuple(name.replace("_", " ") for name in names)
+    return Table(caption, header, tuple(tuple(shown(r.get(n, DASH)) for n in names) for r in rows))
