@@ -11,7 +11,9 @@ from peft import get_peft_model
 from transformers import (
     AutoTokenizer,
     DataCollatorForSeq2Seq,
+    Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
+    Trainer,
     set_seed,
 )
 from transformers.hf_argparser import HfArg
@@ -35,7 +37,6 @@ from hrp.cli.datasets import (
 from hrp.cli.failures import UsageError, reported
 from hrp.cli.running import Request, carry_out
 from hrp.cli.sft import check_common, held_out
-from hrp.cli.trainers import HRPClassifierTrainer, HRPSeq2SeqTrainer
 
 DESCRIPTION = """\
 Fine-tune an encoder-decoder (--task seq2seq: columns prompt, completion) or a classifier (--task
@@ -105,7 +106,7 @@ def _seq2seq(request: FinetuneRequest) -> Any:
     train, test = (split and prepared(split) for split in _splits(request))
     model = _lora_model(request, "AutoModelForSeq2SeqLM", tokenizer)
     collator = DataCollatorForSeq2Seq(tokenizer, model=model)
-    return HRPSeq2SeqTrainer(model, request.training, collator, train, test, tokenizer)
+    return Seq2SeqTrainer(model, request.training, collator, train, test, tokenizer)
 
 
 def _classifier(request: FinetuneRequest) -> Any:
@@ -143,7 +144,7 @@ def _classifier(request: FinetuneRequest) -> Any:
         ignore_mismatched_sizes=True,  # a base's head for other classes gives way to a fresh one
         label2id={name: number for number, name in enumerate(labels.values())},
     )
-    return HRPClassifierTrainer(  # which pads, as it is given a tokenizer
+    return Trainer(  # which pads, as it is given a tokenizer
         model, request.training, None, train, test, tokenizer, compute_metrics=_accuracy
     )
 

@@ -228,6 +228,8 @@ def publish(trainer: Any, config: HRPConfig, output: Output, spectrum: Spectrum,
 
     def write(staging: Path) -> None:
         trainer.save_model(str(staging), _internal_call=True)
+        if model.peft_config["default"].task_type == "SEQ_CLS":  # what the classes are called
+            model.get_base_model().config.save_pretrained(staging)
         trainer.state.save_to_json(str(staging / STATE))  # its losses, for `hrp report`
         readme = card(
             command=output.command,

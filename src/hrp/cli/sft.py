@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import datasets
-from trl import DatasetMixtureConfig, ScriptArguments, SFTConfig, get_quantization_config
+from trl import (
+    DatasetMixtureConfig,
+    ScriptArguments,
+    SFTConfig,
+    SFTTrainer,
+    get_quantization_config,
+)
 
 from hrp.cli.arguments import (
     DataArguments,
@@ -25,7 +31,6 @@ from hrp.cli.input_checks import (
 )
 from hrp.cli.outputs import say
 from hrp.cli.running import Request, carry_out
-from hrp.cli.trainers import HRPSFTTrainer
 
 DESCRIPTION = """\
 Supervised fine-tuning as `trl sft` does it, with LoRA started from a high-rank preheating. Takes
@@ -81,7 +86,7 @@ def check_common(training: Any, model: LoraModelConfig) -> None:
         model.use_peft = True
 
 
-def build_trainer(request: SFTRequest) -> HRPSFTTrainer:
+def build_trainer(request: SFTRequest) -> SFTTrainer:
     """Make TRL's trainer as `trl sft` does, its model with LoRA; checks the data first."""
     training, model = request.training, request.model
     train, test = _data(request)
@@ -92,7 +97,7 @@ def build_trainer(request: SFTRequest) -> HRPSFTTrainer:
         "dtype": model.dtype,
         **(training.model_init_kwargs or {}),
     }
-    return HRPSFTTrainer(
+    return SFTTrainer(
         model=model.model_name_or_path,
         args=training,
         train_dataset=train,

@@ -1,4 +1,4 @@
-"""Makes TRL's and HF's trainers as preheating and fine-tuning need them."""
+"""Makes a command's trainer, TRL's or HF's, and looks at its data and its reporters."""
 
 from __future__ import annotations
 
@@ -6,12 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
-
-from transformers import Seq2SeqTrainer, Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import SFTTrainer
 
 from hrp.cli.failures import UsageError
 from hrp.cli.input_checks import check_targets, mistakes_told
@@ -21,33 +16,6 @@ LOSS_NAME = "preheat/loss"
 _REPORTERS = "transformers.integrations"
 
 logger = logging.getLogger(__name__)
-
-
-class _HRPCard:
-    """Keeps HRP's README.md (`hrp.cli.modelcard`), also when the run is pushed to the hub."""
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Leave the card that is there."""
-
-
-class HRPSFTTrainer(_HRPCard, SFTTrainer):
-    """Trains language models as TRL does."""
-
-
-class HRPSeq2SeqTrainer(_HRPCard, Seq2SeqTrainer):
-    """Trains encoder-decoders as HF does."""
-
-
-class HRPClassifierTrainer(_HRPCard, Trainer):
-    """Trains classifiers as HF does, and also saves what the classes are called."""
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the adapter, and, but in a checkpoint, the base's config with ``id2label``."""
-        super().save_model(output_dir, _internal_call)
-        folder = Path(output_dir or self.args.output_dir)
-        if self.args.should_save and not folder.name.startswith(PREFIX_CHECKPOINT_DIR):
-            model = self.accelerator.unwrap_model(self.model)
-            model.get_base_model().config.save_pretrained(folder)
 
 
 def built(request: Any, build: Callable[[Any], Any]) -> Any:
@@ -60,6 +28,7 @@ def built(request: Any, build: Callable[[Any], Any]) -> Any:
     check_targets(flags.lora_target_modules, base)
     check_targets(flags.lora_exclude_modules, base, "lora_exclude_modules")
     check_enough(trainer)
+    trainer.create_model_card = lambda *args, **kwargs: None  # HRP's stays, see `hrp.cli.modelcard`
     return trainer
 
 
