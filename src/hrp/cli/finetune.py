@@ -19,13 +19,7 @@ from transformers import (
 from transformers.hf_argparser import HfArg
 from trl import ScriptArguments, get_quantization_config
 
-from hrp.cli.arguments import (
-    DataArguments,
-    HRPArguments,
-    LoraModelConfig,
-    OutputArguments,
-    parse,
-)
+from hrp.cli.arguments import DataArguments, HRPArguments, LoraModelConfig, OutputArguments, parse
 from hrp.cli.datasets import (
     check_columns,
     check_texts,

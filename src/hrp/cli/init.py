@@ -19,6 +19,7 @@ _ALWAYS = {
     *("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout"),
     *("bias", "target_modules", "init_lora_weights", "inference_mode"),
 }
+_TASKS = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 _START = ("direction", "scale", "truncation", "allocation")  # the flags that a card shows
 
 
@@ -55,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="modules to adapt, if not those of the spectrum, stacked experts included",
     )
-    add("--lora_task_type", default="CAUSAL_LM", metavar="TASK", help="CAUSAL_LM or SEQ_2_SEQ_LM")
+    add("--lora_task_type", default="CAUSAL_LM", metavar="TASK", help=" or ".join(_TASKS))
     add("--use_rslora", action="store_true", help="scaling is lora_alpha / sqrt(r)")
     add(
         "--allocation",
@@ -136,18 +137,17 @@ def _shorten_config(path: Path) -> None:
 def _check(options: argparse.Namespace) -> None:
     """Raise ``ValueError`` or ``FileExistsError`` on flags that do not go; nothing is read yet."""
     from hrp.cli.input_checks import check_lora
-    from hrp.cli.skeleton import AUTO_CLASSES
     from hrp.files import check_as_recorded, settle
     from hrp.validation import check_integer, check_scale
 
-    if options.lora_task_type not in AUTO_CLASSES:
+    if options.lora_task_type not in _TASKS:
         remedy = ""
         if options.lora_task_type == "SEQ_CLS":
             remedy = (
                 "; for a classifier, whose head `hrp init` cannot make, pass --spectrum to `hrp "
                 "finetune --task classification`, or use `hrp.initialize_lora_hrp_weights`"
             )
-        known = ", ".join(AUTO_CLASSES)
+        known = ", ".join(_TASKS)
         raise ValueError(
             f"`--lora_task_type` must be one of {known}, got {options.lora_task_type}{remedy}"
         )

@@ -74,9 +74,8 @@ def _finished(folder: Path, work: Output, overwrite: bool) -> bool:
     if overwrite:
         check_replaceable(folder, FILES)
         return False
-    made = provenance.get("settings")
-    settings = work.settings | work.length
-    if differing := changed(made if isinstance(made, dict) else {}, settings):
+    made = provenance.get("settings") or {}
+    if differing := changed(made, work.settings | work.length):
         raise UsageError(
             f"the spectrum in '{folder}' was made with other settings: {', '.join(differing)}; "
             "give them as they were, choose another --output_dir, or pass --overwrite"

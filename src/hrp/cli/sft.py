@@ -14,21 +14,10 @@ from trl import (
     get_quantization_config,
 )
 
-from hrp.cli.arguments import (
-    DataArguments,
-    HRPArguments,
-    LoraModelConfig,
-    OutputArguments,
-    parse,
-)
+from hrp.cli.arguments import DataArguments, HRPArguments, LoraModelConfig, OutputArguments, parse
 from hrp.cli.datasets import check_columns, check_texts, load_splits, split_of, with_templates
 from hrp.cli.failures import UsageError, reported
-from hrp.cli.input_checks import (
-    as_names,
-    check_lora,
-    check_model,
-    check_training,
-)
+from hrp.cli.input_checks import as_names, check_lora, check_model, check_training
 from hrp.cli.outputs import say
 from hrp.cli.running import Request, carry_out
 

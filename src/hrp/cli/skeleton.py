@@ -16,14 +16,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from hrp.adapters.layers import lora_modules
 from hrp.adapters.patterns import lora_fields
 from hrp.cli.input_checks import check_model, check_targets, mistakes_told
+from hrp.cli.modelcard import AUTO_CLASSES
 from hrp.initialization import check_match, initialize_lora_hrp_weights
 from hrp.spectra.allocation import energy_ranks, kept_energy, parameter_count, uniform_ranks
 from hrp.spectra.spectrum import Spectrum
-
-AUTO_CLASSES = {
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-}
 
 _COUNTS = re.compile("layer|expert|block|depth")
 _MOST_MODULES = 10_000
