@@ -452,7 +452,8 @@ def test_preheat_replaces_a_spectrum_only_where_nothing_else_is(tmp_path, data, 
         (tmp_path / "spectrum" / name).write_text("{}")
     message = refused(capsys, "preheat", *training(data, tmp_path / "spectrum", "--overwrite"))
     assert "exists and is no spectrum" in message
-    header = {"format": "hrp-spectrum", "provenance": {"steps": 1}}
+    header = {"format": "hrp-spectrum", "format_version": 2, "modules": {"layer": {}}}
+    header |= {"provenance": {"steps": 1}}
     (tmp_path / "spectrum" / "spectrum.json").write_text(json.dumps(header))
     message = refused(capsys, "preheat", *training(data, tmp_path / "spectrum", "--overwrite"))
     assert "holds 'thesis.txt' besides what is replaced" in message
