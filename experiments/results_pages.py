@@ -76,7 +76,9 @@ KEPT = {
         ["kept-gsm8k-tries", "kept-gsm8k-warmup"],
     ),
     "kept-function-names": Page(
-        "Function names", "the standard library's docstrings", ["kept-function-names"]
+        "Function names",
+        "the standard library's docstrings",
+        ["kept-function-names", "kept-function-names-450"],
     ),
     "kept-wordproblems": Page("Word problems", "the demo's task", ["kept-wordproblems"]),
     "kept-classifiers": Page(
