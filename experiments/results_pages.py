@@ -1,6 +1,6 @@
 """Writes the pages of results from the records: one an experiment, and the short one before them.
 
-    python experiments/results_pages.py              # all: docs/results/ and docs/ablation.md too
+    python experiments/results_pages.py              # all: the pages of docs/results/ too
     python experiments/results_pages.py --short      # docs/results.md and README's table alone
 
 README's table stands between `<!-- results:begin -->` and `<!-- results:end -->`.
@@ -26,12 +26,24 @@ DOCS = ROOT / "docs"
 README_MARKS = "<!-- results:begin -->", "<!-- results:end -->"
 
 
+ALL = ("",)
+FEW = ("differences", "sweep", "trade-off")
+
+
 class Page(NamedTuple):
-    """Names what a page of docs/results/ shows: its title, what it answers, its experiments."""
+    """Names what a page of docs/results/ shows.
+
+    Args:
+        title: of the page.
+        about: what it answers.
+        experiments: whose records it shows.
+        figures: endings of the names of its figures.
+    """
 
     title: str
     about: str
     experiments: Sequence[str]
+    figures: tuple[str, ...] = FEW
 
 
 KEPT = {
@@ -39,10 +51,11 @@ KEPT = {
         "GSM8K, 450 steps",
         "every way to charge preheating, DoRA, LoRA-Squeeze",
         ["kept-gsm8k-450"],
+        ALL,
     ),
-    "kept-gsm8k-930": Page("GSM8K, 930 steps", "the same, twice as long", ["kept-gsm8k-930"]),
+    "kept-gsm8k-930": Page("GSM8K, 930 steps", "the same, twice as long", ["kept-gsm8k-930"], ALL),
     "kept-gsm8k-1860": Page(
-        "GSM8K, 1860 steps", "four times as long, with forgetting", ["kept-gsm8k-1860"]
+        "GSM8K, 1860 steps", "four times as long, with forgetting", ["kept-gsm8k-1860"], ALL
     ),
     "kept-gsm8k-forgetting": Page(
         "GSM8K, what is forgotten",
@@ -63,7 +76,9 @@ KEPT = {
         ["kept-gsm8k-tries", "kept-gsm8k-warmup"],
     ),
     "kept-function-names": Page(
-        "Function names", "the standard library's docstrings", ["kept-function-names"]
+        "Function names",
+        "the standard library's docstrings",
+        ["kept-function-names", "kept-function-names-450"],
     ),
     "kept-wordproblems": Page("Word problems", "the demo's task", ["kept-wordproblems"]),
     "kept-classifiers": Page(
@@ -82,8 +97,14 @@ EARLIER = {
             "standin-gsm8k-compute",
             "standin-gsm8k-compute-930",
         ],
+        (),
     ),
-    "earlier-ablation": Page("Ablation on GSM8K", "R, K and direction", ["standin-ablation"]),
+    "earlier-ablation": Page(
+        "Ablation",
+        "R, K and direction on GSM8K, R and K on word problems",
+        ["standin-ablation", "ablation-rule-wordproblems", "ablation-wordproblems"],
+        ("450-hrp-ab (plain cut)-ablation",),
+    ),
     "earlier-classifiers": Page(
         "Every start on CoLA and SST-2",
         "preheating too hot, its rate and its length",
@@ -94,6 +115,7 @@ EARLIER = {
             "standin-glue-rule",
             "standin-cola-default",
         ],
+        (),
     ),
 }
 SUPERSEDED = (
@@ -109,7 +131,7 @@ TRACE = (
 
 
 def write_experiments() -> None:
-    """Write a page for each experiment, the two readings, and docs/ablation.md, with figures."""
+    """Write the pages of the experiments, with figures."""
     figures = DOCS / "figures"
     for name, page in (KEPT | EARLIER).items():
         text = TRACE if name in KEPT else f"{SUPERSEDED}\n\n{TRACE}"
@@ -121,14 +143,10 @@ def write_experiments() -> None:
         out = DOCS / "results" / f"{name}.md"
         write_page(
             records_of(page.experiments), out, page.title, reading=text, figures_folder=figures,
-            drawn=name in KEPT,
+            drawn=page.figures,
         )  # fmt: skip
         print(out, flush=True)
-    write_page(
-        records_of(["ablation-rule-wordproblems", "ablation-wordproblems"]), DOCS / "ablation.md",
-        "Ablation: R and K on word problems", reading=_reading("ablation"), figures_folder=figures,
-    )  # fmt: skip
-    texts = [DOCS / "ablation.md", *(DOCS / "results").glob("*.md"), DOCS / "theory.md"]
+    texts = [*(DOCS / "results").glob("*.md"), DOCS / "theory.md"]
     used = set(re.findall(r"figures/([^)]+\.png)", "".join(p.read_text("utf-8") for p in texts)))
     for path in figures.glob("*.png"):
         if path.name not in used and not path.name.startswith("theory-"):
@@ -147,8 +165,7 @@ def readings() -> dict[str, str]:
     return {
         "reading": f"# What the records say\n\n{_reading('kept').replace('<!-- more -->', '')}",
         "reading-earlier": f"# What the earlier records say\n\n{SUPERSEDED}\n\n"
-        f"{_reading('results').rstrip()}\n\n## The experiments\n\n{listed}"
-        "- [Ablation: R and K on word problems](../ablation.md)\n",
+        f"{_reading('results').rstrip()}\n\n## The experiments\n\n{listed}",
     }
 
 
@@ -176,7 +193,7 @@ def main_page() -> str:
 
 
 def classifiers() -> Table:
-    """Return the table of both classifiers: LoRA, and HRP at the settings that tell most."""
+    """Return the table of both classifiers: LoRA, and HRP, its head kept, at what tells most."""
     short = records_of(["kept-classifiers-short"])
     by_task = [
         {
@@ -186,8 +203,10 @@ def classifiers() -> Table:
         {"CoLA": records_of(["kept-cola"]), "SST-2": records_of(["kept-sst2"])},
     ]
     twentieth, sixth = (classifiers_table(records, CLASSIFIER_SETTINGS) for records in by_task)
-    told = [row for row in sixth.rows if row[3] in ("0", "0.3") and row[2:4] != ("0.001", "0.3")]
-    return Table(sixth.caption, sixth.header, (*twentieth.rows, *told))
+    rows = [*twentieth.rows, *sixth.rows[1:]]
+    told = [row for row in rows if row[3] != "0.1" and row[4] != "no"]
+    told = [row for row in told if row[2:4] != ("0.001", "0.3")]
+    return Table(sixth.caption, sixth.header, tuple(told))
 
 
 def write_short() -> None:

@@ -216,7 +216,7 @@ def test_the_packages_stay_small():
 
 
 def test_the_repository_has_few_files():
-    assert len(tracked_files()) <= 600
+    assert len(tracked_files()) <= 500
 
 
 def test_nothing_refers_to_a_note_that_is_not_in_the_repository():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 from functools import partial
 
 # Group -> flag -> what it says; a command shows those that it has.
@@ -43,10 +44,14 @@ GROUPS: dict[str, dict[str, str]] = {
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults beside the flags, but for None, and the example as it was written."""
+    """Shows defaults beside the flags, and the example as it was written."""
 
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
+    def add_argument(self, action: argparse.Action) -> None:
+        """Add a flag to the help; None and False are no defaults to tell of."""
+        if action.default is None or action.default is False:
+            action = copy.copy(action)
+            action.default = argparse.SUPPRESS
+        super().add_argument(action)
 
 
 def short_help(parser: argparse.ArgumentParser) -> str:

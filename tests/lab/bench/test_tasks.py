@@ -101,6 +101,13 @@ def test_gsm8k_reads_a_local_folder_without_its_calculator_notes(tmp_path, token
     assert set(task.evaluate(model)) == {"eval_loss", "token_accuracy", "exact_match"}
 
 
+def test_word_problems_are_judged_by_exact_answers_where_rows_are_asked_for():
+    options = {"train_rows": 2, "test_rows": 2, "generate_rows": 2}
+    task = load_task(TaskRequest("wordproblems", "", options=options))
+    metrics = task.evaluate(task.load_model(torch.float32))
+    assert 0 <= metrics["exact_match"] <= 1
+
+
 def test_metamath_is_shuffled_alike_every_time_and_judged_on_gsm8k(tmp_path, tokenizer):
     tiny_llama().save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")

@@ -869,7 +869,7 @@ def test_a_spectrum_of_odd_provenance_is_refused_in_one_line_by_every_command(
         "report": [spectrum, "--out", tmp_path / "page.html"],
     }.items():
         assert f"`{name}` of the provenance must" in refused(capsys, command, *flags)
-    with pytest.raises(TypeError, match=f"cannot be saved: `{name}` of the provenance must"):
+    with pytest.raises(ValueError, match=f"read again.*: `{name}` of the provenance must"):
         made_spectrum(**provenance).save(tmp_path / "again")
 
 

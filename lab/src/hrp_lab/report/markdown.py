@@ -42,13 +42,13 @@ def write_page(
     control: str = CONTROL,
     reading: str = "",
     figures_folder: Path | None = None,
-    drawn: bool = True,
+    drawn: tuple[str, ...] = ("",),
 ) -> int:
     """Write the page ``out`` and its figures, by default in the folder ``figures`` beside it.
 
     Every table is followed by the run ids behind it, so that each number can be traced. ``reading``
-    is what a person makes of them, in Markdown; it stands first. Where ``drawn`` is false the page
-    has tables alone. Returns the number of figures.
+    is what a person makes of them, in Markdown; it stands first. Only figures whose names end in
+    one of ``drawn`` are shown, such as "sweep" or "losses"; by default all. Returns their number.
 
     Raises ``ValueError`` without records, and `RecordError` where two are of the same run; then
     nothing is written.
@@ -60,7 +60,11 @@ def write_page(
     text = [f"# {title}\n", *[f"{reading.strip()}\n"] * bool(reading)]
     figures = []
     for section in sections(records, metric, control):
-        blocks = [b for b in section.blocks if drawn or not isinstance(b, FigureBlock)]
+        blocks = [
+            block
+            for block in section.blocks
+            if not isinstance(block, FigureBlock) or block.name.endswith(drawn)
+        ]
         rendered = [_rendered(block, link) for block in blocks]
         text += [f"## {markdown_text(section.title)}\n", *rendered]
         figures += [block for block in blocks if isinstance(block, FigureBlock)]
