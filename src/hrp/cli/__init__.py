@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in _MOVED:
         moved = f"`hrp {name}` is `hrp-lab {name}` now; from a checkout: pip install ./lab"
         return _refused("hrp", moved)
-    if name in COMMANDS and (old := too_old(*["cli"] * (name in _ON_TRL))):
+    if name in COMMANDS and (old := too_old("cli") if name in _ON_TRL else too_old()):
         return _refused(f"hrp {name}", old[0])
     try:
         return run_command("hrp", "High-Rank Preheating for LoRA", COMMANDS, arguments)

@@ -259,8 +259,10 @@ def _check_config(path: Path) -> None:
         content = read_yaml(path)
     except ValueError as error:
         raise UsageError(f"`--config`: {error}") from error
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UsageError(f"`--config` '{path}' must hold a mapping, its keys names of flags")
+    if not isinstance(content, dict):
+        raise UsageError(f"`--config` '{path}' must hold a mapping, got {type(content).__name__}")
+    if odd := [key for key in content if not isinstance(key, str)]:
+        raise UsageError(f"`--config` '{path}' must have names of flags as keys, got {odd[0]!r}")
 
 
 def _split_config(text: str) -> list[str]:

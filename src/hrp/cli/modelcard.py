@@ -77,7 +77,7 @@ def _preheating(provenance: Mapping[str, Any]) -> dict[str, Any]:
         names += ["max_preheat_steps", "subspace_tolerance", "subspace_window"]
     rate = provenance.get("learning_rate") or config.get("learning_rate")  # older spectra
     return {name: config.get(name) for name in names} | {
-        "preheat_learning_rate": rate and float(f"{rate:.3g}"),
+        "preheat_learning_rate": f"{rate:.3g}" if isinstance(rate, float) else rate,
         "preheat_seed": config.get("seed"),
     }
 

@@ -17,6 +17,7 @@ from hrp.spectra.spectrum import Spectrum
 RUN_RECORD, DEMO_RECORD, STATE = "hrp.json", "results.json", "trainer_state.json"
 _SPECTRUM, _ADAPTER = "spectrum", "adapter"
 _PREFIX = "base_model.model."
+_ARM_NUMBERS = ("test_loss", "exact", "seconds")
 _LOOKED_FOR = (
     f"a spectrum ('{PROVENANCE_FILE}' here, as `hrp preheat` writes it, or in '{_SPECTRUM}'), the "
     f"losses of a training run ('{STATE}' here or in 'checkpoint-N', as `hrp sft`, `hrp finetune` "
@@ -91,7 +92,10 @@ def _read(folder: Path) -> RunFolder:
     place = next((place for place in places if (place / PROVENANCE_FILE).is_file()), None)
     spectrum = None if place is None else Spectrum.load(place)
     provenance = {} if spectrum is None else spectrum.provenance
-    arms = tuple(demo.get("runs", ()))
+    arms = tuple(
+        dict(arm) | {name: float(arm[name]) for name in _ARM_NUMBERS if name in arm}
+        for arm in demo.get("runs", ())
+    )
     adapter = folder / _ADAPTER if arms else folder
     return RunFolder(
         spectrum,
@@ -101,7 +105,7 @@ def _read(folder: Path) -> RunFolder:
         _ranks(adapter / "adapter_model.safetensors"),
         tuple(_costs(provenance, state, record, demo)),
         arms,
-        tuple(demo.get("samples", ())),
+        tuple(map(dict, demo.get("samples", ()))),
     )
 
 
@@ -115,7 +119,7 @@ def _state(folder: Path) -> dict[str, Any]:
 
 def _logged(state: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:
     rows = state.get("log_history", ())
-    return tuple((row["step"], float(row["loss"])) for row in rows if "loss" in row)
+    return tuple((int(row["step"]), float(row["loss"])) for row in rows if "loss" in row)
 
 
 def _curves(
@@ -125,7 +129,7 @@ def _curves(
     for arm in demo.get("runs", ()):
         if arm["seed"] == demo["saved"]["seed"]:
             preheated = losses if arm["preheat_steps"] else ()
-            yield Curve(arm["arm"], preheated, tuple(enumerate(arm["losses"], 1)))
+            yield Curve(str(arm["arm"]), preheated, tuple(enumerate(map(float, arm["losses"]), 1)))
     if "runs" not in demo and (losses or _logged(state)):
         yield Curve("", losses, _logged(state))
 

@@ -81,7 +81,12 @@ def save(
     }
 
     def write(staging: Path) -> None:
-        text = json.dumps(header, indent=2, allow_nan=False)
+        try:
+            text = json.dumps(header, indent=2, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise type(error)(
+                f"`provenance` must hold finite numbers, text, lists and dicts only ({error})"
+            ) from error
         (staging / PROVENANCE_FILE).write_text(text + "\n", encoding="utf-8")
         for name, content in ((TENSORS_FILE, tensors), (KEPT_FILE, kept)):
             if content:
@@ -131,10 +136,17 @@ def load(
         FileNotFoundError: the folder or one of its files is missing.
         SpectrumFormatError: foreign, truncated or inconsistent content; the message says where.
     """
-    return read_folder(folder, _load)
+    try:
+        return read_folder(folder, _load)
+    except SpectrumFormatError as error:
+        raise SpectrumFormatError(
+            f"'{folder}' does not hold a readable spectrum: {error}; preheat again to write a new "
+            "one"
+        ) from error.__cause__
 
 
 def _load(folder: Path) -> tuple[dict[str, ModuleSpectrum], dict[str, Any], dict[str, Tensor]]:
+    """Read a folder that is not replaced meanwhile; a fault is told without the folder's name."""
     header = _read_header(folder)
     tensors = _read_tensors(folder, TENSORS_FILE)
     expected = {
@@ -144,16 +156,14 @@ def _load(folder: Path) -> tuple[dict[str, ModuleSpectrum], dict[str, Any], dict
     }
     if set(tensors) != expected:
         differing = sorted(set(tensors) ^ expected)[:3]
-        raise _bad(folder, f"its two files disagree on the tensors {differing}")
-    modules = {
-        name: _module(folder, name, entry, tensors) for name, entry in header["modules"].items()
-    }
+        raise SpectrumFormatError(f"its two files disagree on the tensors {differing}")
+    modules = {name: _module(name, entry, tensors) for name, entry in header["modules"].items()}
     kept = _read_tensors(folder, KEPT_FILE) if header.get("kept") else {}
     if sorted(kept) != header.get("kept", []):
-        raise _bad(folder, f"{KEPT_FILE} does not hold what {PROVENANCE_FILE} says")
+        raise SpectrumFormatError(f"{KEPT_FILE} does not hold what {PROVENANCE_FILE} says")
     for name, value in kept.items():
         if not bool(value.isfinite().all()):
-            raise _bad(folder, f"{name!r} in {KEPT_FILE} must be finite")
+            raise SpectrumFormatError(f"{name!r} in {KEPT_FILE} must be finite")
     return modules, header["provenance"], kept
 
 
@@ -172,31 +182,35 @@ def _read_header(folder: Path) -> dict[str, Any]:
             )
     path = folder / PROVENANCE_FILE
     if path.stat().st_size > _LARGEST_HEADER:
-        raise _bad(folder, f"{PROVENANCE_FILE} has more than {_LARGEST_HEADER} bytes")
+        raise SpectrumFormatError(f"{PROVENANCE_FILE} has more than {_LARGEST_HEADER} bytes")
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise _bad(folder, f"{PROVENANCE_FILE} is not JSON ({error})") from error
+        raise SpectrumFormatError(f"{PROVENANCE_FILE} is not JSON ({error})") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise _bad(folder, f"{PROVENANCE_FILE} does not say format '{FORMAT}'")
+        raise SpectrumFormatError(f"{PROVENANCE_FILE} does not say format '{FORMAT}'")
     version = header.get("format_version")
     if version not in _READABLE_VERSIONS or isinstance(version, bool):
-        raise _bad(folder, f"format_version must be one of {_READABLE_VERSIONS}, got {version!r}")
+        raise SpectrumFormatError(
+            f"format_version must be one of {_READABLE_VERSIONS}, got {version!r}"
+        )
     modules, provenance = header.get("modules"), header.get("provenance")
     if not isinstance(modules, dict) or not modules or not isinstance(provenance, dict):
-        raise _bad(folder, "`modules` and `provenance` must be JSON objects, `modules` not empty")
+        raise SpectrumFormatError(
+            "`modules` and `provenance` must be JSON objects, `modules` not empty"
+        )
     if odd := _fault_of_provenance(provenance):
-        raise _bad(folder, odd)
+        raise SpectrumFormatError(odd)
     return header
 
 
 def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     if not (folder / name).is_file():  # a pipe would be waited for
-        raise _bad(folder, f"it has no {name}")
+        raise SpectrumFormatError(f"it has no {name}")
     try:
         return load_file(folder / name, device="cpu")
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise _bad(folder, f"{name} is not a safetensors file ({error})") from error
+        raise SpectrumFormatError(f"{name} is not a safetensors file ({error})") from error
 
 
 def _parts(with_metric: bool) -> tuple[str, ...]:
@@ -207,24 +221,22 @@ def _has_metric(entry: Any) -> bool:
     return isinstance(entry, dict) and entry.get("metric") is True
 
 
-def _module(folder: Path, name: str, entry: Any, tensors: dict[str, Tensor]) -> ModuleSpectrum:
+def _module(name: str, entry: Any, tensors: dict[str, Tensor]) -> ModuleSpectrum:
     U, S, Vh, *metrics = (tensors[f"{name}.{part}"] for part in _parts(_has_metric(entry)))
     try:
         (d_out, d_in), rank, scaling = entry["shape"], entry["rank"], float(entry["scaling"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise _bad(folder, f"module {name!r} lacks a valid shape, rank or scaling") from error
+        raise SpectrumFormatError(
+            f"module {name!r} lacks a valid shape, rank or scaling"
+        ) from error
     shapes = [tuple(part.shape) for part in (U, S, Vh)]
     if shapes != [(d_out, rank), (rank,), (rank, d_in)]:
-        raise _bad(folder, f"module {name!r}: tensors of shapes {shapes} are not as declared")
+        raise SpectrumFormatError(
+            f"module {name!r}: tensors of shapes {shapes} are not as declared"
+        )
     if fault := _fault_of(U, S, Vh, scaling, *metrics):
-        raise _bad(folder, f"module {name!r}: {fault}")
+        raise SpectrumFormatError(f"module {name!r}: {fault}")
     return ModuleSpectrum(U, S, Vh, scaling, *metrics)
-
-
-def _bad(folder: Path, reason: str) -> SpectrumFormatError:
-    return SpectrumFormatError(
-        f"'{folder}' does not hold a readable spectrum: {reason}; preheat again to write a new one"
-    )
 
 
 def _fault_of(U: Tensor, S: Tensor, Vh: Tensor, scaling: float, *metrics: Tensor) -> str | None:

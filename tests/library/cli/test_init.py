@@ -177,6 +177,13 @@ def test_a_name_cannot_break_out_of_the_card():
     assert "# LoRA adapter of `x'<script>\\| # y`" in text
 
 
+def test_a_rate_that_is_no_number_is_shown_as_it_is():
+    from hrp.cli.modelcard import card
+
+    provenance = {"config": {"learning_rate": "fast"}}
+    assert "| preheat_learning_rate | `fast` |" in card("init", "a", {}, provenance, {})
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

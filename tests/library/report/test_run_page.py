@@ -125,6 +125,25 @@ def test_a_demo_s_arms_are_curves_of_the_saved_seed_and_its_answers_are_shown(tm
     assert "<script" not in text
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("trainer_state.json", {"log_history": [{"step": "first", "loss": 1.0}]}),
+        ("results.json", {"samples": ["a"]}),
+        ("results.json", {"test_loss": "low"}),
+        ("results.json", {"losses": [None]}),
+    ],
+)
+def test_a_record_of_another_form_is_refused(tmp_path, name, content):
+    made_spectrum().save(tmp_path / "spectrum")
+    if name == "results.json":
+        arm = {"arm": "AB", "seed": 0, "preheat_steps": 3, "losses": [2.0]} | content
+        content = {"runs": [arm], "saved": {"arm": "AB", "seed": 0}} | content
+    write(tmp_path, name, content)
+    with pytest.raises(ValueError, match="has a record of another form"):
+        read_run(tmp_path)
+
+
 def test_a_spectrum_alone_shows_what_the_recommended_rank_would_keep():
     text = run_page({"s": RunFolder(made_spectrum(), ())})
     assert "What a cut keeps" in text

@@ -255,7 +255,7 @@ UNSOUND = {
 )
 @pytest.mark.parametrize("kind", UNSOUND)
 def test_a_module_that_could_not_be_read_again_is_not_written(tmp_path, kind):
-    with pytest.raises(ValueError, match=r"could not be read again: .*module 'a'"):
+    with pytest.raises(ValueError, match=r"could not be read again: module 'a'"):
         hrp.Spectrum({"a": UNSOUND[kind]}).save(tmp_path / "spectrum")
     assert list(tmp_path.iterdir()) == []
 
@@ -276,7 +276,9 @@ LOOP.append(LOOP)
     ],
 )
 def test_a_provenance_that_could_not_be_read_again_is_not_written(tmp_path, provenance, error):
-    with pytest.raises(error, match=r"JSON|keys must be str|Circular"):
+    with pytest.raises(
+        error, match="`provenance` must hold finite numbers, text, lists and dicts only"
+    ):
         hrp.Spectrum(some_spectrum(), provenance).save(tmp_path / "spectrum")
     assert list(tmp_path.iterdir()) == []
 

@@ -105,6 +105,7 @@ _SECTIONS: dict[str, Any] = dict.fromkeys(ARM_DEFAULTS, dict)
 _ENTRIES = {"tasks": list[str | dict], "arms": list[str | dict]}
 _KEYS = get_type_hints(Experiment) | _ENTRIES | _SECTIONS
 del _KEYS["sections"]
+_REQUIRED = {"experiment", "tasks", "model", "arms", "steps", "learning_rates"}
 _TASK_KEYS = {"name": str, "options": dict, "steps": int, "batch_size": int}
 _ARM_KEYS = {"name": str, "lora": dict} | {k: _KEYS[k] for k in ("learning_rates", "budgets")}
 _ARM_KEYS |= _SECTIONS
@@ -126,11 +127,12 @@ def load_experiment(path: Path) -> Experiment:
 def experiment_from(settings: Mapping[str, Any]) -> Experiment:
     """Make an experiment of the YAML file's mapping; sections stand beside the other keys."""
     _check_keys("the experiment", settings, _KEYS)
+    if lacking := sorted(_REQUIRED - settings.keys()):
+        raise ValueError(f"the experiment lacks {lacking}")
     fields = {name: value for name, value in settings.items() if name not in _SECTIONS}
-    for name in _ENTRIES.keys() & fields.keys():
+    for name in _ENTRIES:
         fields[name] = list(map(_named, fields[name]))
-    if "learning_rates" in fields:
-        fields["learning_rates"] = list(map(float, fields["learning_rates"]))
+    fields["learning_rates"] = list(map(float, fields["learning_rates"]))
     sections = {name: settings[name] for name in _SECTIONS if name in settings}
     return Experiment(**fields, sections=sections)
 
