@@ -211,8 +211,8 @@ def test_no_file_name_stands_twice_in_a_package(package):
 
 def test_the_packages_stay_small():
     """The rooms alone took 7,000 and 15,700 lines; the rest came with what was built in them."""
-    assert line_count("hrp") <= 11_600
-    assert line_count("hrp") + line_count("hrp_lab") < 22_300
+    assert line_count("hrp") <= 9_900
+    assert line_count("hrp") + line_count("hrp_lab") < 19_400
 
 
 def test_the_repository_has_few_files():
