@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 SWEPT = (
     "kept-gsm8k-450", "kept-gsm8k-930", "kept-gsm8k-1860", "kept-gsm8k-r16", "kept-gsm8k-tries",
     "kept-gsm8k-r8", "kept-gsm8k-tries-cut", "kept-gsm8k-variants", "kept-gsm8k-warmup",
-    "kept-function-names", "kept-function-names-450",
+    "kept-function-names", "kept-function-names-450", "kept-wordproblems",
 )  # fmt: skip
 
 
