@@ -35,6 +35,7 @@ CHANGING = {
     "seed": ["--seed", "7"],
     "eos_token": ["--eos_token", "?"],
     "use_rslora": ["--use_rslora"],
+    "use_dora": ["--use_dora"],
     "lora_alpha": ["--lora_alpha", "64"],
     "lora_dropout": ["--lora_dropout", "0.5"],
     "lora_target_modules": ["--lora_target_modules", "q_proj", "v_proj"],
@@ -50,7 +51,6 @@ NEUTRAL = {
         *("--eval_strategy", "steps", "--eval_steps", "2", "--dataset_test_split", "train"),
         *("--load_best_model_at_end", "true"),
     ],
-    "use_dora": ["--use_dora"],
     "num_train_epochs": ["--max_steps", "-1", "--num_train_epochs", "0.2"],
 }
 IN_EVERY_RUN = ("packing", "gradient_checkpointing")
@@ -145,8 +145,10 @@ def test_a_quantised_base(data, plain, tmp_path, bits):
 
 @pytest.mark.slow
 def test_a_streamed_data_set(tmp_path):
-    written(tmp_path, [{"text": f"{i} plus 1 is {i + 1}."} for i in range(40)])
-    fine_tuned(None, tmp_path, "--dataset_name", tmp_path, "--dataset_streaming", "true")
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    written(rows, [{"text": f"{i} plus 1 is {i + 1}."} for i in range(40)])
+    fine_tuned(None, tmp_path, "--dataset_name", rows, "--dataset_streaming", "true")
 
 
 @pytest.mark.slow
