@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 
@@ -52,3 +53,9 @@ def too_old(*extras: str) -> list[str]:
                     f"pip install '{need}'"
                 )
     return old
+
+
+def warn_of_old_versions() -> None:
+    """Warn, once a line of code, of each core package that is older than HRP asks for."""
+    for text in too_old():
+        warnings.warn(text, stacklevel=3)

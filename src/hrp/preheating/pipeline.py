@@ -33,7 +33,7 @@ from hrp.preheating.progress import Progress, check_outcome
 from hrp.preheating.with_dataloader import DataloaderSource, LossFn
 from hrp.preheating.with_trainer import TrainerSource, built_trainer
 from hrp.spectra.spectrum import Spectrum
-from hrp.versions import installed_versions
+from hrp.versions import installed_versions, warn_of_old_versions
 
 
 def preheat(
@@ -98,6 +98,7 @@ def preheat(
         NonFiniteLossError: NaN or infinite loss, with its step.
         PreheatingError: training ended early, left a module untrained, or ruined the model.
     """
+    warn_of_old_versions()
     config = checked_config(config)
     data = {
         "dataloader": dataloader,

@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
+import hrp
+from helpers.tiny import loader
 from hrp import versions
 from hrp.cli import COMMANDS, main
 
@@ -76,6 +78,13 @@ def test_packages_of_an_extra_count_only_for_the_commands_that_need_it(asked, ca
     with pytest.raises(SystemExit):
         main(["init", "--help"])
     assert capsys.readouterr().err == ""
+
+
+def test_preheating_warns_of_an_older_package(asked, model):
+    asked("peft>=99")
+    config = hrp.HRPConfig(preheat_rank=8, preheat_steps=2)
+    with pytest.warns(UserWarning, match="peft>=99 is needed"):
+        hrp.preheat(model, config, dataloader=loader())
 
 
 def test_a_source_tree_that_is_not_installed_asks_for_nothing(monkeypatch):
