@@ -85,4 +85,7 @@ def test_the_wheel_holds_the_library_with_its_base_model_and_nothing_else(tmp_pa
     pages = {"hrp/report/page.html", "hrp/report/page.css", "hrp/cli/card.md"}
     assert library | pages | {"hrp/py.typed"} <= names
     assert {f"hrp/demo/base/{name}" for name in BASE_FILES} <= names
-    assert not [name for name in names if "test" in name or "/lab/" in name or "hrp_lab" in name]
+    problems = {f"hrp/demo/problems/{split}.jsonl" for split in ("train", "test")}
+    assert problems <= names
+    rest = names - problems
+    assert not [name for name in rest if "test" in name or "/lab/" in name or "hrp_lab" in name]
