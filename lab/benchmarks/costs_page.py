@@ -45,8 +45,8 @@ LoRA of rank {preheat_rank} preheats `base-lm-30m` on GSM8K (batch {batch_size})
 {look:.2f} s here.
 """
 
-AUTO = """What it does to a short run (`experiments/auto-length.yaml`: R = 64, 160 steps in all,
-batch 4, tolerance 0.05, a look every 10 steps, one learning rate). It compares lengths of
+AUTO = """This is what it does to a short run (`experiments/auto-length.yaml`: R = 64, 160 steps in
+all, batch 4, tolerance 0.05, a look every 10 steps, one learning rate). It compares lengths of
 preheating: here both are too long a part of the run for any HRP start to pay.
 """
 

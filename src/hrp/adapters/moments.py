@@ -24,7 +24,7 @@ from hrp.adapters.layers import LoraModule
 _WITHOUT_INFLUENCE = 1e-6
 """Share of the batch's largest gradient: less is rounding, as at the query of a first token."""
 _WAITING_BYTES = 32 * 2**20
-"""What is kept of a backward pass until it is added up: one large sum costs less than many."""
+"""So much of a backward pass waits before it is added up: one large sum costs less than many."""
 _PARTS = ("inputs", "gradients")
 _SUMS_IN_FLOAT32 = "dtype" in torch.ops.aten.bmm.overloads()  # since torch 2.8
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from hrp.files import read_object
+
 INSIDE = "_hrp-lock"  # what begins with an underscore is not pushed to the hub
 _LOCK = "lock"
 _HOLDER = "holder.json"
@@ -69,9 +71,8 @@ def _acquired(place: Path, output: Path) -> FileLock:
 
 
 def _holder(place: Path) -> str:
+    holder = read_object(place / _HOLDER) or {}
     try:
-        holder = json.loads((place / _HOLDER).read_text(encoding="utf-8"))
-        who = "`{command}` (process {pid} on {host}) since {since}".format(**holder)
-    except (OSError, ValueError, TypeError, KeyError):
+        return "`{command}` (process {pid} on {host}) since {since}".format(**holder)
+    except (TypeError, KeyError):
         return "another process"
-    return who

@@ -52,9 +52,8 @@ class Progress(TrainerCallback):
         if config.preheat_steps == "auto":
             ranks = {name: module.useful_rank for name, module in targets.items()}
             self.stopping = SubspaceStopping(config, modules, ranks)
-        self._empty: list[
-            Tensor | bool
-        ] = []  # of each batch since the last step, if without labels
+        # This says of each batch since the last step whether it had no label.
+        self._empty: list[Tensor | bool] = []
         self._waiting = 0  # steps without labels before the first with some
         self._config = config
         self._bar: tqdm | None = None
